@@ -1,0 +1,230 @@
+"""The things that a prompt speaks of, found by a part-of-speech tagger (paper, appendix A.2)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+Span = tuple[int, int]
+
+# "t-rex" and "o'clock" are one word; the possessive "'s" is its own word, as in the tagger's model.
+WORD = re.compile(r"\w+(?:-\w+|['\u2019](?!s\b)\w+)*|['\u2019]s\b|[^\w\s]")
+
+
+@dataclass(frozen=True)
+class Noun:
+    """A noun of a text: "grizzly bear" with its head "bear", and both character spans."""
+
+    text: str
+    head: str
+    span: Span
+    head_span: Span
+
+
+@dataclass(frozen=True)
+class _Word:
+    """A word with its lemma and its tag of the BNC's C5 set: NN1, NN2, NP0, AJ0, VVG, PRP, ..."""
+
+    text: str
+    lemma: str
+    tag: str
+    span: Span
+
+    @property
+    def lower(self) -> str:
+        return self.text.lower()
+
+    @property
+    def is_noun(self) -> bool:
+        return self.tag.startswith(("NN", "NP", "UNC"))
+
+    @property
+    def is_adjective(self) -> bool:
+        return self.tag.startswith("AJ")
+
+    @property
+    def is_colour(self) -> bool:
+        lists = _lists()
+        return self.lower in lists["colours"] or self.lower in lists["colours_that_are_things"]
+
+
+@cache
+def _lists() -> dict[str, frozenset[str]]:
+    source = files("attend_excite").joinpath("data", "subjects.json").read_text(encoding="utf-8")
+    return {name: frozenset(words) for name, words in json.loads(source).items()}
+
+
+@cache
+def _tagger() -> Any:
+    from HanTa import HanoverTagger
+
+    return HanoverTagger.HanoverTagger("morphmodel_en.pgz")
+
+
+@cache
+def _reading(word: str) -> str:
+    """The likeliest tag of a word by itself."""
+    return max(_tagger().tag_word(word.lower()), key=lambda reading: reading[1])[0]
+
+
+def find_nouns(text: str) -> list[Noun]:
+    """The things that a text speaks of, in its order (paper, appendix A.2).
+
+    A run of nouns is one, with the last as its head: "teddy bear", "crystal clear river". Left out
+    are frames ("a painting of", "in the style of Monet", "by Monet"), quality tags ("4k"),
+    collections ("a pair of"), places ("on top", "in the background"), colours, numbers, and what
+    the text says is absent ("without a hat"). May be empty; raises nothing.
+    """
+    words = _tagged(text)
+    nouns = []
+    for start, end in _noun_phrases(words):
+        if _is_about_the_image(words, start, end) or _is_absent_or_elsewhere(words, start, end):
+            continue
+        head = words[end - 1]
+        first = next(word for word in words[start:end] if word.is_noun or word is head)
+        span = first.span[0], head.span[1]
+        nouns.append(Noun(" ".join(text[slice(*span)].split()), head.text, span, head.span))
+    return nouns
+
+
+def find_phrases(text: str) -> list[str]:
+    """The noun phrases of a text as they stand there, in its order: "a red cube", "two elephants".
+
+    From the article or number to the noun that they are about, none within another; whatever they are
+    about, so "a painting" is one, too. May be empty; raises nothing.
+    """
+    words = _tagged(text)
+    return [
+        text[words[_opening(words, start)].span[0] : words[end - 1].span[1]]
+        for start, end in _noun_phrases(words)
+    ]
+
+
+def _tagged(text: str) -> list[_Word]:
+    matches = list(WORD.finditer(text))
+    tagged = _tagger().tag_sent([match[0] for match in matches], taglevel=1)
+    words = [
+        _Word(word, lemma, tag, match.span())
+        for (word, lemma, tag), match in zip(tagged, matches, strict=True)
+    ]
+    for i, word in enumerate(words):
+        before = words[i - 1] if i else None
+        after = words[i + 1] if i + 1 < len(words) else None
+        words[i] = replace(word, tag=_corrected(word, before, after))
+    return words
+
+
+def _corrected(word: _Word, before: _Word | None, after: _Word | None) -> str:
+    """The tagger's choice, except where the trade of image prompts knows better."""
+    lists = _lists()
+    if not word.text[0].isalnum() and word.tag != "POS":
+        return "PUN"
+    if word.lower in ("a", "an", "the"):  # beside an unknown word they are unknown to the tagger
+        return "AT0"
+    if word.lower in lists["numbers"]:
+        return "CRD"
+    # "a white corgi": after a colour the tagger guesses a number for a word unknown to it.
+    if word.tag == "CRD" and _reading(word.lower) == "UNC":
+        return "UNC"
+    # "orange" is left to the tagger, who tells "an orange" from "an orange bowl".
+    as_colour = before is not None and before.lower == "in"
+    if word.lower in lists["colours"] or (as_colour and word.is_colour):
+        return "AJ0"
+    # "a dog running and a cat": the tagger prefers a compound noun.
+    if word.tag == "NN1" and word.lower.endswith("ing") and before is not None and before.is_noun:
+        return "VVG" if _reading(word.lower) == "VVG" else "NN1"
+    # "grizzly bear": a noun that the tagger takes for an adjective because of its place.
+    if word.is_adjective and not word.is_colour and after is not None and after.is_noun:
+        return "NN1" if _reading(word.lower) == "NN1" else word.tag
+    return word.tag
+
+
+def _noun_phrases(words: list[_Word]) -> Iterator[Span]:
+    """From the first adjective to the head of each, without the article."""
+    start = 0
+    while start < len(words):
+        end = start
+        while end < len(words) and (
+            words[end].is_noun or words[end].is_adjective or words[end].tag in ("ORD", "POS")
+        ):
+            end += 1
+        nouns = [i for i in range(start, end) if words[i].is_noun]
+        if nouns:
+            yield start, nouns[-1] + 1
+        elif start < end and _stands_for_a_noun(words, start, end):
+            yield start, end
+        start = end + 1
+
+
+def _stands_for_a_noun(words: list[_Word], start: int, end: int) -> bool:
+    """ "a remote", "a present": an article wants a noun, so its last adjective is one, unless
+    adjectives go on after a comma or "and"."""
+    last = words[end - 1]
+    if last.is_colour or not last.is_adjective or not start or words[start - 1].tag != "AT0":
+        return False
+    following = words[end : end + 2]
+    goes_on = len(following) == 2 and following[0].tag in ("PUN", "CJC")
+    return not (goes_on and following[1].tag.startswith(("AJ", "AV")))
+
+
+def _opening(words: list[_Word], start: int) -> int:
+    """Where a noun phrase begins, with its article, number and adverb."""
+    while start and words[start - 1].tag in ("AT0", "DT0", "DPS", "CRD", "AV0"):
+        start -= 1
+    return start
+
+
+def _is_about_the_image(words: list[_Word], start: int, end: int) -> bool:
+    """Frames, styles and their authors, quality tags."""
+    lists = _lists()
+    opening, head = _opening(words, start), words[end - 1]
+    after = words[end].lower if end < len(words) else ""
+    if head.lower in lists["quality"] or head.lemma in lists["styles"]:
+        return True
+    of_what = words[opening - 2] if opening > 1 and words[opening - 1].lower == "of" else None
+    if of_what is not None and of_what.lemma in lists["styles"]:
+        return True
+    if opening == start and start and words[start - 1].lower == "by":
+        return all(word.tag == "NP0" for word in words[start:end])
+    # "a cat, oil painting": bare words between commas that don't make up the whole prompt.
+    is_tag = (
+        opening == start
+        and end - start < len(words)
+        and (not start or words[start - 1].tag == "PUN")
+        and (end == len(words) or words[end].tag == "PUN")
+    )
+    return head.lemma in lists["frames"] and (after in lists["frame_links"] or is_tag)
+
+
+def _is_absent_or_elsewhere(words: list[_Word], start: int, end: int) -> bool:
+    """ "without a hat", "a pair of", "on top of"."""
+    lists = _lists()
+    opening, head = _opening(words, start), words[end - 1]
+    before = words[opening - 1] if opening else None
+    after = words[end].lower if end < len(words) else ""
+    if any(word.lower == "no" for word in words[opening:start]):
+        return True
+    if head.lemma in lists["collections"] and after == "of":
+        return True
+    if before is None:
+        return False
+    is_place = head.lower in lists["places"] and before.tag in ("PRP", "PRF", "TO0")
+    return is_place or before.lower in ("without", "not")
+
+
+def head_of(span: Span, text: str) -> Span:
+    """The head of a phrase of the text: "bear" of "grizzly bear", "bowl" of "bowl of apples",
+    "glasses" of "pair of glasses"; without a noun the last word."""
+    words = [word for word in _tagged(text) if word.span[0] < span[1] and word.span[1] > span[0]]
+    spoken = [word for word in words if word.text[0].isalnum()]
+    if not spoken:
+        return span
+    heads = [words[end - 1] for _, end in _noun_phrases(words)]
+    things = [head for head in heads if head.lemma not in _lists()["collections"]]
+    start, end = [*things, *heads, spoken[-1]][0].span
+    return max(start, span[0]), min(end, span[1])

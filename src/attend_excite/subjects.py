@@ -1,0 +1,318 @@
+"""Words of a prompt -> groups of token positions (paper, appendix A.2)."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import unicodedata
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from attend_excite.nouns import WORD, Span, find_nouns, head_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_HELP = "name the subjects with subjects=[...] (--subject on the command line) or in [brackets]"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A word or phrase of the prompt that the image must show, or must not.
+
+    `text` is "cat", "yellow bowl", or "cat#2" for the second "cat". `target` is the attention
+    demanded, 0 to 1 (default 1; appendix A.2); for a negated subject the attention that is still
+    allowed (default 0). ValueError if the text is empty or the target out of range.
+    """
+
+    text: str
+    target: float | None = None
+    negated: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.text.strip():
+            raise ValueError("a subject is empty: give a word or phrase of the prompt")
+        if self.target is not None and not 0 <= self.target <= 1:
+            raise ValueError(
+                f"the target {self.target:g} of {self.text!r} is out of range: it goes from 0 to 1"
+            )
+
+    @classmethod
+    def from_text(cls, text: str) -> Subject:
+        """Read "frog", "car#2", "frog=0.7" (target), "-hat" (negated) or "-hat=0.1"."""
+        word, equals, number = text.strip().rpartition("=")
+        target = None
+        if equals:
+            try:
+                target = float(number)
+            except ValueError:
+                raise ValueError(
+                    f"the target in {text!r} is not a number: write it like 'frog=0.7'"
+                ) from None
+        else:
+            word = number
+        return cls(word.removeprefix("-").strip(), target, negated=word.startswith("-"))
+
+
+@dataclass(frozen=True)
+class TokenGroup:
+    """Where a subject lies in the model's context.
+
+    `text` names it ("grizzly bear"; "car#2" if it isn't the prompt's first "car"). `positions`
+    are those of the head word's tokens ("bear"), 0 being <sot>; several when the tokenizer splits
+    the word. `target` is 0 to 1: the attention demanded or, if `negated`, allowed.
+    """
+
+    text: str
+    positions: tuple[int, ...]
+    target: float = 1.0
+    negated: bool = False
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A parsed prompt: its text without brackets, its subjects, and its tokens as they appear in
+    the text, from <sot> to <eot>; what the model's context cuts is not among the tokens."""
+
+    text: str
+    groups: tuple[TokenGroup, ...]
+    tokens: tuple[str, ...]
+
+
+def parse(
+    prompt: str,
+    tokenizer: PreTrainedTokenizerBase,
+    subjects: Sequence[str | int | Sequence[int] | Subject] | None = None,
+) -> Prompt:
+    """Find the subjects of a prompt and the tokens they lie on (paper, appendix A.2).
+
+    With `subjects` None they are the phrases in brackets, "a [cat] and a [yellow bowl]" (a literal
+    bracket is written `\\[`), or else the nouns (`find_nouns`). Otherwise each is a string as in
+    `Subject.from_text`, a `Subject`, a token position, or several positions as one group.
+    A string listed n times means its first n occurrences. A phrase stands for its head, the last
+    of its first nouns. With no subjects, (), only the brackets are taken out.
+
+    Raises ValueError, in one sentence that says what to do, if the prompt is empty, has no noun,
+    or has bad brackets; if a subject or its occurrence isn't in the prompt, is given twice or lies
+    beyond `tokenizer.model_max_length`; or if a position or target is out of range. Warns if words
+    are cut that are no subjects.
+    """
+    # The tokenizer composes accents too, so this changes nothing that the model sees.
+    text, brackets = _read_brackets(unicodedata.normalize("NFC", prompt))
+    if not text.strip():
+        raise ValueError("the prompt is empty: describe the image in a few words")
+    if brackets and subjects:
+        raise ValueError(
+            "subjects are given both in [brackets] and with subjects=[...]: use one of them "
+            "(a literal bracket is written \\[)"
+        )
+    context = _Context.of(text, tokenizer)
+    if subjects is not None:
+        groups = _named(subjects, context)
+    elif brackets:
+        groups = [_group_at(span, context) for span in brackets]
+    else:
+        groups = _automatic(context)
+    _refuse_duplicates(groups)
+    if context.cut:
+        warnings.warn(
+            f"the prompt is longer than the model's context of {context.limit} tokens: "
+            f"{context.cut!r} is cut",
+            stacklevel=2,
+        )
+    return Prompt(text, tuple(_with_distinct_texts(groups)), context.tokens)
+
+
+def _read_brackets(prompt: str) -> tuple[str, list[Span]]:
+    """The prompt without its brackets, and the spans that they enclosed."""
+    text, spans, opened, done = "", [], None, 0
+    for mark in re.finditer(r"\\[\[\]]|[\[\]]", prompt):
+        text += prompt[done : mark.start()]
+        done = mark.end()
+        if mark[0].startswith("\\"):
+            text += mark[0][1]
+        elif (mark[0] == "[") != (opened is None):
+            raise ValueError(f"unbalanced brackets in {prompt!r}: write each subject as [subject]")
+        elif opened is None:
+            opened = len(text)
+        else:
+            inside = text[opened:]
+            if not inside.strip():
+                raise ValueError(f"empty brackets in {prompt!r}: put a word or phrase into them")
+            start = opened + len(inside) - len(inside.lstrip())
+            spans.append((start, start + len(inside.strip())))
+            opened = None
+    if opened is not None:
+        raise ValueError(f"unbalanced brackets in {prompt!r}: close the last one with ']'")
+    return text + prompt[done:], spans
+
+
+@dataclass(frozen=True)
+class _Context:
+    """What the model reads of a text: its tokens and the characters each was made of."""
+
+    text: str
+    tokens: tuple[str, ...]
+    offsets: tuple[Span, ...]
+    limit: int
+
+    @classmethod
+    def of(cls, text: str, tokenizer: PreTrainedTokenizerBase) -> _Context:
+        encoded: Any = tokenizer(text, truncation=True, return_offsets_mapping=True)
+        offsets = tuple(encoded["offset_mapping"])
+        start, end = tokenizer.convert_ids_to_tokens([encoded["input_ids"][0], encoded["input_ids"][-1]])
+        words = [text[a:b] for a, b in offsets[1:-1]]
+        return cls(text, (start, *words, end), offsets, tokenizer.model_max_length)
+
+    @property
+    def end(self) -> int:
+        """The character at which the model stops reading."""
+        if len(self.tokens) < self.limit or len(self.tokens) == 2:
+            return len(self.text)
+        return self.offsets[-2][1]
+
+    @property
+    def cut(self) -> str:
+        words = [w[0] for w in re.finditer(r"\S+", self.text) if w.end() > self.end]
+        return " ".join(words)
+
+    def positions(self, span: Span) -> tuple[int, ...]:
+        """The tokens of a head word; ValueError if the context cuts any of them."""
+        word = self.text[slice(*span)]
+        if span[1] > self.end:
+            raise ValueError(
+                f"{word!r} lies beyond the model's context of {self.limit} tokens, which cuts "
+                f"{self.cut!r}: shorten the prompt or move the word forward"
+            )
+        found = [
+            position
+            for position in range(1, len(self.tokens) - 1)
+            if self.offsets[position][0] < span[1] and self.offsets[position][1] > span[0]
+        ]
+        if not found:
+            raise ValueError(f"{word!r} has no token of its own: choose another word")
+        # The hyphen of "t-rex" shows nothing that could be attended to.
+        spoken = [p for p in found if any(c.isalnum() for c in self.tokens[p])]
+        return tuple(spoken or found)
+
+
+def _automatic(context: _Context) -> list[TokenGroup]:
+    nouns = find_nouns(context.text)
+    if not nouns:
+        raise ValueError(f"no noun found in {context.text!r}: {_HELP}")
+    inside = [noun for noun in nouns if noun.head_span[1] <= context.end]
+    # When every noun was cut, asking for one of them raises the error that names the cut words.
+    return [
+        TokenGroup(_label(noun.text, noun.span[0], context), context.positions(noun.head_span))
+        for noun in inside or nouns
+    ]
+
+
+def _group_at(span: Span, context: _Context) -> TokenGroup:
+    text = " ".join(context.text[slice(*span)].split())
+    return TokenGroup(_label(text, span[0], context), context.positions(head_of(span, context.text)))
+
+
+def _named(subjects: Sequence[str | int | Sequence[int] | Subject], context: _Context) -> list[TokenGroup]:
+    if isinstance(subjects, str):
+        raise ValueError(f"subjects must be a list, like [{subjects!r}]")
+    groups, listed = [], Counter()
+    for subject in subjects:
+        if isinstance(subject, str):
+            subject = Subject.from_text(subject)
+        if isinstance(subject, Subject):
+            groups.append(_group_of(subject, context, listed))
+        else:
+            groups.append(_group_on([subject] if isinstance(subject, int) else subject, context))
+    return groups
+
+
+def _group_of(subject: Subject, context: _Context, listed: Counter[str]) -> TokenGroup:
+    """The group of a word or phrase; `listed` counts how often each was asked for so far."""
+    words = " ".join(unicodedata.normalize("NFC", subject.text).split())
+    numbered = re.fullmatch(r"(.+?) ?#(\d+)", words)
+    phrase = numbered[1] if numbered else words
+    if numbered:
+        occurrence = int(numbered[2])
+    else:
+        listed[phrase.lower()] += 1
+        occurrence = listed[phrase.lower()]
+    found = _occurrences(phrase, context.text)
+    if not found:
+        raise ValueError(f"{phrase!r} is not in the prompt: {_hint(phrase, context.text)}")
+    if not 1 <= occurrence <= len(found):
+        times = "once" if len(found) == 1 else f"{len(found)} times"
+        raise ValueError(f"'{phrase}#{occurrence}' is not in the prompt: it has {phrase!r} {times}, from #1")
+    span = found[occurrence - 1]
+    target = float(not subject.negated) if subject.target is None else float(subject.target)
+    return TokenGroup(
+        _label(phrase, span[0], context),
+        context.positions(head_of(span, context.text)),
+        target,
+        subject.negated,
+    )
+
+
+def _group_on(positions: Sequence[int], context: _Context) -> TokenGroup:
+    if not positions:
+        raise ValueError("a group has no token positions: give at least one")
+    last = len(context.tokens) - 2
+    for position in positions:
+        if not 1 <= position <= last:
+            raise ValueError(
+                f"token position {position} is out of range: the prompt's tokens are 1 to {last}"
+            )
+    positions = tuple(sorted(set(positions)))
+    start, end = context.offsets[positions[0]][0], context.offsets[positions[-1]][1]
+    if positions[-1] - positions[0] + 1 == len(positions):
+        text = context.text[start:end]
+    else:
+        text = " ".join(context.tokens[position] for position in positions)
+    return TokenGroup(_label(text, start, context), positions)
+
+
+def _refuse_duplicates(groups: Sequence[TokenGroup]) -> None:
+    seen: dict[tuple[int, ...], str] = {}
+    for group in groups:
+        if group.positions in seen:
+            raise ValueError(
+                f"{seen[group.positions]!r} and {group.text!r} are the same word of the prompt: "
+                "name it once ('car#2' is the second 'car')"
+            )
+        seen[group.positions] = group.text
+
+
+def _with_distinct_texts(groups: Sequence[TokenGroup]) -> list[TokenGroup]:
+    """Results are looked up by text, and two pieces of words ("som") may have the same."""
+    seen = Counter()
+    distinct = []
+    for group in groups:
+        seen[group.text] += 1
+        number = seen[group.text]
+        distinct.append(replace(group, text=f"{group.text}#{number}") if number > 1 else group)
+    return distinct
+
+
+def _occurrences(phrase: str, text: str) -> list[Span]:
+    pattern = r"(?<!\w)" + r"\s+".join(map(re.escape, phrase.split())) + r"(?!\w)"
+    return [match.span() for match in re.finditer(pattern, text, re.IGNORECASE)]
+
+
+def _label(phrase: str, start: int, context: _Context) -> str:
+    """The phrase, numbered unless it is the first of its kind: a text that `parse` understands."""
+    earlier = sum(span[0] < start for span in _occurrences(phrase, context.text))
+    return f"{phrase}#{earlier + 1}" if earlier else phrase
+
+
+def _hint(phrase: str, text: str) -> str:
+    words = [word for word in WORD.findall(text) if word[0].isalnum()]
+    length = len(phrase.split())
+    spelled = {
+        " ".join(words[i : i + length]).lower(): " ".join(words[i : i + length])
+        for i in range(len(words) - length + 1)
+    }
+    close = difflib.get_close_matches(phrase.lower(), spelled, n=1)
+    return f"did you mean {spelled[close[0]]!r}?" if close else f"use words of {text!r}"

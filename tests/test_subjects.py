@@ -1,0 +1,274 @@
+"""Words of a prompt -> groups of token positions."""
+
+import re
+from itertools import combinations, product
+from pathlib import Path
+
+import pytest
+from transformers import CLIPTokenizer
+
+import attend_excite
+from attend_excite.nouns import find_nouns
+from attend_excite.subjects import Subject, parse
+
+TOKENIZER = Path(attend_excite.__file__).parent / "models" / "stickers" / "tokenizer"
+
+# The benchmark of the paper (table 3).
+ANIMALS = [
+    "cat",
+    "dog",
+    "bird",
+    "bear",
+    "lion",
+    "horse",
+    "elephant",
+    "monkey",
+    "frog",
+    "turtle",
+    "rabbit",
+    "mouse",
+]
+OBJECTS = [
+    "backpack",
+    "glasses",
+    "crown",
+    "suitcase",
+    "chair",
+    "balloon",
+    "bow",
+    "car",
+    "bowl",
+    "bench",
+    "clock",
+    "apple",
+]
+COLOURS = [
+    "red",
+    "orange",
+    "yellow",
+    "green",
+    "blue",
+    "purple",
+    "pink",
+    "brown",
+    "gray",
+    "black",
+    "white",
+]
+WORN = ("glasses", "crown", "bow")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return CLIPTokenizer.from_pretrained(TOKENIZER, model_max_length=77)
+
+
+@pytest.fixture(scope="module")
+def short_tokenizer():
+    return CLIPTokenizer.from_pretrained(TOKENIZER, model_max_length=16)
+
+
+def placed(prompt):
+    return [(group.text, group.positions) for group in prompt.groups]
+
+
+def benchmark():
+    for pair in combinations(ANIMALS, 2):
+        yield "a {} and a {}".format(*pair), pair
+    for animal, thing in product(ANIMALS, OBJECTS):
+        if thing in WORN:
+            yield f"a {animal} with a {thing}", (animal, thing)
+        else:
+            for colour in COLOURS:
+                yield f"a {animal} and a {colour} {thing}", (animal, thing)
+    for one, other in combinations(OBJECTS, 2):
+        for i, colour in enumerate(COLOURS):
+            # Each colour on both sides, without all 121 pairs.
+            yield f"a {colour} {one} and a {COLOURS[i - 3]} {other}", (one, other)
+
+
+def test_benchmark_in_every_colour():
+    wrong = {
+        prompt: found
+        for prompt, subjects in benchmark()
+        if (found := tuple(noun.text for noun in find_nouns(prompt))) != subjects
+    }
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("prompt", "nouns"),
+    [
+        # Prompts of the paper.
+        (
+            "A grizzly bear catching a salmon in a crystal clear river surrounded by a forest",
+            "grizzly bear, salmon, crystal clear river, forest",
+        ),
+        (
+            "A pod of dolphins leaping out of the water in an ocean with a ship on the background",
+            "dolphins, water, ocean, ship",
+        ),
+        (
+            "A playful kitten chasing a butterfly in a wildflower meadow",
+            "kitten, butterfly, wildflower meadow",
+        ),
+        ("A cat and a dog reading in the library", "cat, dog, library"),
+        ("a painting of an elephant with glasses", "elephant, glasses"),
+        ("A Picasso painting in a garden", "Picasso painting, garden"),
+        (
+            "Rice with red sauce with eggs over the top and orange slices on the side",
+            "Rice, sauce, eggs, slices",
+        ),
+        (
+            "Two elephants walking by a green wall with tan palm trees painted on it",
+            "elephants, wall, palm trees",
+        ),
+        # Colours, words unknown to the tagger, participles, adjectives that stand for a noun.
+        ("an orange and a lemon", "orange, lemon"),
+        ("a cat in orange", "cat"),
+        ("a red and blue bird", "bird"),
+        ("a corgi and a t-rex", "corgi, t-rex"),
+        ("a frog and a white corgi", "frog, corgi"),
+        ("a blue dog running and a red cat sleeping", "dog, cat"),
+        ("a remote and a small, fluffy cat", "remote, cat"),
+        ("a man's hat", "man's hat"),
+        # Frames, styles, quality tags, absent things.
+        ("paintings of a fox in the style of Van Gogh", "fox"),
+        ("an oil painting of a castle by Claude Monet, digital art, 4k", "castle"),
+        ("a pair of glasses on top of a car", "glasses, car"),
+        ("a cat without a big hat and a dog with no shoes", "cat, dog"),
+        ("of cats in a style", "cats"),
+        ("two", ""),
+        ("", ""),
+    ],
+)
+def test_nouns(prompt, nouns):
+    found = find_nouns(prompt)
+    assert ", ".join(noun.text for noun in found) == nouns
+    for noun in found:
+        assert prompt[slice(*noun.span)] == noun.text
+        assert prompt[slice(*noun.head_span)] == noun.head
+        assert noun.text.endswith(noun.head)
+
+
+def test_automatic_groups_lie_on_the_heads(tokenizer):
+    prompt = parse("A grizzly bear with a sombrero", tokenizer)
+    assert placed(prompt) == [("grizzly bear", (3,)), ("sombrero", (6, 7))]
+    assert prompt.tokens[1:-1] == ("A", "grizzly", "bear", "with", "a", "som", "brero")
+    assert all(group.target == 1.0 and not group.negated for group in prompt.groups)
+
+
+def test_accents_do_not_shift_positions(tokenizer):
+    decomposed = "a pin\u0303ata, a cafe\u0301 and a frog"
+    frog = parse(decomposed, tokenizer).groups[-1]
+    assert frog.text == "frog"
+    assert frog == parse("a piñata, a café and a frog", tokenizer).groups[-1]
+
+
+@pytest.mark.parametrize(
+    ("written", "text", "groups"),
+    [
+        ("a [cat] and a [ frog ]", "a cat and a  frog ", [("cat", (2,)), ("frog", (5,))]),
+        ("a [yellow bowl]", "a yellow bowl", [("yellow bowl", (3,))]),
+        ("a car and a [car]", "a car and a car", [("car#2", (5,))]),
+        (r"a \[cat\] and a [very big]", "a [cat] and a very big", [("very big", (8,))]),
+    ],
+)
+def test_brackets(tokenizer, written, text, groups):
+    prompt = parse(written, tokenizer)
+    assert prompt.text == text
+    assert placed(prompt) == groups
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subjects", "groups"),
+    [
+        ("a Cat and a  yellow bowl", ["yellow  BOWL", "cat"], [("yellow BOWL", 6), ("cat", 2)]),
+        ("a car and a car", ["car", "car"], [("car", 2), ("car#2", 5)]),
+        ("a car and a car", ["car#2", "car"], [("car#2", 5), ("car", 2)]),
+        ("a cat and a frog", [5, Subject("cat")], [("frog", 5), ("cat", 2)]),
+        ("a cat in red", ["red"], [("red", 4)]),
+        ("a t-rex", ["t-rex"], [("t-rex", (2, 4))]),
+        ("a sombrero", [[3, 2]], [("sombrero", (2, 3))]),
+        ("a sombrero and a sombrero", [2, 6], [("som", 2), ("som#2", 6)]),
+    ],
+)
+def test_named_subjects(tokenizer, prompt, subjects, groups):
+    expected = [(text, at if isinstance(at, tuple) else (at,)) for text, at in groups]
+    assert placed(parse(prompt, tokenizer, subjects)) == expected
+
+
+def test_targets_and_negation(tokenizer):
+    subjects = ["frog=0.7", "-hat", "-cat=0.1", Subject("dog", target=0.5)]
+    groups = parse("a frog with a hat, a cat and a dog", tokenizer, subjects).groups
+    assert [(group.text, group.target, group.negated) for group in groups] == [
+        ("frog", 0.7, False),
+        ("hat", 0.0, True),
+        ("cat", 0.1, True),
+        ("dog", 0.5, False),
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["a bear and a grizzly bear and a bear", "a red car and a blue car and a car"]
+)
+def test_texts_of_groups_name_them_again(tokenizer, text):
+    groups = parse(text, tokenizer).groups
+    assert len({group.text for group in groups}) == 3
+    assert parse(text, tokenizer, [group.text for group in groups]).groups == groups
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subjects", "message"),
+    [
+        ("  ", None, "prompt is empty"),
+        ("very red", None, "no noun found in 'very red': name the subjects with subjects=[...]"),
+        ("a [cat", None, "unbalanced brackets"),
+        ("a cat]", None, "unbalanced brackets"),
+        ("a [[cat]]", None, "unbalanced brackets"),
+        ("a [ ] cat", None, "empty brackets"),
+        ("a [cat]", ["cat"], "use one of them"),
+        ("a cat", "cat", "must be a list"),
+        ("a cat", ["-"], "a subject is empty"),
+        ("a cat and a frog", ["forg"], "'forg' is not in the prompt: did you mean 'frog'?"),
+        ("a scatter", ["cat"], "'cat' is not in the prompt"),
+        ("a cat", ["cat", "cat"], "'cat#2' is not in the prompt: it has 'cat' once"),
+        ("a cat and a cat", ["cat#0"], "it has 'cat' 2 times"),
+        ("a black cat", ["cat", "black cat"], "'cat' and 'black cat' are the same word"),
+        ("a cat", [3], "position 3 is out of range: the prompt's tokens are 1 to 2"),
+        ("a cat", [[0, 1]], "position 0 is out of range"),
+        ("a cat", [[]], "no token positions"),
+        ("a cat", ["cat=1.5"], "the target 1.5 of 'cat' is out of range"),
+        ("a cat", ["cat=nan"], "out of range"),
+        ("a cat", ["cat=much"], "is not a number"),
+    ],
+)
+def test_bad_input_says_what_to_do(tokenizer, prompt, subjects, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        parse(prompt, tokenizer, subjects)
+
+
+class TestBeyondTheContext:
+    filler = "very " * 10
+
+    @pytest.mark.parametrize("subjects", [None, ["cat"]])
+    def test_subjects_inside_work_with_a_warning(self, short_tokenizer, subjects):
+        with pytest.warns(UserWarning, match="context of 16 tokens: 'frog' is cut"):
+            prompt = parse(f"a cat and {self.filler}big frog", short_tokenizer, subjects)
+        assert placed(prompt) == [("cat", (2,))]
+        assert len(prompt.tokens) == 16
+
+    @pytest.mark.parametrize("subjects", [None, ["frog"]])
+    def test_subjects_outside_do_not(self, short_tokenizer, subjects):
+        message = "'frog' lies beyond the model's context of 16 tokens, which cuts 'blue frog'"
+        with pytest.raises(ValueError, match=message):
+            parse(f"{self.filler}{'big ' * 4}blue frog", short_tokenizer, subjects)
+
+    def test_a_word_cut_in_two_is_cut(self, short_tokenizer):
+        with pytest.raises(ValueError, match="'sombrero' lies beyond"):
+            parse(f"{self.filler}big big a sombrero", short_tokenizer)
+
+    def test_a_prompt_that_just_fits(self, short_tokenizer, recwarn):
+        prompt = parse(f"{self.filler}big big a frog ", short_tokenizer)
+        assert placed(prompt) == [("frog", (14,))]
+        assert not recwarn.list

@@ -1,0 +1,1 @@
+"""Cross-attention: where it is, how it is read, what is made of it."""

@@ -1,0 +1,92 @@
+"""Generative semantic nursing of one step: measure, refine, shift (Algorithm 1, steps 1-15)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attend_excite.guidance.objective import most_neglected
+from attend_excite.guidance.schedule import StepPlan
+
+Measure = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(latents (b, C, H, W), rows (b,)) -> (attention (b, S), losses (b, S)), differentiable.
+
+`rows` says which images of the batch the latents are: those that are done leave the batch.
+"""
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One measurement of some images of the batch and the update that followed it.
+
+    Attributes:
+        rows: (b,) which images of the batch.
+        attention: (b, S) each subject's attention before the update, 0 to 1.
+        loss: (b,) the most neglected subject's loss before the update.
+        shift: (b,) the update's size relative to the latent, |dz| / |z|; 0: there was no update.
+        skipped: (b,) whether an update was left out because its gradient was NaN or infinite.
+    """
+
+    rows: Tensor
+    attention: Tensor
+    loss: Tensor
+    shift: Tensor
+    skipped: Tensor
+
+
+def nurse(
+    latents: Tensor, measure: Measure, plan: StepPlan, tolerated: Tensor | None = None
+) -> tuple[Tensor, list[Visit]]:
+    """Shift the latents of one step towards their most neglected subjects.
+
+    Each image has its own loss, its own number of refinements and its own end, as if it were alone.
+
+    Args:
+        latents: (B, C, H, W), float32 or wider.
+        measure: see `Measure`.
+        plan: what to do at this step.
+        tolerated: (B, S) the losses that need no refinement; needed where `plan` has a threshold.
+
+    Returns:
+        The shifted latents, and every visit in its order.
+    """
+    latents = latents.detach().clone()
+    visits: list[Visit] = []
+    limits = latents.new_full((len(latents), 1), torch.inf) if tolerated is None else tolerated
+
+    def visit(rows: Tensor, *, ordinary: bool = True) -> Tensor:
+        """Measure and shift `rows`, or only those that are short; return the short ones."""
+        current = latents[rows]
+        attention, losses, gradient = _gradient(measure, current, rows)
+        loss = most_neglected(losses)
+        finite = gradient.flatten(1).isfinite().all(dim=1) & loss.isfinite()
+        short = finite & (losses > limits[rows]).any(dim=1)
+        moves = finite & (loss != 0) & (short | ordinary)
+        move = torch.where(moves[:, None, None, None], plan.step_size * gradient, 0)
+        latents[rows] = current - move
+        shift = move.flatten(1).norm(dim=1) / current.flatten(1).norm(dim=1)
+        visits.append(Visit(rows, attention, loss, shift, ~finite))
+        # Asking which images are short makes a GPU wait, so only steps with a threshold ask.
+        return rows[:0] if plan.threshold is None else rows[short]
+
+    everyone = torch.arange(len(latents), device=latents.device)
+    refined = active = visit(everyone, ordinary=plan.alters)
+    for _ in range(1, plan.max_refinements):
+        if not len(active):
+            break
+        active = visit(active)
+    if plan.alters and plan.update_after_refinement and len(refined):
+        visit(refined)
+    return latents, visits
+
+
+def _gradient(measure: Measure, latents: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    with torch.enable_grad():
+        latents = latents.detach().requires_grad_(True)
+        attention, losses = measure(latents, rows)
+        # No layer mixes images, so the gradient of the sum holds each image's own gradient.
+        (gradient,) = torch.autograd.grad(most_neglected(losses).sum(), latents)
+    return attention.detach(), losses.detach(), gradient

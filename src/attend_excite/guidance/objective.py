@@ -1,0 +1,145 @@
+"""Attention maps -> one loss per image (Section 4, Equation 2). Tensors in, tensors out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class SubjectTokens:
+    """The subjects of a batch of images as tensors: B images, at most S subjects of at most K tokens.
+
+    Attributes:
+        positions: (B, S, K) token positions, 0 is <sot>; filler where `valid` is False.
+        valid: (B, S, K) which positions are real. A subject without any is filler.
+        target: (B, S) attention demanded, 0 to 1; for a negated subject the attention allowed.
+        negated: (B, S) whether a low attention is demanded.
+        last: (B,) the last token position that takes part in the softmax.
+    """
+
+    positions: Tensor
+    valid: Tensor
+    target: Tensor
+    negated: Tensor
+    last: Tensor
+
+    @staticmethod
+    def stack(
+        positions: Sequence[Sequence[Sequence[int]]],
+        last: Sequence[int],
+        target: Sequence[Sequence[float]] | None = None,
+        negated: Sequence[Sequence[bool]] | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> SubjectTokens:
+        """Pad `positions[image][subject] = [token, ...]` and what belongs to it into tensors."""
+        images = len(positions)
+        subjects = max(len(image) for image in positions)
+        tokens = max(len(subject) for image in positions for subject in image)
+        padded = torch.zeros(images, subjects, tokens, dtype=torch.long)
+        valid = torch.zeros(images, subjects, tokens, dtype=torch.bool)
+        targets = torch.ones(images, subjects, dtype=dtype)
+        negations = torch.zeros(images, subjects, dtype=torch.bool)
+        for b, image in enumerate(positions):
+            for s, subject in enumerate(image):
+                padded[b, s, : len(subject)] = torch.as_tensor(subject)
+                valid[b, s, : len(subject)] = True
+            if target is not None:
+                targets[b, : len(image)] = torch.as_tensor(target[b], dtype=dtype)
+            if negated is not None:
+                negations[b, : len(image)] = torch.as_tensor(negated[b])
+        tensors = (padded, valid, targets, negations, torch.as_tensor(last))
+        return SubjectTokens(*(tensor.to(device) for tensor in tensors))
+
+    def rows(self, rows: Tensor) -> SubjectTokens:
+        """The subjects of some images of the batch."""
+        return SubjectTokens(
+            self.positions[rows], self.valid[rows], self.target[rows], self.negated[rows], self.last[rows]
+        )
+
+
+def token_probabilities(maps: Tensor, last: Tensor, temperature: float) -> Tensor:
+    """Re-weigh the attention among the prompt's tokens, <sot> left out (Algorithm 1, step 2).
+
+    Args:
+        maps: (B, H, W, N) attention of each patch to each token of the context.
+        last: (B,) the last position that takes part.
+        temperature: factor on the attention before the softmax; the paper has 1, its code 100.
+
+    Returns:
+        (B, H, W, N): 0 at <sot> and after `last`, elsewhere positive and summing to 1.
+    """
+    position = torch.arange(maps.shape[-1], device=maps.device)
+    left_out = (position < 1) | (position > last[:, None])
+    scores = (maps * temperature).masked_fill(left_out[:, None, None, :], -torch.inf)
+    return scores.softmax(dim=-1)
+
+
+def smooth(maps: Tensor, sigma: float) -> Tensor:
+    """Gaussian filter of 3x3 patches with reflected borders (Algorithm 1, step 5).
+
+    Args:
+        maps: (..., H, W), at least 2x2.
+        sigma: standard deviation in patches; 0 leaves the maps as they are.
+    """
+    if sigma == 0:
+        return maps
+    offset = torch.arange(-1.0, 2.0, dtype=maps.dtype, device=maps.device)
+    taps = torch.exp(-(offset**2) / (2 * sigma**2))
+    kernel = torch.outer(taps, taps)
+    kernel = kernel / kernel.sum()
+    flat = maps.reshape(-1, 1, *maps.shape[-2:])
+    return F.conv2d(F.pad(flat, (1, 1, 1, 1), mode="reflect"), kernel[None, None]).reshape(maps.shape)
+
+
+def subject_attention(probabilities: Tensor, subjects: SubjectTokens, sigma: float) -> Tensor:
+    """Each subject's largest smoothed attention (Algorithm 1, steps 4-6); over its tokens, too.
+
+    Args:
+        probabilities: (B, H, W, N) from `token_probabilities`.
+        sigma: see `smooth`.
+
+    Returns:
+        (B, S) in 0..1; 0 for filler.
+    """
+    b, s, k = subjects.positions.shape
+    index = subjects.positions.reshape(b, 1, 1, s * k).expand(*probabilities.shape[:3], s * k)
+    chosen = probabilities.gather(-1, index).permute(0, 3, 1, 2)
+    peaks = smooth(chosen, sigma).amax(dim=(-2, -1)).reshape(b, s, k)
+    return peaks.masked_fill(~subjects.valid, 0).amax(dim=-1)
+
+
+def subject_losses(attention: Tensor, subjects: SubjectTokens) -> Tensor:
+    """How far each subject is from its target: (B, S), 0 where the target is met and for filler.
+
+    For a subject that the picture is to show: target - attention, Equation 2 with the target of
+    Appendix A.2 in place of 1. For a negated one (Section 6): attention - target.
+    """
+    short = torch.where(subjects.negated, attention - subjects.target, subjects.target - attention)
+    return short.clamp(min=0).masked_fill(~subjects.valid.any(dim=-1), 0)
+
+
+def tolerated_losses(subjects: SubjectTokens, threshold: float) -> Tensor:
+    """The largest losses that need no refinement at this threshold: (B, S).
+
+    A subject must reach an attention of `threshold`, or of its own target where that is lower; a
+    negated one, mirrored, must stay under 1 - `threshold`, or its own target where that is higher.
+    """
+    span = torch.where(subjects.negated, 1 - subjects.target, subjects.target)
+    return (span - threshold).clamp(min=0)
+
+
+def most_neglected(losses: Tensor) -> Tensor:
+    """The loss of the most neglected subject of each image (Equation 2): (B, S) -> (B,).
+
+    The first of equally neglected subjects counts, so the gradient is that of one subject.
+    """
+    order = torch.arange(losses.shape[1], device=losses.device)
+    worst = losses == losses.amax(dim=1, keepdim=True)
+    first = torch.where(worst, order, losses.shape[1]).amin(dim=1).clamp(max=losses.shape[1] - 1)
+    return losses.gather(1, first[:, None]).squeeze(1)

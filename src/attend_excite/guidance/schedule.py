@@ -1,0 +1,175 @@
+"""Recipes: step sizes, thresholds and the last altered step, as fractions of the run."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal, get_args
+
+Decay = Literal["square-root", "linear"]
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What nursing does at one iteration of the denoising loop.
+
+    Attributes:
+        step_size: the factor on the gradient (alpha_t in Equation 3).
+        alters: whether the ordinary update is made.
+        threshold: the attention that every subject must reach here, 0 to 1; None: no refinement.
+        max_refinements: at most so many refinement updates.
+        update_after_refinement: whether a refined latent gets the ordinary update on top.
+    """
+
+    step_size: float
+    alters: bool
+    threshold: float | None
+    max_refinements: int
+    update_after_refinement: bool
+
+    @property
+    def idle(self) -> bool:
+        """Whether the latents cannot change here, so that no guidance pass is needed."""
+        return not self.alters and self.threshold is None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The numbers of Attend-and-Excite (Section 4 and Appendix A.1).
+
+    Attributes:
+        step_size: alpha at the first step, above 0. It halves under the root or linearly, see `decay`.
+        decay: "square-root": step_size * sqrt(1 .. 0.5) over the whole run, as in the authors' code;
+            "linear": step_size * (1 .. 0.5) over the altered steps, as in Appendix A.1.
+        thresholds: (fraction of the run, attention demanded there) pairs, both 0 to 1.
+        altered: the first fraction of the run that is altered, 0 to 1.
+        max_refinements: at most so many refinement updates at each threshold; 0: no refinement.
+        update_after_refinement: whether the ordinary update follows a refinement, as in the authors'
+            code, or the refinement's last update is the step's update, as in Algorithm 1.
+        temperature: factor on the attention before the softmax over the tokens, above 0.
+        sigma: the Gaussian filter's standard deviation in patches; 0: no filter.
+        prompt_tokens_only: whether the softmax leaves out <eot> and padding. None: as the authors do
+            for the architecture: only for Stable Diffusion 2.x.
+        summary: one line for people.
+
+    Raises:
+        ValueError: a number is out of its range.
+    """
+
+    step_size: float
+    decay: Decay
+    thresholds: tuple[tuple[float, float], ...]
+    altered: float
+    max_refinements: int
+    update_after_refinement: bool
+    temperature: float
+    sigma: float
+    prompt_tokens_only: bool | None = None
+    summary: str = ""
+
+    def __post_init__(self) -> None:
+        _require(self.step_size > 0, "step_size", self.step_size, "above 0")
+        _require(self.decay in get_args(Decay), "decay", self.decay, " or ".join(get_args(Decay)))
+        _require(0 <= self.altered <= 1, "altered", self.altered, "a fraction of the run, 0 to 1")
+        _require(self.max_refinements >= 0, "max_refinements", self.max_refinements, "0 or more")
+        _require(self.temperature > 0, "temperature", self.temperature, "above 0")
+        _require(self.sigma >= 0, "sigma", self.sigma, "0 or more")
+        for fraction, threshold in self.thresholds:
+            _require(0 <= fraction <= 1, "a threshold's place", fraction, "a fraction of the run, 0 to 1")
+            _require(0 <= threshold <= 1, "a threshold", threshold, "an attention, 0 to 1")
+
+    @staticmethod
+    def named(name: str, recommended: Recipe | None = None) -> Recipe:
+        """One of the recipes that come with the package, by name.
+
+        Args:
+            name: as in `recipe_names`.
+            recommended: the model's own recipe, which the ablations change; None: "official".
+
+        Raises:
+            ValueError: there is no such recipe.
+        """
+        recipes = _packaged_recipes()
+        if name not in recipes:
+            raise ValueError(f"unknown recipe '{name}': choose one of {', '.join(recipes)}")
+        return Recipe.from_dict(recipes[name], recommended)
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any], recommended: Recipe | None = None) -> Recipe:
+        """A recipe from plain data; `base` names the recipe from which missing values are taken.
+
+        Args:
+            values: attributes by name, and perhaps a base: one of `recipe_names`, or "recommended".
+            recommended: what the base "recommended" stands for; None: "official".
+
+        Raises:
+            ValueError: an unknown or missing key, or a number out of its range.
+        """
+        values = dict(values)
+        base = values.pop("base", None)
+        known = {field.name for field in fields(Recipe)}
+        if unknown := sorted(values.keys() - known):
+            raise ValueError(
+                f"unknown in a recipe: {', '.join(unknown)}; known are {', '.join(sorted(known))}"
+            )
+        if "thresholds" in values:
+            values["thresholds"] = tuple((float(f), float(t)) for f, t in values["thresholds"])
+        if base == "recommended" and recommended is not None:
+            return replace(recommended, **values)
+        if base is not None:
+            return replace(Recipe.named("official" if base == "recommended" else base), **values)
+        if missing := sorted(known - values.keys() - {"prompt_tokens_only", "summary"}):
+            raise ValueError(f'missing in a recipe: {", ".join(missing)}; or give it a base, say "official"')
+        return Recipe(**values)
+
+    def plan(self, iterations: int) -> tuple[StepPlan, ...]:
+        """What to do at each of so many iterations of the denoising loop.
+
+        A fraction f stands for iteration floor(f * iterations): with 50 iterations, and with the 51
+        that PNDM makes of 50 steps, the official numbers 0, 10, 20 and 25 come out.
+        """
+        altered = _floor(self.altered * iterations)
+        thresholds: dict[int, float] = {}
+        if self.max_refinements:
+            for fraction, threshold in self.thresholds:
+                index = _floor(fraction * iterations)
+                # In a short run two thresholds can fall on one iteration; the stronger one holds.
+                thresholds[index] = max(threshold, thresholds.get(index, 0.0))
+        return tuple(
+            StepPlan(
+                step_size=self._step_size(index, altered if self.decay == "linear" else iterations),
+                alters=index < altered,
+                threshold=thresholds.get(index),
+                max_refinements=self.max_refinements,
+                update_after_refinement=self.update_after_refinement,
+            )
+            for index in range(iterations)
+        )
+
+    def _step_size(self, index: int, steps: int) -> float:
+        scale = 1 - 0.5 * min(index / max(steps - 1, 1), 1)
+        return self.step_size * (math.sqrt(scale) if self.decay == "square-root" else scale)
+
+
+def recipe_names() -> tuple[str, ...]:
+    """The recipes that come with the package."""
+    return tuple(_packaged_recipes())
+
+
+@cache
+def _packaged_recipes() -> Mapping[str, Mapping[str, Any]]:
+    return json.loads(files("attend_excite").joinpath("data/recipes.json").read_text(encoding="utf-8"))
+
+
+def _floor(value: float) -> int:
+    # 0.29 * 100 is 28.999999999999996 in floating point and means 29.
+    return math.floor(value + 1e-6)
+
+
+def _require(fine: bool, what: str, value: object, wanted: str) -> None:
+    if not fine:
+        raise ValueError(f"{what} is {value}: it must be {wanted}")

@@ -1,0 +1,187 @@
+"""The tensor functions of the method: closed forms and properties."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from attend_excite import Recipe
+from attend_excite.guidance.nurse import nurse
+from attend_excite.guidance.objective import (
+    SubjectTokens,
+    most_neglected,
+    smooth,
+    subject_attention,
+    subject_losses,
+    token_probabilities,
+    tolerated_losses,
+)
+from attend_excite.guidance.schedule import StepPlan
+
+OFFICIAL, PAPER = Recipe.named("official"), Recipe.named("paper")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "taps"), [(OFFICIAL, (0.2119, 0.5761, 0.2119)), (PAPER, (0.1065, 0.7870, 0.1065))]
+)
+def test_smoothing_has_the_published_taps(recipe: Recipe, taps: tuple[float, ...]) -> None:
+    impulse = torch.zeros(5, 5)
+    impulse[2, 2] = 1
+    expected = torch.outer(torch.tensor(taps), torch.tensor(taps))
+    torch.testing.assert_close(smooth(impulse, recipe.sigma)[1:4, 1:4], expected, rtol=0, atol=1e-4)
+
+
+def test_smoothing_reflects_at_the_border_and_can_be_off() -> None:
+    maps = torch.rand(3, 4, 6)
+    row = torch.cat([maps[..., 1:2], maps, maps[..., -2:-1]], dim=-1)
+    across = 0.2119 * row[..., :-2] + 0.5761 * row[..., 1:-1] + 0.2119 * row[..., 2:]
+    column = torch.cat([across[:, 1:2], across, across[:, -2:-1]], dim=1)
+    both = 0.2119 * column[:, :-2] + 0.5761 * column[:, 1:-1] + 0.2119 * column[:, 2:]
+    torch.testing.assert_close(smooth(maps, OFFICIAL.sigma), both, rtol=0, atol=2e-4)
+    assert smooth(maps, 0) is maps
+
+
+def test_sot_and_what_follows_the_last_token_are_left_out() -> None:
+    maps = torch.rand(2, 4, 4, 8)
+    probabilities = token_probabilities(maps, torch.tensor([6, 3]), temperature=100)
+    first = (100 * maps[0, ..., 1:7]).softmax(dim=-1)
+    second = (100 * maps[1, ..., 1:4]).softmax(dim=-1)
+    torch.testing.assert_close(probabilities[0, ..., 1:7], first)
+    torch.testing.assert_close(probabilities[1, ..., 1:4], second)
+    assert probabilities[..., 0].eq(0).all()
+    assert probabilities[1, ..., 4:].eq(0).all()
+
+
+def test_a_perfect_map_cannot_reach_the_first_threshold_without_the_temperature() -> None:
+    maps = torch.zeros(1, 2, 2, 77)
+    maps[..., 2] = 1
+    probabilities = token_probabilities(maps, torch.tensor([75]), temperature=1)
+    torch.testing.assert_close(probabilities[0, 0, 0, 2], torch.tensor(math.e / (math.e + 74)))
+
+
+def test_the_official_numbers_fall_out_at_fifty_steps() -> None:
+    for iterations in (50, 51):
+        plan = OFFICIAL.plan(iterations)
+        assert {i: step.threshold for i, step in enumerate(plan) if step.threshold is not None} == {
+            0: 0.05,
+            10: 0.5,
+            20: 0.8,
+        }
+        assert [step.alters for step in plan] == [True] * 25 + [False] * (iterations - 25)
+        sizes = 20 * torch.linspace(1, 0.5, iterations, dtype=torch.float64).sqrt()
+        assert [step.step_size for step in plan] == pytest.approx(sizes.tolist())
+    assert OFFICIAL.plan(50)[24].step_size == pytest.approx(17.4, abs=0.05)
+    assert [PAPER.plan(50)[i].step_size for i in (0, 12, 24)] == pytest.approx([20, 15, 10])
+
+
+@pytest.mark.parametrize(("iterations", "places"), [(20, [0, 4, 8]), (30, [0, 6, 12]), (1, [0])])
+def test_shorter_runs_keep_the_fractions(iterations: int, places: list[int]) -> None:
+    plan = OFFICIAL.plan(iterations)
+    assert [i for i, step in enumerate(plan) if step.threshold is not None] == places
+    assert sum(step.alters for step in plan) == iterations // 2
+    assert plan[0].threshold == (0.8 if iterations == 1 else 0.05)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"thresholds": ((0.0, 1.5),)}, "a threshold is 1.5: it must be an attention, 0 to 1"),
+        ({"thresholds": ((2.0, 0.5),)}, "a fraction of the run, 0 to 1"),
+        ({"step_size": 0.0}, "step_size is 0.0: it must be above 0"),
+        ({"decay": "cosine"}, "square-root or linear"),
+    ],
+)
+def test_a_recipe_out_of_range_is_refused(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(OFFICIAL, **change)
+
+
+def test_recipes_from_plain_data() -> None:
+    assert Recipe.from_dict({"base": "official", "step_size": 1.5}) == replace(OFFICIAL, step_size=1.5)
+    with pytest.raises(ValueError, match="unknown in a recipe: steps"):
+        Recipe.from_dict({"base": "official", "steps": 3})
+    with pytest.raises(ValueError, match="missing in a recipe"):
+        Recipe.from_dict({"step_size": 1.5})
+    with pytest.raises(ValueError, match="choose one of official, paper"):
+        Recipe.named("secret")
+
+
+def _subjects(**more: list) -> SubjectTokens:
+    return SubjectTokens.stack([[[2], [5]], [[3, 4]]], last=[6, 6], **more)
+
+
+def test_each_subject_has_its_largest_smoothed_attention() -> None:
+    probabilities = torch.rand(2, 4, 4, 8)
+    attention = subject_attention(probabilities, _subjects(), OFFICIAL.sigma)
+    smoothed = smooth(probabilities.permute(0, 3, 1, 2), OFFICIAL.sigma)
+    expected = [[smoothed[0, 2].max(), smoothed[0, 5].max()], [smoothed[1, 3:5].max(), 0]]
+    torch.testing.assert_close(attention, torch.tensor(expected))
+
+
+def test_losses_of_targets_and_negations() -> None:
+    subjects = _subjects(target=[[1.0, 0.6], [0.1]], negated=[[False, False], [True]])
+    attention = torch.tensor([[0.3, 0.7], [0.4, 0.0]])
+    torch.testing.assert_close(subject_losses(attention, subjects), torch.tensor([[0.7, 0], [0.3, 0]]))
+    # At a threshold of 0.5 the first must reach 0.5, the second 0.5, and the negated stay under 0.5.
+    tolerated = tolerated_losses(subjects, 0.5)
+    torch.testing.assert_close(tolerated[:, 0], torch.tensor([0.5, 0.4]))
+    torch.testing.assert_close(tolerated[0, 1], torch.tensor(0.1))
+
+
+def test_the_first_of_equally_neglected_subjects_has_the_gradient() -> None:
+    losses = torch.tensor([[0.2, 0.9, 0.9]], requires_grad=True)
+    most_neglected(losses).sum().backward()
+    assert losses.grad is not None
+    assert losses.grad.tolist() == [[0, 1, 0]]
+
+
+def _linear(latents: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """A subject whose attention is the latent's mean: each update of size 4 adds 1/4 of the step."""
+    attention = latents.flatten(1).mean(dim=1, keepdim=True)
+    return attention, 1 - attention
+
+
+def _plan(**more: object) -> StepPlan:
+    plan = StepPlan(0.4, alters=True, threshold=None, max_refinements=20, update_after_refinement=True)
+    return replace(plan, **more)
+
+
+START = torch.tensor([0.05, 0.42, 0.9]).reshape(3, 1, 1, 1).expand(3, 1, 2, 2)
+LIMIT = torch.full((3, 1), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("plan", "updates"),
+    [
+        (_plan(), [1, 1, 1]),
+        # 0.05 needs five updates to reach 0.5; the measurement that finds it there updates once more,
+        # and the ordinary update follows.
+        (_plan(threshold=0.5), [7, 3, 1]),
+        (_plan(threshold=0.5, update_after_refinement=False), [6, 2, 1]),
+        (_plan(threshold=0.5, max_refinements=3), [4, 3, 1]),
+        (_plan(threshold=0.5, alters=False), [6, 2, 0]),
+    ],
+)
+def test_each_image_has_its_own_refinement(plan: StepPlan, updates: list[int]) -> None:
+    tolerated = None if plan.threshold is None else LIMIT
+    shifted, visits = nurse(START.double(), _linear, plan, tolerated)
+    moved = (shifted - START).flatten(1).mean(dim=1) / 0.1
+    torch.testing.assert_close(moved, torch.tensor(updates, dtype=torch.float64))
+    made = [sum(int((visit.shift[visit.rows == row] > 0).sum()) for visit in visits) for row in range(3)]
+    assert made == updates
+
+
+def test_an_update_that_is_not_finite_is_left_out_and_told() -> None:
+    def broken(latents: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        attention, losses = _linear(latents, rows)
+        losses[rows == 1] *= torch.nan
+        return attention, losses
+
+    shifted, (visit,) = nurse(START.double(), broken, _plan(threshold=0.0), LIMIT * 2)
+    assert visit.skipped.tolist() == [False, True, False]
+    assert torch.equal(shifted[1], START[1].double())
+    assert not torch.equal(shifted[0], START[0].double())

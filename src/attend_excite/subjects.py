@@ -126,6 +126,15 @@ def parse(
     return Prompt(text, tuple(_with_distinct_texts(groups)), context.tokens)
 
 
+def locate(word: str, text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The token positions of a word or phrase of a text that has no marked subjects.
+
+    Raises ValueError as `parse` does, if the word isn't in the text or lies beyond the context.
+    """
+    (group,) = _named([word], _Context.of(text, tokenizer))
+    return group.positions
+
+
 def _read_brackets(prompt: str) -> tuple[str, list[Span]]:
     """The prompt without its brackets, and the spans that they enclosed."""
     text, spans, opened, done = "", [], None, 0

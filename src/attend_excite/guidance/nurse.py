@@ -11,6 +11,10 @@ from torch import Tensor
 from attend_excite.guidance.objective import most_neglected
 from attend_excite.guidance.schedule import StepPlan
 
+# Keeps the gradients inside a half-precision network above float16's smallest numbers. A power of two, so
+# that in float32 and wider not a bit of the result depends on it.
+_GRADIENT_SCALE = 2.0**10
+
 Measure = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(latents (b, C, H, W), rows (b,)) -> (attention (b, S), losses (b, S)), differentiable.
 
@@ -88,5 +92,5 @@ def _gradient(measure: Measure, latents: Tensor, rows: Tensor) -> tuple[Tensor, 
         latents = latents.detach().requires_grad_(True)
         attention, losses = measure(latents, rows)
         # No layer mixes images, so the gradient of the sum holds each image's own gradient.
-        (gradient,) = torch.autograd.grad(most_neglected(losses).sum(), latents)
-    return attention.detach(), losses.detach(), gradient
+        (gradient,) = torch.autograd.grad(_GRADIENT_SCALE * most_neglected(losses).sum(), latents)
+    return attention.detach(), losses.detach(), gradient / _GRADIENT_SCALE

@@ -118,10 +118,10 @@ class Recipe:
             )
         if "thresholds" in values:
             values["thresholds"] = tuple((float(f), float(t)) for f, t in values["thresholds"])
-        if base == "recommended" and recommended is not None:
-            return replace(recommended, **values)
+        if base == "recommended":
+            return replace(recommended or Recipe.named("official"), **values)
         if base is not None:
-            return replace(Recipe.named("official" if base == "recommended" else base), **values)
+            return replace(Recipe.named(base), **values)
         if missing := sorted(known - values.keys() - {"prompt_tokens_only", "summary"}):
             raise ValueError(f'missing in a recipe: {", ".join(missing)}; or give it a base, say "official"')
         return Recipe(**values)

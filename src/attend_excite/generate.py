@@ -1,0 +1,332 @@
+"""The denoising loop, one for every method: (model, prompt, method, seeds) -> pictures."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from attend_excite.attention.maps import AttentionMaps
+from attend_excite.attention.places import cross_attention_places
+from attend_excite.methods.attend_excite import AttendAndExcite
+from attend_excite.methods.base import Method, Run, Step
+from attend_excite.models.model import Model, frozen
+from attend_excite.subjects import Prompt, Subject, locate, parse
+from attend_excite.trace import Trace, TraceStep, updates_of
+
+Subjects = Sequence[str | int | Sequence[int] | Subject]
+
+
+@dataclass(frozen=True)
+class StepEvent:
+    """What a callback gets after each step.
+
+    Attributes:
+        index: of the iteration, from 0.
+        iterations: how many the run has.
+        timestep: the scheduler's.
+        images: the batch's images by their index in the result.
+        latents: (B, C, H, W) after the step.
+    """
+
+    index: int
+    iterations: int
+    timestep: float
+    images: range
+    latents: Tensor
+
+
+Callback = Callable[[StepEvent], None]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Pictures and how they came to be. Every list has one entry an image: all seeds of the first prompt,
+    then all seeds of the next.
+
+    Attributes:
+        images: the pictures; empty where they were not decoded.
+        prompts: the prompt of each image, parsed.
+        seeds: the seed of each image.
+        nsfw: whether the model's safety checker blacked the image out; False without a checker.
+        trace: losses, attention and updates of every step.
+        latents: (images, C, H, W), the denoised latents on the CPU.
+        maps: the recorded attention, where it was asked for.
+    """
+
+    images: list[Image.Image]
+    prompts: list[Prompt]
+    seeds: list[int]
+    nsfw: list[bool]
+    trace: list[Trace]
+    latents: Tensor
+    _maps: AttentionMaps | None
+
+    @property
+    def maps(self) -> AttentionMaps:
+        """`maps["frog"]`: where the word was attended to, from the conditional passes.
+
+        Raises:
+            ValueError: the maps were not recorded.
+        """
+        if self._maps is None:
+            raise ValueError("the attention was not recorded: generate with maps=True")
+        return self._maps
+
+
+@torch.no_grad()
+def generate(
+    model: Model,
+    prompt: str | Sequence[str],
+    *,
+    method: Method | None = None,
+    subjects: Subjects | Sequence[Subjects] | None = None,
+    seeds: int | Iterable[int] = (0,),
+    steps: int = 50,
+    guidance_scale: float = 7.5,
+    negative_prompt: str = "",
+    height: int | None = None,
+    width: int | None = None,
+    batch_size: int = 8,
+    maps: bool = False,
+    decode: bool = True,
+    progress: bool = True,
+    callback: Callback | None = None,
+) -> Generation:
+    """Make pictures of one or more prompts, one picture a prompt and seed.
+
+    The noise of a picture depends on its seed and size alone: the same seed gives the same picture with
+    every batch, and every method starts from the same noise.
+
+    Args:
+        model: from `load`; left as it was.
+        prompt: what to draw, or several such. "a [cat] and a [frog]" names the subjects.
+        method: how; None: Attend-and-Excite with the recipe that the model recommends.
+        subjects: None: the nouns; else words, phrases, token positions or `Subject`s, as `parse` takes
+            them. With several prompts a list of those, one a prompt.
+        seeds: one or more, each 0 or more.
+        steps: denoising steps, 1 or more.
+        guidance_scale: of classifier-free guidance; 1 or less: none.
+        negative_prompt: what the unconditional half of the guidance sees.
+        height: in pixels, a multiple of the autoencoder's factor (8); None: the model's own.
+        width: likewise.
+        batch_size: pictures in one pass.
+        maps: keep the attention of every step: see `Generation.maps`.
+        decode: make images of the latents.
+        progress: show a bar of steps.
+        callback: called after every step; what it raises ends the run and leaves the model as it was.
+
+    Raises:
+        ValueError: an argument is out of its range, or a subject cannot be found.
+    """
+    method = method or AttendAndExcite()
+    seeds = [seeds] if isinstance(seeds, int) else list(seeds)
+    size = _latent_size(model, height, width)
+    _require(len(seeds) > 0 and min(seeds) >= 0, "seeds", seeds, "one or more numbers, none negative")
+    _require(steps >= 1, "steps", steps, "1 or more")
+    _require(guidance_scale >= 0, "guidance_scale", guidance_scale, "0 or more")
+    _require(batch_size >= 1, "batch_size", batch_size, "1 or more")
+    prompts = _parse(model, prompt, subjects, method)
+    places = cross_attention_places(model.unet, model.attention_downsampling) if maps else ()
+
+    jobs = [(parsed, seed) for parsed in prompts for seed in seeds]
+    results: list[_Result] = []
+    with tqdm(disable=not progress, unit="step", leave=False) as bar:
+        for start in range(0, len(jobs), batch_size):
+            batch = jobs[start : start + batch_size]
+            run = _encode(model, [parsed for parsed, _ in batch], guidance_scale, negative_prompt)
+            run.map_places = places
+            run.scheduler.set_timesteps(steps, device=model.device)
+            iterations = len(run.scheduler.timesteps)
+            bar.total = iterations * -(-len(jobs) // batch_size)
+            after_step = _reporter(bar, callback, range(start, start + len(batch)), iterations)
+            generators = [torch.Generator().manual_seed(seed) for _, seed in batch]
+            noise = _noise(model, size, generators, run.text.dtype)
+            latents, seconds = denoise(run, method, noise, generators, after_step=after_step)
+            images, flagged = decode_latents(model, latents) if decode else ([], None)
+            nsfw = [False] * len(batch) if flagged is None else [bool(flag) for flag in flagged]
+            results.append(_Result(images, nsfw, _trace(run, seconds), latents.cpu(), run.maps))
+    model.pipeline.maybe_free_model_hooks()
+
+    return Generation(
+        images=[image for result in results for image in result.images],
+        prompts=[parsed for parsed, _ in jobs],
+        seeds=[seed for _, seed in jobs],
+        nsfw=[flag for result in results for flag in result.nsfw],
+        trace=[trace for result in results for trace in result.trace],
+        latents=torch.cat([result.latents for result in results]),
+        _maps=_attention_maps(model, [parsed for parsed, _ in jobs], results) if maps else None,
+    )
+
+
+@torch.no_grad()
+def denoise(
+    run: Run,
+    method: Method,
+    noise: Tensor,
+    generators: Sequence[torch.Generator] | torch.Generator | None,
+    *,
+    eta: float = 0.0,
+    after_step: Callable[[int, Tensor, Tensor], None] | None = None,
+) -> tuple[Tensor, list[float]]:
+    """The denoising loop, for a batch.
+
+    Args:
+        run: the batch; its scheduler has its timesteps set.
+        method: what happens at a step.
+        noise: (B, C, H, W) standard normal, float32 or wider.
+        generators: for the noise that stochastic schedulers add, one for all images or one each.
+        eta: the share of added noise in DDIM (Song et al.), 0 to 1; other schedulers have none.
+        after_step: called with the step's index and timestep and the new latents.
+
+    Returns:
+        The denoised latents (B, C, H, W), and the seconds that each iteration took.
+    """
+    scheduler = run.scheduler
+    accepted = inspect.signature(scheduler.step).parameters
+    extra = {"eta": eta, "generator": list(generators) if isinstance(generators, Sequence) else generators}
+    extra = {name: value for name, value in extra.items() if name in accepted}
+    latents = noise * scheduler.init_noise_sigma
+    seconds: list[float] = []
+    with frozen(run.model.unet), method.attach(run) as step:
+        for index, timestep in enumerate(scheduler.timesteps):
+            began = time.perf_counter()
+            latents, output = step(latents, Step(index, timestep))
+            latents = scheduler.step(output, timestep, latents, **extra, return_dict=False)[0]
+            seconds.append(time.perf_counter() - began)
+            if after_step is not None:
+                after_step(index, timestep, latents)
+    return latents, seconds
+
+
+@dataclass(frozen=True)
+class _Result:
+    """One batch's share of a `Generation`; `maps` has one (B, H, W, tokens) tensor a step."""
+
+    images: list[Image.Image]
+    nsfw: list[bool]
+    trace: list[Trace]
+    latents: Tensor
+    maps: list[Tensor]
+
+
+def _parse(
+    model: Model,
+    prompt: str | Sequence[str],
+    subjects: Subjects | Sequence[Subjects] | None,
+    method: Method,
+) -> list[Prompt]:
+    texts = [prompt] if isinstance(prompt, str) else list(prompt)
+    _require(len(texts) > 0, "prompt", texts, "a text, or several")
+    wanted: Sequence[Any] = [subjects] if isinstance(prompt, str) else subjects or [None] * len(texts)
+    if len(wanted) != len(texts):
+        raise ValueError(f"{len(texts)} prompts but subjects for {len(wanted)}: give a list a prompt")
+    if not method.uses_subjects:
+        wanted = [()] * len(texts)
+    elif any(named is not None and not len(named) for named in wanted):
+        raise ValueError(f"no subjects for {method.name}: name at least one, or none to find the nouns")
+    return [parse(text, model.tokenizer, named) for text, named in zip(texts, wanted, strict=True)]
+
+
+def _latent_size(model: Model, height: int | None, width: int | None) -> tuple[int, int]:
+    factor = model.pipeline.vae_scale_factor
+    height, width = height or model.default_size[0], width or model.default_size[1]
+    for what, pixels in (("height", height), ("width", width)):
+        _require(pixels > 0 and pixels % factor == 0, what, pixels, f"a multiple of {factor} pixels")
+    return height // factor, width // factor
+
+
+def _encode(model: Model, prompts: list[Prompt], guidance_scale: float, negative_prompt: str) -> Run:
+    texts = list(dict.fromkeys(prompt.text for prompt in prompts))
+    text, empty = model.pipeline.encode_prompt(
+        texts,
+        model.device,
+        num_images_per_prompt=1,
+        do_classifier_free_guidance=guidance_scale > 1,
+        negative_prompt=[negative_prompt] * len(texts),
+    )
+    rows = [texts.index(prompt.text) for prompt in prompts]
+    return Run(
+        model=model,
+        prompts=tuple(prompts),
+        text=text[rows],
+        empty_text=None if empty is None else empty[rows],
+        guidance_scale=guidance_scale,
+        scheduler=copy.deepcopy(model.pipeline.scheduler),
+    )
+
+
+def _noise(
+    model: Model, size: tuple[int, int], generators: Sequence[torch.Generator], dtype: torch.dtype
+) -> Tensor:
+    shape = (model.unet.config["in_channels"], *size)
+    # The latents stay in float32 in a half-precision model: nursing adds small updates to them.
+    wide = torch.promote_types(dtype, torch.float32)
+    noise = [torch.randn(shape, generator=generator, dtype=wide) for generator in generators]
+    return torch.stack(noise).to(model.device)
+
+
+def _reporter(
+    bar: tqdm[Any], callback: Callback | None, images: range, iterations: int
+) -> Callable[[int, Tensor, Tensor], None]:
+    def after_step(index: int, timestep: Tensor, latents: Tensor) -> None:
+        bar.update()
+        if callback is not None:
+            callback(StepEvent(index, iterations, float(timestep), images, latents))
+
+    return after_step
+
+
+def decode_latents(model: Model, latents: Tensor, output_type: str = "pil") -> tuple[Any, list[bool] | None]:
+    """Denoised latents (B, C, H, W) -> pictures, blacked out where the safety checker says so.
+
+    Args:
+        model: the model.
+        latents: from `denoise`.
+        output_type: "pil", "np" or "pt", as in diffusers.
+
+    Returns:
+        The pictures, and the safety checker's verdict on each; None: the model has no checker.
+    """
+    pipeline, vae = model.pipeline, model.pipeline.vae
+    scaled = (latents / vae.config["scaling_factor"]).to(vae.dtype)
+    # One at a time: an image is the same in every batch, and the decoder's memory that of one.
+    pixels = torch.cat([vae.decode(latent[None], return_dict=False)[0] for latent in scaled])
+    pixels, flagged = pipeline.run_safety_checker(pixels, model.device, pixels.dtype)
+    shown = [True] * len(latents) if flagged is None else [not flag for flag in flagged]
+    images = pipeline.image_processor.postprocess(pixels, output_type=output_type, do_denormalize=shown)
+    return images, flagged
+
+
+def _trace(run: Run, seconds: list[float]) -> list[Trace]:
+    timesteps = [float(timestep) for timestep in run.scheduler.timesteps]
+    subjects = [[group.text for group in prompt.groups] for prompt in run.prompts]
+    return [
+        Trace(
+            tuple(
+                TraceStep(index, timestep, took, updates_of(run.visits.get(index, []), row, names))
+                for index, (timestep, took) in enumerate(zip(timesteps, seconds, strict=True))
+            )
+        )
+        for row, names in enumerate(subjects)
+    ]
+
+
+def _attention_maps(model: Model, prompts: list[Prompt], results: list[_Result]) -> AttentionMaps:
+    def find(image: int, word: str) -> Sequence[int]:
+        return locate(word, prompts[image].text, model.tokenizer)
+
+    return AttentionMaps(torch.cat([torch.stack(result.maps, dim=1) for result in results]), find)
+
+
+def _require(fine: bool, what: str, value: object, wanted: str) -> None:
+    if not fine:
+        raise ValueError(f"{what} is {value}: it must be {wanted}")

@@ -1,0 +1,146 @@
+"""Attend-and-Excite: nurse the latents, then let another method denoise them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from attend_excite.attention.places import attends_to_prompt_only, cross_attention_places
+from attend_excite.attention.record import record
+from attend_excite.guidance.nurse import Visit, nurse
+from attend_excite.guidance.objective import (
+    SubjectTokens,
+    subject_attention,
+    subject_losses,
+    token_probabilities,
+    tolerated_losses,
+)
+from attend_excite.guidance.schedule import Recipe
+from attend_excite.methods.base import Denoise, Method, Run, Step
+from attend_excite.methods.stable_diffusion import StableDiffusion
+from attend_excite.models.model import Model
+from attend_excite.subjects import Prompt, TokenGroup
+
+# Enough to see where a single word's attention settles, at a few passes a word and model.
+_DOMINANT_STEPS = 8
+
+
+@dataclass(frozen=True)
+class AttendAndExcite:
+    """Generative semantic nursing by cross-attention (Section 4).
+
+    Attributes:
+        recipe: the numbers, or the name of a packaged recipe; None: what the model recommends, which is
+            "official" where it recommends nothing. The ablations change that recommendation.
+        word_tokens: what stands for a subject of several tokens: "dominant", the token that most
+            attention goes to when the model draws the word alone (Appendix A.2), or "max", the
+            largest attention among its tokens, at no cost.
+        base: the method that denoises the nursed latents, and whose conditioning the attention is
+            measured under.
+
+    Raises:
+        ValueError: there is no recipe of that name, or nursing cannot go on top of `base`.
+    """
+
+    recipe: Recipe | str | None = None
+    word_tokens: Literal["dominant", "max"] = "dominant"
+    base: Method = field(default_factory=StableDiffusion)
+
+    name = "attend-excite"
+    uses_subjects = True
+    attends_to_prompt = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.recipe, str):
+            Recipe.named(self.recipe)
+        if isinstance(self.base, AttendAndExcite):
+            raise ValueError(
+                "Attend-and-Excite on top of itself would nurse every latent twice: use one of them"
+            )
+        if not self.base.attends_to_prompt:
+            raise ValueError(
+                f"Attend-and-Excite cannot go on top of {self.base.name}: it raises the attention to the "
+                f"words of the whole prompt, and {self.base.name} only ever shows the model parts of it"
+            )
+
+    @contextmanager
+    def attach(self, run: Run) -> Iterator[Denoise]:
+        """The nursed step. Guidance passes are made only where the recipe can alter the latents."""
+        recipe = self._recipe(run.model)
+        plans = recipe.plan(len(run.scheduler.timesteps))
+        subjects = self._subject_tokens(run, recipe)
+        unet = run.model.unet
+        places = cross_attention_places(unet, run.model.attention_downsampling)
+
+        def nurse_step(latents: Tensor, step: Step) -> tuple[Tensor, list[Visit]]:
+            def measure(latents: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+                with record(unet, places, stop_after_last=True) as recording:
+                    recording.forward(**run.unet_inputs(latents, step, run.text[rows]))
+                    maps = recording.average()
+                chosen = subjects.rows(rows)
+                probabilities = token_probabilities(maps, chosen.last, recipe.temperature)
+                attention = subject_attention(probabilities, chosen, recipe.sigma)
+                return attention, subject_losses(attention, chosen)
+
+            plan = plans[step.index]
+            tolerated = None if plan.threshold is None else tolerated_losses(subjects, plan.threshold)
+            return nurse(latents, measure, plan, tolerated)
+
+        with self.base.attach(run) as denoise:
+
+            def denoise_nursed(latents: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+                if not plans[step.index].idle:
+                    latents, run.visits[step.index] = nurse_step(latents, step)
+                return denoise(latents, step)
+
+            yield denoise_nursed
+
+    def _recipe(self, model: Model) -> Recipe:
+        if isinstance(self.recipe, str):
+            return Recipe.named(self.recipe, recommended=model.recipe)
+        return self.recipe or model.recipe
+
+    def _subject_tokens(self, run: Run, recipe: Recipe) -> SubjectTokens:
+        prompt_only = recipe.prompt_tokens_only
+        if prompt_only is None:
+            prompt_only = attends_to_prompt_only(run.model.unet)
+        context = run.text.shape[1]
+        return SubjectTokens.stack(
+            positions=[[self._positions(run.model, p, g) for g in p.groups] for p in run.prompts],
+            # The authors leave the context's last position out, whatever is there; so do we.
+            last=[len(p.tokens) - 2 if prompt_only else context - 2 for p in run.prompts],
+            target=[[group.target for group in prompt.groups] for prompt in run.prompts],
+            negated=[[group.negated for group in prompt.groups] for prompt in run.prompts],
+            device=run.text.device,
+            dtype=torch.promote_types(run.text.dtype, torch.float32),
+        )
+
+    def _positions(self, model: Model, prompt: Prompt, group: TokenGroup) -> tuple[int, ...]:
+        if len(group.positions) == 1 or self.word_tokens == "max":
+            return group.positions
+        tokens = tuple(prompt.tokens[position] for position in group.positions)
+        if tokens not in model.dominant_tokens:
+            model.dominant_tokens[tokens] = _dominant_token(model, tokens)
+        return (group.positions[model.dominant_tokens[tokens]],)
+
+
+def _dominant_token(model: Model, tokens: tuple[str, ...]) -> int:
+    """Which of a word's tokens most attention goes to when the model draws the word (Appendix A.2)."""
+    word = "".join(tokens).replace("</w>", " ").strip()
+    drawn = model.generate(
+        f"an image of a {word}",
+        method=StableDiffusion(),
+        steps=_DOMINANT_STEPS,
+        guidance_scale=1.0,
+        maps=True,
+        decode=False,
+        progress=False,
+    )
+    after_word = len(drawn.prompts[0].tokens) - 1
+    maps = drawn.maps.values[0, ..., after_word - len(tokens) : after_word]
+    return int(maps.mean(dim=0).amax(dim=(0, 1)).argmax())

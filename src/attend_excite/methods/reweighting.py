@@ -1,0 +1,69 @@
+"""Prompt-to-Prompt's attention re-weighting: multiply the attention to each subject."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from attend_excite.methods.base import Denoise, Run, Step
+
+
+@dataclass(frozen=True)
+class AttentionReweighting:
+    """Attention re-weighting (Hertz et al., ICLR 2023): A_s <- c A_s for the tokens s of the subjects.
+
+    The maps are multiplied in every cross-attention layer, behind the softmax and without normalising them
+    again, and only in the conditional half of the guidance.
+
+    Attributes:
+        weight: c, -2 to 2. Above 1 the subjects get stronger, below 1 weaker; 1 is Stable Diffusion. A
+            subject that is negated gets -c. The authors' code has no default; 2 is the most their paper has.
+        share: the first share of the steps in which the maps are multiplied, 0 to 1.
+
+    Raises:
+        ValueError: a number is out of its range.
+    """
+
+    weight: float = 2.0
+    share: float = 0.8
+
+    name = "reweight"
+    uses_subjects = True
+    attends_to_prompt = True
+
+    def __post_init__(self) -> None:
+        if not -2 <= self.weight <= 2:
+            raise ValueError(f"weight is {self.weight}: it must be -2 to 2")
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"share is {self.share}: it must be a share of the steps, 0 to 1")
+
+    @contextmanager
+    def attach(self, run: Run) -> Iterator[Denoise]:
+        """The plain step, with the subjects' values multiplied for the first share of the run."""
+        # As the authors' code rounds: 40 of 50 steps, and 40 of the 51 iterations of PNDM.
+        multiplied = int(self.share * len(run.scheduler.timesteps))
+        # softmax(QK) diag(c) V = softmax(QK) (diag(c) V): multiplying columns of the map is multiplying
+        # rows of the values, which are linear in the text. So the map is never made.
+        plain = run.text[:, None]
+        weighted = plain * self._weights(run)[:, None, :, None]
+        with run.conditioned_on(plain, weighted if multiplied else plain):
+
+            def denoise(latents: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+                output = run.predict_guided(latents, step)
+                # Behind the pass, not before it: a method on top has then measured the same step already.
+                if step.index == multiplied - 1:
+                    run.condition_on(plain, plain)
+                return latents, output
+
+            yield denoise
+
+    def _weights(self, run: Run) -> Tensor:
+        """(B, tokens): c at the tokens of the subjects, elsewhere 1."""
+        weights = run.text.new_ones(run.text.shape[:2])
+        for row, prompt in zip(weights, run.prompts, strict=True):
+            for group in prompt.groups:
+                row[list(group.positions)] = -self.weight if group.negated else self.weight
+        return weights

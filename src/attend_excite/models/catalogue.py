@@ -1,0 +1,166 @@
+"""Find a model by name, folder or Hub id and make it ready."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+from transformers import CLIPTokenizer
+
+from attend_excite.guidance.schedule import Recipe
+from attend_excite.models.model import Model
+
+SETTINGS_FILE = "attend_excite.json"
+"""A model's own advice, beside its model_index.json: `attention_downsampling` and a `recipe`."""
+
+_PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+
+
+@dataclass(frozen=True)
+class CatalogueEntry:
+    """A model with a short name: where it comes from (a Hub id, or "bundled"), and one line on it."""
+
+    source: str
+    summary: str
+
+
+def load(
+    model: str | Path | DiffusionPipeline,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+) -> Model:
+    """Make a model ready.
+
+    Args:
+        model: a short name ("stickers", "sd-1.4", ...: see `catalogue`), a folder in diffusers layout, a
+            Hub id, or a diffusers pipeline with Stable Diffusion's parts, which is used where it is and
+            as it is and left as it was.
+        device: "cpu", "cuda", "mps", ...; None: the first of CUDA, MPS and CPU that is there.
+        dtype: of the weights; None: float16 on CUDA, else float32.
+        revision: branch, tag or commit of a model on the Hub.
+
+    Raises:
+        ValueError: there is no such model, it isn't one of Stable Diffusion 1.x or 2.x, or a device
+            or dtype is given for a pipeline.
+    """
+    if isinstance(model, DiffusionPipeline):
+        if device is not None or dtype is not None or revision is not None:
+            raise ValueError(
+                "device, dtype and revision are for models loaded by name: move the pipeline itself"
+            )
+        return Model(_as_text_to_image(model), name=model.config.get("_name_or_path") or "pipeline")
+
+    name = str(model)
+    source = _source(name)
+    device = torch.device(device) if device is not None else _best_device()
+    dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
+    pipeline = _read_pipeline(source, name, dtype, revision).to(device)
+    return Model(pipeline, name=name, **_read_settings(source, revision))
+
+
+def load_tokenizer(model: str | Path, *, revision: str | None = None) -> CLIPTokenizer:
+    """The tokenizer of a model alone: enough to look at the words of a prompt.
+
+    Args:
+        model: a short name, a folder in diffusers layout or a Hub id, as for `load`.
+        revision: branch, tag or commit of a model on the Hub.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    source = _source(str(model))
+    with _sought(source, str(model)):
+        return CLIPTokenizer.from_pretrained(source, subfolder="tokenizer", revision=revision or "main")
+
+
+@cache
+def catalogue() -> Mapping[str, CatalogueEntry]:
+    """The models with short names."""
+    text = files("attend_excite").joinpath("data/models.json").read_text(encoding="utf-8")
+    return {name: CatalogueEntry(**values) for name, values in json.loads(text).items()}
+
+
+def _as_text_to_image(pipeline: DiffusionPipeline) -> StableDiffusionPipeline:
+    """The same parts as a text-to-image pipeline, whatever task the caller's pipeline is for."""
+    if isinstance(pipeline, StableDiffusionPipeline):
+        return pipeline
+    parts = pipeline.components
+    if missing := [part for part in _PARTS if parts.get(part) is None]:
+        raise ValueError(
+            f"{type(pipeline).__name__} has no {', '.join(missing)}: "
+            "pass a pipeline of Stable Diffusion 1.x or 2.x"
+        )
+    optional = {part: parts.get(part) for part in ("safety_checker", "feature_extractor")}
+    kept: dict[str, Any] = {part: parts[part] for part in _PARTS} | optional
+    return StableDiffusionPipeline(**kept, requires_safety_checker=False)
+
+
+def _best_device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def _source(name: str) -> str | Path:
+    """The folder or Hub id that a name stands for."""
+    entry = catalogue().get(name)
+    source = entry.source if entry else name
+    return Path(str(files("attend_excite"))) / "models" / name if source == "bundled" else source
+
+
+def _read_pipeline(
+    source: str | Path, name: str, dtype: torch.dtype, revision: str | None
+) -> StableDiffusionPipeline:
+    with _sought(source, name):
+        pipeline = DiffusionPipeline.from_pretrained(source, dtype=dtype, revision=revision)
+    return _as_text_to_image(pipeline)
+
+
+@contextmanager
+def _sought(source: str | Path, name: str) -> Iterator[None]:
+    """Where a model is read: says in a ValueError that there is none."""
+    if Path(source).is_dir() and not (Path(source) / "model_index.json").is_file():
+        raise ValueError(
+            f"the folder '{source}' is not a model in diffusers layout: it has no model_index.json"
+        )
+    try:
+        yield
+    except (OSError, HFValidationError, HfHubHTTPError) as error:
+        raise ValueError(
+            f"no model '{name}': it is no folder here, none of {', '.join(catalogue())}, "
+            f"and no model on the Hub that can be reached ({_first_line(error)})"
+        ) from error
+
+
+def _read_settings(source: str | Path, revision: str | None) -> dict[str, Any]:
+    path = Path(source) / SETTINGS_FILE
+    if not Path(source).is_dir():
+        try:
+            path = Path(hf_hub_download(str(source), SETTINGS_FILE, revision=revision))
+        except (OSError, EntryNotFoundError):
+            return {}
+    if not path.is_file():
+        return {}
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    if "recipe" in settings:
+        settings["recipe"] = Recipe.from_dict(settings["recipe"])
+    return settings
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0]

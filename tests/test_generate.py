@@ -1,0 +1,182 @@
+"""Whole runs: batches, seeds, targets, precision, and what remains of them in the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from attend_excite import (
+    AttendAndExcite,
+    Generation,
+    Model,
+    Recipe,
+    StableDiffusion,
+    StepEvent,
+    Subject,
+    load,
+)
+from attend_excite.attention.places import attends_to_prompt_only
+
+CAT_AND_FROG = "a cat and a frog"
+# A short step keeps a random network from turning the last bit into another picture.
+GENTLE = AttendAndExcite(
+    replace(Recipe.named("official"), step_size=2.0, thresholds=((0.0, 0.09), (0.2, 0.12)), max_refinements=5)
+)
+
+
+def _run(model: Model, prompt: str | list[str] = CAT_AND_FROG, **options: Any) -> Generation:
+    fixed = {"method": GENTLE, "steps": 6, "decode": False, "progress": False}
+    return model.generate(prompt, **(fixed | options))
+
+
+def test_a_batch_of_four_equals_four_singles(tiny: Model) -> None:
+    batch = _run(tiny, seeds=range(4))
+    singles = [_run(tiny, seeds=seed) for seed in range(4)]
+    torch.testing.assert_close(
+        batch.latents, torch.cat([single.latents for single in singles]), rtol=1e-9, atol=1e-9
+    )
+    assert [trace.refinements for trace in batch.trace] == [single.trace[0].refinements for single in singles]
+    assert len({str(trace.refinements) for trace in batch.trace}) > 1, "refinement counts should differ"
+
+
+def test_prompts_with_their_own_subjects_in_one_batch(tiny: Model) -> None:
+    both = _run(tiny, [CAT_AND_FROG, "a lion with a crown and a clock"], seeds=[0, 1])
+    alone = _run(tiny, "a lion with a crown and a clock", seeds=[0, 1])
+    torch.testing.assert_close(both.latents[2:], alone.latents, rtol=1e-9, atol=1e-9)
+    assert list(both.trace[0].steps[0].updates[0].attention) == ["cat", "frog"]
+    assert list(both.trace[3].steps[0].updates[0].attention) == ["lion", "crown", "clock"]
+    assert both.seeds == [0, 1, 0, 1]
+
+
+def test_the_same_seed_is_the_same_picture_to_the_bit(stickers: Model) -> None:
+    first, second = (
+        stickers.generate(CAT_AND_FROG, seeds=7, steps=3, progress=False).images[0] for _ in range(2)
+    )
+    assert first.tobytes() == second.tobytes()
+    assert first.size == (128, 128)
+
+
+def test_excited_attention_is_higher_than_plain(stickers: Model) -> None:
+    """The effect itself, on the bundled model: the most neglected subject is attended to more."""
+    watching = replace(stickers.recipe, step_size=1e-12, thresholds=())
+    lowest = []
+    for method in (AttendAndExcite(watching), AttendAndExcite()):
+        run = _run(stickers, method=method, seeds=range(3), steps=8)
+        lowest.append([min(trace.steps[2].updates[-1].attention.values()) for trace in run.trace])
+    plain, excited = torch.tensor(lowest)
+    assert excited.mean() > plain.mean()
+
+
+def test_a_target_ends_the_excitement_and_a_negation_turns_it(tiny: Model) -> None:
+    met = _run(tiny, subjects=[Subject("cat", target=0.001)])
+    plain = _run(tiny, method=StableDiffusion())
+    assert torch.equal(met.latents, plain.latents)
+    wanted = _run(tiny, subjects=["frog"]).trace[0].steps[0].updates
+    unwanted = _run(tiny, subjects=["-frog"]).trace[0].steps[0].updates
+    assert wanted[-1].attention["frog"] > wanted[0].attention["frog"]
+    assert unwanted[0].loss == pytest.approx(wanted[0].attention["frog"])
+
+
+def test_a_word_of_several_tokens_is_one_subject(tiny: Model) -> None:
+    prompt = "an elephant with a sombrero"
+    dominant = _run(tiny, prompt)
+    largest = _run(tiny, prompt, method=replace(GENTLE, word_tokens="max"))
+    assert list(dominant.trace[0].steps[0].updates[0].attention) == ["elephant", "sombrero"]
+    seen = [run.trace[0].steps[0].updates[0].attention["sombrero"] for run in (dominant, largest)]
+    assert seen[0] <= seen[1]
+    assert tiny.dominant_tokens[("som", "brero")] in (0, 1)
+
+
+def test_maps_are_of_the_conditional_pass_and_any_shape(tiny: Model) -> None:
+    result = _run(tiny, height=96, width=160, maps=True, seeds=[0, 1], batch_size=1)
+    assert result.maps["frog"].shape == (2, 6, 3, 5)
+    torch.testing.assert_close(result.maps.values.sum(dim=-1), torch.ones(2, 6, 3, 5, dtype=torch.float64))
+    heat = result.maps.heat_map("frog", image=1)
+    assert (heat.min(), heat.max()) == (0, 1)
+    unguided = _run(tiny, height=96, width=160, maps=True, guidance_scale=1.0)
+    torch.testing.assert_close(unguided.maps.values[0, 0], result.maps.values[0, 0], rtol=1e-9, atol=1e-9)
+    with pytest.raises(ValueError, match="not in the prompt"):
+        result.maps["dog"]
+    with pytest.raises(ValueError, match="maps=True"):
+        _run(tiny, steps=1).maps  # noqa: B018
+
+
+def test_guidance_passes_are_made_only_where_the_latent_can_change(tiny: Model) -> None:
+    passes: list[int] = []
+    with_hook = tiny.unet.conv_in.register_forward_hook(lambda _, __, out: passes.append(len(out)))
+    _run(tiny, method=AttendAndExcite(replace(GENTLE.recipe, thresholds=())))  # type: ignore[type-var]
+    with_hook.remove()
+    # Six passes of two halves, and before each of the first three one of the conditional half.
+    assert passes == [1, 2] * 3 + [2] * 3
+
+
+@pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
+def test_the_model_is_left_as_it_was(
+    tiny: Model, same_model: Callable[[Model], Callable[[], None]], error: type[BaseException] | None
+) -> None:
+    tiny.unet.train()
+    check = same_model(tiny)
+
+    def interrupt(event: StepEvent) -> None:
+        assert not any(parameter.requires_grad for parameter in tiny.unet.parameters())
+        if event.index == 1 and error is not None:
+            raise error
+
+    if error is None:
+        _run(tiny, callback=interrupt)
+    else:
+        with pytest.raises(error):
+            _run(tiny, callback=interrupt)
+    check()
+    tiny.unet.eval()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_keeps_the_latents_wide(tiny_folder: Path, dtype: torch.dtype) -> None:
+    half, full = (
+        _run(load(tiny_folder, device="cpu", dtype=precision), steps=2)
+        for precision in (dtype, torch.float32)
+    )
+    assert half.latents.dtype == torch.float32
+    assert (half.latents - full.latents).norm() / full.latents.norm() < 0.05
+
+
+def test_stable_diffusion_2_normalises_over_the_prompt_only(tiny: Model) -> None:
+    assert not attends_to_prompt_only(tiny.unet)
+    over_prompt = replace(GENTLE.recipe, prompt_tokens_only=True)  # type: ignore[type-var]
+    narrow = _run(tiny, method=AttendAndExcite(over_prompt)).trace[0].steps[0].updates[0].attention
+    wide = _run(tiny).trace[0].steps[0].updates[0].attention
+    assert all(narrow[word] > wide[word] for word in wide)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompt": " "}, "the prompt is empty"),
+        ({"prompt": "very quickly"}, "no noun found in 'very quickly'"),
+        ({"subjects": ["dog"]}, "'dog' is not in the prompt"),
+        ({"subjects": []}, "no subjects for attend-excite"),
+        ({"width": 100}, "width is 100: it must be a multiple of 8 pixels"),
+        ({"seeds": []}, "seeds is"),
+        ({"seeds": -1}, "none negative"),
+        ({"steps": 0}, "steps is 0: it must be 1 or more"),
+        ({"guidance_scale": -1.0}, "guidance_scale is -1.0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"prompt": ["a cat", "a dog"], "subjects": [["cat"]]}, "2 prompts but subjects for 1"),
+    ],
+)
+def test_bad_input_is_refused_at_the_door(tiny: Model, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _run(tiny, **options)
+
+
+def test_unknown_models_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no model 'stable-confusion'"):
+        load("stable-confusion")
+    with pytest.raises(ValueError, match="not a model in diffusers layout"):
+        load(tmp_path)

@@ -1,0 +1,73 @@
+"""What holds for every method: by name, on top of each other, and without a trace in the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from attend_excite import AttendAndExcite, Model, Recipe, StableDiffusion, StepEvent
+from attend_excite.guidance.schedule import recipe_names
+from attend_excite.methods import (
+    METHODS,
+    AttentionReweighting,
+    ComposableDiffusion,
+    Method,
+    StructureDiffusion,
+    method_named,
+)
+
+
+def test_methods_by_name() -> None:
+    assert list(METHODS) == ["attend-excite", "stable-diffusion", "composable", "structure", "reweight"]
+    assert method_named("composable", weights=[1, 2]) == ComposableDiffusion([1, 2])
+    with pytest.raises(ValueError, match="unknown method 'magic': choose one of attend-excite, "):
+        method_named("magic")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        StableDiffusion(),
+        ComposableDiffusion(),
+        AttentionReweighting(),
+        AttendAndExcite("bare", base=StructureDiffusion(align="keys-and-values")),
+    ],
+    ids=lambda method: method.name,
+)
+def test_no_trace_remains_in_the_model_after_an_exception(
+    tiny: Model, same_model: Callable[[Model], Callable[[], None]], method: Method
+) -> None:
+    check = same_model(tiny)
+
+    def fail(event: StepEvent) -> None:
+        assert event.index < 1
+
+    with pytest.raises(AssertionError):
+        tiny.generate("a cat and a frog", method=method, steps=2, decode=False, progress=False, callback=fail)
+    check()
+
+
+def test_combinations_without_sense_are_refused() -> None:
+    with pytest.raises(ValueError, match="cannot go on top of composable: it raises the attention to the"):
+        AttendAndExcite(base=ComposableDiffusion())
+    with pytest.raises(ValueError, match="on top of itself"):
+        AttendAndExcite(base=AttendAndExcite())
+
+
+def test_ablations_change_what_the_model_recommends(stickers: Model) -> None:
+    changed = {
+        "no-smoothing": {"sigma"},
+        "no-refinement": {"thresholds"},
+        "all-steps": {"altered"},
+        "bare": {"sigma", "thresholds"},
+    }
+    assert recipe_names() == ("official", "paper", *changed)
+    official = Recipe.named("official")
+    assert stickers.recipe.step_size != official.step_size
+    for name, fields in changed.items():
+        for recommended in (official, stickers.recipe):
+            ablated = vars(Recipe.named(name, recommended))
+            same = {field for field, value in vars(recommended).items() if ablated[field] == value}
+            assert vars(recommended).keys() - same == fields | {"summary"}
+    assert Recipe.named("bare") == Recipe.named("bare", official)

@@ -1,0 +1,212 @@
+"""For people who come from diffusers: its deprecated Attend-and-Excite class, on our loop.
+
+    from attend_excite.diffusers import StableDiffusionAttendAndExcitePipeline
+
+Arguments, output and, for square pictures and the schedulers that it names, pixels are those of
+`diffusers.StableDiffusionAttendAndExcitePipeline`, last supported in diffusers 0.33.1.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_output import StableDiffusionPipelineOutput
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from attend_excite.attention.places import downsampling_for
+from attend_excite.generate import decode_latents, denoise
+from attend_excite.guidance.schedule import Recipe
+from attend_excite.methods.attend_excite import AttendAndExcite
+from attend_excite.methods.base import Run
+from attend_excite.models.model import Model
+from attend_excite.subjects import Prompt, TokenGroup
+
+
+class StableDiffusionAttendAndExcitePipeline(StableDiffusionPipeline):
+    """Stable Diffusion with Attend-and-Excite, called as diffusers' deprecated class is called.
+
+    It departs from that class where that class is wrong: the attention maps of pictures that aren't square
+    are not transposed, the guidance pass scales its input as the scheduler asks, the model is left as it
+    was after an exception, and `attn_res` may be left to follow the picture's size.
+    """
+
+    def __init__(
+        self,
+        vae: Any,
+        text_encoder: Any,
+        tokenizer: Any,
+        unet: Any,
+        scheduler: Any,
+        safety_checker: Any,
+        feature_extractor: Any,
+        requires_safety_checker: bool = True,
+        image_encoder: Any = None,
+    ) -> None:
+        super().__init__(
+            vae,
+            text_encoder,
+            tokenizer,
+            unet,
+            scheduler,
+            safety_checker,
+            feature_extractor,
+            image_encoder,
+            requires_safety_checker,
+        )
+
+    def get_indices(self, prompt: str) -> dict[int, str]:
+        """The tokens of a prompt by their position, to choose `token_indices` from."""
+        ids = self.tokenizer(prompt).input_ids
+        return dict(enumerate(self.tokenizer.convert_ids_to_tokens(ids)))
+
+    @torch.no_grad()
+    def __call__(  # type: ignore[override]
+        self,
+        prompt: str | list[str] | None,
+        token_indices: Sequence[int] | Sequence[Sequence[int]],
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 7.5,
+        negative_prompt: str | list[str] | None = None,
+        num_images_per_prompt: int = 1,
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        output_type: str | None = "pil",
+        return_dict: bool = True,
+        callback: Callable[[int, Tensor, Tensor], None] | None = None,
+        callback_steps: int = 1,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        max_iter_to_alter: int = 25,
+        thresholds: Mapping[int, float] = MappingProxyType({0: 0.05, 10: 0.5, 20: 0.8}),
+        scale_factor: float = 20,
+        attn_res: tuple[int, int] | None = None,
+        clip_skip: int | None = None,
+    ) -> Any:
+        """Make pictures of one or more prompts.
+
+        Args:
+            prompt: what to draw; None where `prompt_embeds` are given.
+            token_indices: the token positions to excite, from `get_indices`; one list a prompt.
+            height: in pixels; None: the model's own.
+            width: likewise.
+            num_inference_steps: denoising steps.
+            guidance_scale: of classifier-free guidance; 1 or less: none.
+            negative_prompt: what the unconditional half sees.
+            num_images_per_prompt: pictures of each prompt.
+            eta: the share of added noise in DDIM, 0 to 1.
+            generator: for the noise, one for all pictures or one each.
+            latents: (images, C, H, W) the noise to start from.
+            prompt_embeds: (prompts, tokens, width) text embeddings in place of `prompt`.
+            negative_prompt_embeds: likewise in place of `negative_prompt`.
+            output_type: "pil", "np", "pt" or "latent".
+            return_dict: False: a tuple of images and safety verdicts.
+            callback: called with step, timestep and latents.
+            callback_steps: on every so many steps.
+            cross_attention_kwargs: for the UNet's attention processors.
+            max_iter_to_alter: the first so many iterations are altered.
+            thresholds: iteration -> the attention demanded there, 0 to 1.
+            scale_factor: the step size of the first update.
+            attn_res: (height, width) of the attention maps; None: a quarter of the latent's.
+            clip_skip: text encoder layers to leave out at the end.
+
+        Returns:
+            `StableDiffusionPipelineOutput`, or a tuple of what is in it.
+
+        Raises:
+            ValueError: an argument is out of its range or they do not fit together.
+        """
+        height = height or self.unet.config["sample_size"] * self.vae_scale_factor
+        width = width or self.unet.config["sample_size"] * self.vae_scale_factor
+        self.check_inputs(
+            prompt, height, width, callback_steps, negative_prompt, prompt_embeds, negative_prompt_embeds
+        )
+        guided = guidance_scale > 1
+        text, empty = self.encode_prompt(
+            prompt,
+            self._execution_device,
+            num_images_per_prompt,
+            guided,
+            negative_prompt,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            clip_skip=clip_skip,
+        )
+        shape = (
+            len(text),
+            self.unet.config["in_channels"],
+            height // self.vae_scale_factor,
+            width // self.vae_scale_factor,
+        )
+        noise = latents
+        if noise is None:
+            noise = randn_tensor(shape, generator, self._execution_device, text.dtype)
+        noise = noise.to(self._execution_device, torch.promote_types(text.dtype, torch.float32))
+
+        scheduler = copy.deepcopy(self.scheduler)
+        scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
+        iterations = len(scheduler.timesteps)
+        recipe = replace(
+            Recipe.named("official"),
+            step_size=scale_factor,
+            altered=min(max_iter_to_alter / iterations, 1.0),
+            thresholds=tuple((at / iterations, t) for at, t in thresholds.items() if at < iterations),
+            # diffusers never took over the authors' rule for Stable Diffusion 2.x.
+            prompt_tokens_only=False,
+        )
+        downsampling = 4 if attn_res is None else downsampling_for(self.unet, shape[2:], attn_res)
+        run = Run(
+            model=Model(self, type(self).__name__, recipe, downsampling),
+            prompts=_prompts(token_indices, len(text) // num_images_per_prompt, num_images_per_prompt),
+            text=text,
+            empty_text=empty if guided else None,
+            guidance_scale=guidance_scale,
+            scheduler=scheduler,
+            cross_attention_kwargs=cross_attention_kwargs,
+        )
+
+        with self.progress_bar(total=iterations) as bar:  # type: ignore[call-arg]
+
+            def after_step(index: int, timestep: Tensor, latents: Tensor) -> None:
+                bar.update()
+                if callback is not None and index % callback_steps == 0:
+                    callback(index // scheduler.order, timestep, latents)
+
+            denoised, _ = denoise(
+                run, AttendAndExcite(recipe), noise, generator, eta=eta, after_step=after_step
+            )
+
+        images: Any = denoised
+        flagged = None
+        if output_type != "latent":
+            images, flagged = decode_latents(run.model, denoised, output_type or "pil")
+        self.maybe_free_model_hooks()
+        if not return_dict:
+            return images, flagged
+        return StableDiffusionPipelineOutput(images=images, nsfw_content_detected=flagged)
+
+
+def _prompts(
+    token_indices: Sequence[int] | Sequence[Sequence[int]], prompts: int, images_per_prompt: int
+) -> tuple[Prompt, ...]:
+    lists = [list(indices) for indices in token_indices if not isinstance(indices, int)]
+    lists = lists or [[int(index) for index in token_indices if isinstance(index, int)]]
+    if len(lists) != prompts or not all(lists):
+        raise ValueError(
+            f"token_indices has {len(lists)} lists for {prompts} prompts: give one list a prompt"
+        )
+    parsed = [
+        Prompt("", groups=tuple(TokenGroup(str(index), (index,)) for index in indices), tokens=())
+        for indices in lists
+    ]
+    return tuple(prompt for prompt in parsed for _ in range(images_per_prompt))

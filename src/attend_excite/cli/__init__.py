@@ -1,0 +1,211 @@
+"""The command line: `attend-excite generate`, `tokens`, `models`."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from attend_excite.cli.messages import failures_as_sentences, quieten_imports, quieten_libraries
+from attend_excite.guidance.schedule import recipe_names
+
+# torch and diffusers take seconds to import: only commands that need them do, when they run.
+
+app = typer.Typer(
+    help="Draw everything that a prompt asks for: Attend-and-Excite.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ModelName = Annotated[
+    str | None,
+    typer.Option(
+        help="A name from `attend-excite models`, a folder in diffusers layout or a Hub id.",
+        show_default="stickers",
+    ),
+]
+Subjects = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--subject",
+        help='A word or phrase that must show; again for each. "frog=0.7" demands less attention, '
+        '--subject=-hat as little as possible, "cat#2" is the second cat.',
+        show_default="the [bracketed] words, or the nouns",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+_DRAWING, _MODEL, _OUTPUT = "Drawing", "Model and machine", "Output"
+
+
+def main() -> None:
+    """Run the program."""
+    quieten_imports()
+    app()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"attend-excite {version('attend-excite')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    _: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help='What to draw: "a cat and a frog".')] = None,
+    subject: Subjects = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", help="Make this picture again, from the settings in its PNG; other options override."
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Draw the seeds 0 to N-1.", metavar="N", show_default="1")
+    ] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Draw this seed; again for more.")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="attend-excite, stable-diffusion (the plain model), composable, structure or reweight.",
+            show_default="attend-excite",
+            rich_help_panel=_DRAWING,
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Attend-and-Excite's numbers: {', '.join(recipe_names())}, or a .json file.",
+            show_default="what the model recommends",
+            rich_help_panel=_DRAWING,
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Denoising steps.", show_default="50", rich_help_panel=_DRAWING)
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="Scale of classifier-free guidance.", show_default="7.5", rich_help_panel=_DRAWING),
+    ] = None,
+    negative: Annotated[
+        str | None, typer.Option(help="The negative prompt.", rich_help_panel=_DRAWING)
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            help="512, or 768x512 (width x height), in pixels.",
+            show_default="the model's",
+            rich_help_panel=_DRAWING,
+        ),
+    ] = None,
+    model: ModelName = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu, cuda, mps, …", show_default="the best there is", rich_help_panel=_MODEL),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="float32, float16 or bfloat16.",
+            show_default="float16 on CUDA, else float32",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Pictures in one pass.", show_default="8", rich_help_panel=_MODEL)
+    ] = None,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare", help="Draw the plain model's too, and a sheet of both.", rich_help_panel=_OUTPUT
+        ),
+    ] = False,
+    maps: Annotated[
+        bool,
+        typer.Option(
+            "--maps", help="Write a sheet of each subject's attention too.", rich_help_panel=_OUTPUT
+        ),
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.", rich_help_panel=_OUTPUT)] = Path(
+        "out"
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """Draw a prompt: one picture a seed, each PNG carrying all that it was made with."""
+    with failures_as_sentences():
+        from attend_excite.cli.drawing import Request, draw
+        from attend_excite.cli.summary import drawing_document, print_drawing, print_json
+
+        quieten_libraries()
+        request = Request(
+            prompt=prompt,
+            subjects=subject,
+            model=model,
+            seed_count=seeds,
+            seeds=seed,
+            method=method,
+            recipe=recipe,
+            steps=steps,
+            guidance=guidance,
+            size=size,
+            negative=negative,
+            compare=compare,
+            maps=maps,
+            out=out,
+            device=device,
+            dtype=dtype,
+            batch_size=batch_size,
+            source=source,
+        )
+        drawing = draw(request)
+        if as_json:
+            print_json(drawing_document(drawing))
+        else:
+            print_drawing(drawing)
+
+
+@app.command()
+def tokens(
+    prompt: Annotated[str, typer.Argument(help="The prompt to look at.")],
+    model: ModelName = None,
+    subject: Subjects = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a prompt's tokens, the nouns found and the subjects chosen."""
+    with failures_as_sentences():
+        from attend_excite.cli.summary import print_json, print_tokens, tokens_document
+        from attend_excite.models import load_tokenizer
+        from attend_excite.subjects import parse
+
+        quieten_libraries()
+        tokenizer = load_tokenizer(model or "stickers")
+        parsed = parse(prompt, tokenizer, subject)
+        if as_json:
+            print_json(tokens_document(parsed))
+        else:
+            print_tokens(parsed, tokenizer.model_max_length)
+
+
+@app.command()
+def models() -> None:
+    """List the models that have a short name."""
+    with failures_as_sentences():
+        from attend_excite.cli.summary import RESULTS, table
+        from attend_excite.models import catalogue
+
+        entries = table("name", "source", "what it is")
+        for name, entry in catalogue().items():
+            entries.add_row(name, entry.source, entry.summary)
+        RESULTS.print(entries)

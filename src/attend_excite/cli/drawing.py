@@ -1,0 +1,373 @@
+"""Draw what a command line asks for and write it down, batch by batch."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from attend_excite.cli.messages import MESSAGES, warn
+from attend_excite.generate import Generation, StepEvent
+from attend_excite.guidance.schedule import Recipe
+from attend_excite.metadata import (
+    DTYPES,
+    MAX_SEED,
+    Origin,
+    Settings,
+    fingerprint,
+    read_origin,
+    revision_of,
+    write_png,
+)
+from attend_excite.methods import AttendAndExcite, Method, StableDiffusion, method_named
+from attend_excite.models import Model, catalogue, load, load_tokenizer
+from attend_excite.sheets import comparison_sheet, maps_sheet
+from attend_excite.subjects import Prompt, Subject, parse
+from attend_excite.trace import Trace
+
+_DEFAULTS: dict[str, Any] = {
+    "model": "stickers",
+    "method": AttendAndExcite(),
+    "subjects": None,
+    "steps": 50,
+    "guidance_scale": 7.5,
+    "negative_prompt": "",
+    "height": None,
+    "width": None,
+    "dtype": None,
+    "device": None,
+    "revision": None,
+}
+_BATCH_SIZE = 8
+_TITLES = {
+    "attend-excite": "Attend-and-Excite",
+    "stable-diffusion": "Stable Diffusion",
+    "composable": "Composable Diffusion",
+    "structure": "StructureDiffusion",
+    "reweight": "attention reweighting",
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """The command line of `generate`, as typed. None: the default, or what `source` was made with."""
+
+    prompt: str | None
+    subjects: list[str] | None
+    model: str | None
+    seed_count: int | None
+    seeds: list[int] | None
+    method: str | None
+    recipe: str | None
+    steps: int | None
+    guidance: float | None
+    size: str | None
+    negative: str | None
+    compare: bool
+    maps: bool
+    out: Path
+    device: str | None
+    dtype: str | None
+    batch_size: int | None
+    source: Path | None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that was drawn and written.
+
+    Attributes:
+        image: the picture.
+        origin: where it comes from.
+        path: its file.
+        maps_path: the file of its maps, where they were asked for.
+        trace: what happened on its way.
+        nsfw: whether the model's safety checker blacked it out.
+        seconds: its share of its batch's time, decoding excluded.
+    """
+
+    image: Image.Image = field(repr=False)
+    origin: Origin
+    path: Path
+    maps_path: Path | None
+    trace: Trace
+    nsfw: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """All that one command made.
+
+    Attributes:
+        prompt: parsed, with the subjects.
+        model: the model's name.
+        pictures: in the order in which they were drawn.
+        sheet: the file of the comparison, where it was asked for.
+    """
+
+    prompt: Prompt
+    model: str
+    pictures: Sequence[Picture]
+    sheet: Path | None
+
+
+def draw(request: Request) -> Drawing:
+    """Make and write the pictures; those of a finished batch are kept whatever comes.
+
+    Raises:
+        ValueError: the request makes no sense.
+        OSError: a picture cannot be written.
+    """
+    origin = read_origin(request.source) if request.source else None
+    batches, wanted = _batches(request, origin)
+    chosen = _chosen(request, origin)
+    methods: list[Method] = [StableDiffusion()] if request.compare else []
+    methods.append(chosen["method"])
+    if request.compare and isinstance(chosen["method"], StableDiffusion):
+        raise ValueError("--compare sets a method beside the plain model: choose another --method")
+    _make_writable(request.out)
+
+    tokenizer = load_tokenizer(chosen["model"], revision=chosen["revision"])
+    named = chosen["subjects"] if request.maps or any(method.uses_subjects for method in methods) else ()
+    prompt = parse(chosen["prompt"], tokenizer, named)
+    with MESSAGES.status(f"loading {chosen['model']}"):
+        model = _loaded(chosen)
+    runs = [_settings(model, chosen, _with_recipe(method, request.recipe, model)) for method in methods]
+    pictures: list[Picture] = []
+    with _progress(len(batches) * len(runs), len(wanted) * len(runs)) as advance:
+        for batch in batches:
+            for settings in runs:
+                result = model.generate(
+                    settings.prompt,
+                    method=settings.method,
+                    subjects=settings.subjects,
+                    seeds=batch,
+                    steps=settings.steps,
+                    guidance_scale=settings.guidance_scale,
+                    negative_prompt=settings.negative_prompt,
+                    height=settings.height,
+                    width=settings.width,
+                    batch_size=len(batch),
+                    maps=request.maps,
+                    progress=False,
+                    callback=advance,
+                )
+                pictures += _written(request, prompt, settings, batch, wanted, result)
+    sheet = _write_comparison(request.out, prompt, runs, pictures) if request.compare else None
+    return Drawing(prompt, model.name, pictures, sheet)
+
+
+def _batches(request: Request, origin: Origin | None) -> tuple[list[tuple[int, ...]], set[int]]:
+    """The seeds of each pass, and those whose pictures are wanted."""
+    if request.seeds and request.seed_count is not None:
+        raise ValueError("give --seeds N for the seeds 0 to N-1, or --seed for one of them, not both")
+    if request.seed_count is not None and request.seed_count < 1:
+        raise ValueError(f"--seeds is {request.seed_count}: it must be 1 or more")
+    if request.batch_size is not None and request.batch_size < 1:
+        raise ValueError(f"--batch-size is {request.batch_size}: it must be 1 or more")
+    if request.seeds:
+        seeds = list(dict.fromkeys(request.seeds))
+        if not 0 <= min(seeds) <= max(seeds) <= MAX_SEED:
+            raise ValueError(f"a seed is out of range: --seed takes 0 to {MAX_SEED}")
+    elif request.seed_count is None and origin is not None:
+        if request.batch_size is None:
+            return [origin.batch], {origin.seed}
+        seeds = [origin.seed]
+    else:
+        seeds = list(range(request.seed_count or 1))
+    size = request.batch_size or _BATCH_SIZE
+    return [tuple(seeds[start : start + size]) for start in range(0, len(seeds), size)], set(seeds)
+
+
+def _chosen(request: Request, origin: Origin | None) -> dict[str, Any]:
+    """The fields of `Settings`: what was typed, else what the source was made with, else the default."""
+    recorded = {}
+    if origin is not None:
+        settings = origin.settings
+        recorded = {member.name: getattr(settings, member.name) for member in fields(settings)}
+        if request.model is not None:
+            recorded["revision"] = None
+        if request.prompt is not None:
+            recorded["subjects"] = None
+        if request.device is None and not _usable(settings.device):
+            warn(f"it was drawn on {settings.device}, which is not here: the pixels may differ")
+            recorded["device"] = None
+        if origin.other_versions:
+            warn(f"it was drawn with {', '.join(origin.other_versions)}: the pixels may differ")
+    elif request.prompt is None:
+        raise ValueError("there is nothing to draw: give a prompt, or a picture with --from")
+    if request.device is not None and not _usable(request.device):
+        raise ValueError(f"the device '{request.device}' is not here: leave --device out, or use cpu")
+    if request.dtype is not None and request.dtype not in DTYPES:
+        raise ValueError(f"unknown dtype '{request.dtype}': choose one of {', '.join(DTYPES)}")
+    width, height = (None, None) if request.size is None else _size(request.size)
+    typed = {
+        "prompt": request.prompt,
+        "subjects": tuple(map(Subject.from_text, request.subjects)) if request.subjects else None,
+        "model": request.model,
+        "method": None if request.method is None else method_named(request.method),
+        "steps": request.steps,
+        "guidance_scale": request.guidance,
+        "height": height,
+        "width": width,
+        "negative_prompt": request.negative,
+        "device": request.device,
+        "dtype": request.dtype,
+    }
+    chosen = _DEFAULTS | recorded | {name: value for name, value in typed.items() if value is not None}
+    if request.recipe is not None:
+        if not isinstance(chosen["method"], AttendAndExcite):
+            raise ValueError(f"--recipe is for attend-excite: {chosen['method'].name} has none")
+        _recipe(request.recipe)  # A mistake in it shows before a model is loaded.
+    return chosen
+
+
+def _usable(device: str) -> bool:
+    try:
+        torch.empty(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError):
+        return False
+    return True
+
+
+def _size(text: str) -> tuple[int, int]:
+    """(width, height) of "512" or "768x512"."""
+    sides = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text.strip().lower())
+    if not sides:
+        raise ValueError(f"the size '{text}' is not understood: write it like 512 or 768x512, width first")
+    return int(sides[1]), int(sides[2] or sides[1])
+
+
+def _recipe(name: str, recommended: Recipe | None = None) -> Recipe:
+    """A packaged recipe, or one in a file; `recommended` is the model's, which it may be based on."""
+    if not name.endswith(".json"):
+        return Recipe.named(name, recommended)
+    try:
+        return Recipe.from_dict(json.loads(Path(name).read_text(encoding="utf-8")), recommended)
+    except OSError as error:
+        raise ValueError(f"the recipe '{name}' cannot be read: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"the recipe '{name}' is not JSON: {error}") from error
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"the recipe '{name}' cannot be used: {error}") from error
+
+
+def _make_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"the folder '{folder}' cannot be written to: {error.strerror}") from error
+
+
+def _loaded(chosen: dict[str, Any]) -> Model:
+    dtype = None if chosen["dtype"] is None else getattr(torch, chosen["dtype"])
+    return load(chosen["model"], device=chosen["device"], dtype=dtype, revision=chosen["revision"])
+
+
+def _with_recipe(method: Method, name: str | None, model: Model) -> Method:
+    """Attend-and-Excite with its numbers in full, whatever the model or a later version recommends."""
+    if not isinstance(method, AttendAndExcite):
+        return method
+    typed = None if name is None else _recipe(name, model.recipe)
+    return replace(method, recipe=typed or method.recipe or model.recipe)
+
+
+def _settings(model: Model, chosen: dict[str, Any], method: Method) -> Settings:
+    """What was left to the model, filled in."""
+    height, width = model.default_size
+    return Settings(
+        **chosen
+        | {
+            "method": method,
+            "height": chosen["height"] or height,
+            "width": chosen["width"] or width,
+            "dtype": str(model.unet.dtype).removeprefix("torch."),
+            "device": model.device.type,
+            "revision": revision_of(model),
+        }
+    )
+
+
+@contextmanager
+def _progress(passes: int, pictures: int) -> Iterator[Any]:
+    """A bar of all steps; gives the callback that advances it."""
+    columns = (
+        TextColumn("drawing"),
+        BarColumn(),
+        TextColumn(f"{{task.completed}} of {{task.total}} steps for {pictures} pictures"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=MESSAGES, transient=True, disable=not MESSAGES.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+
+        def advance(event: StepEvent) -> None:
+            bar.update(task, total=passes * event.iterations, advance=1)
+
+        yield advance
+
+
+def _written(
+    request: Request,
+    prompt: Prompt,
+    settings: Settings,
+    batch: tuple[int, ...],
+    wanted: set[int],
+    result: Generation,
+) -> Iterator[Picture]:
+    for index, seed in enumerate(batch):
+        if seed not in wanted:
+            continue
+        image, trace = result.images[index], result.trace[index]
+        stem = f"{_slug(prompt.text)}_seed{seed}_{settings.method.name}_{fingerprint(settings)}"
+        origin = Origin(settings, seed, batch)
+        path, maps_path = request.out / f"{stem}.png", None
+        write_png(path, image, origin)
+        if request.maps:
+            maps_path = request.out / f"{stem}_maps.png"
+            heats = [result.maps.heat_map(group.text, index) for group in prompt.groups]
+            subtitle = f"{_label(settings)} · seed {seed} · {_subtitle(settings)}"
+            write_png(maps_path, maps_sheet(prompt, subtitle, image, heats))
+        seconds = sum(step.seconds for step in trace.steps) / len(batch)
+        yield Picture(image, origin, path, maps_path, trace, result.nsfw[index], seconds)
+
+
+def _write_comparison(
+    folder: Path, prompt: Prompt, runs: Sequence[Settings], pictures: Sequence[Picture]
+) -> Path:
+    rows = {_label(run): [p.image for p in pictures if p.origin.settings is run] for run in runs}
+    seeds = [picture.origin.seed for picture in pictures if picture.origin.settings is runs[0]]
+    path = folder / f"{_slug(prompt.text)}_compare_{fingerprint(*runs, seeds)}.png"
+    write_png(path, comparison_sheet(prompt, _subtitle(runs[-1]), rows, seeds))
+    return path
+
+
+def _label(settings: Settings) -> str:
+    """A method for people. Only Stable Diffusion's own pictures are called that."""
+    if isinstance(settings.method, StableDiffusion):
+        entry = catalogue().get(settings.model)
+        if entry is None or entry.source == "bundled":
+            return f"{Path(settings.model).name}, plain"
+    return _TITLES.get(settings.method.name, settings.method.name)
+
+
+def _subtitle(settings: Settings) -> str:
+    return (
+        f"{Path(settings.model).name} · {settings.width}x{settings.height} pixels · "
+        f"{settings.steps} steps · guidance {settings.guidance_scale:g}"
+    )
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"\W+", "-", text.lower()).strip("-")[:50].strip("-") or "picture"

@@ -1,0 +1,84 @@
+"""What the command line says besides its results: one sentence each, on stderr."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+MESSAGES = Console(stderr=True)
+
+BAD_INPUT = 2
+FAILED = 1
+STOPPED = 130
+
+_OUT_OF_MEMORY = ("out of memory", "not enough memory", "allocate memory")
+
+
+@contextmanager
+def failures_as_sentences() -> Iterator[None]:
+    """Any failure inside ends the program with one sentence and an exit status; warnings are sentences.
+
+    The library's own `ValueError`s speak of the input, and are worded for people.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("once", category=UserWarning, module="attend_excite")
+        warnings.showwarning = _show_warning
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise _exit("stopped: the pictures that were finished are kept", STOPPED) from None
+        except (typer.Exit, BrokenPipeError):
+            raise
+        except ValueError as error:
+            raise _exit(str(error), BAD_INPUT) from None
+        except Exception as error:
+            raise _exit(_explained(error), FAILED) from None
+
+
+def quieten_libraries() -> None:
+    """No bars and notices of diffusers and transformers between ours; downloads keep theirs."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+
+
+def quieten_imports() -> None:
+    """The same for what transformers says while it is imported."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def warn(message: str) -> None:
+    """Say something that does not end the program."""
+    _say("warning", "bold yellow", message)
+
+
+def _exit(message: str, status: int) -> typer.Exit:
+    _say("error", "bold red", message)
+    return typer.Exit(status)
+
+
+def _say(kind: str, style: str, message: str) -> None:
+    sentence = " ".join(message.split())
+    MESSAGES.print(Text.assemble((f"{kind}: ", style), sentence), soft_wrap=True)
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    warn(str(message))
+
+
+def _explained(error: Exception) -> str:
+    message = str(error).strip().split("\n", 1)[0]
+    if isinstance(error, MemoryError) or any(sign in message for sign in _OUT_OF_MEMORY):
+        return "out of memory: lower --batch-size or --size, or use --dtype float16"
+    return message or type(error).__name__

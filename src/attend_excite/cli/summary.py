@@ -1,0 +1,164 @@
+"""What came out of a command: a table for people, one JSON document for programs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from attend_excite.cli.drawing import Drawing, Picture
+from attend_excite.nouns import find_nouns
+from attend_excite.subjects import Prompt
+from attend_excite.trace import Trace, Update
+
+# Wide enough for any table: the name of a file is of use in one piece only.
+RESULTS = Console(width=1000)
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """The document alone, on stdout."""
+    print(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def table(*columns: str) -> Table:
+    """An empty table in the house's style."""
+    return Table(*columns, box=SIMPLE_HEAD, pad_edge=False)
+
+
+def print_drawing(drawing: Drawing) -> None:
+    """A line a picture, then the sheet."""
+    pictures = table("seed", "method", "lowest attention", "updates", "seconds", "file")
+    for picture in drawing.pictures:
+        pictures.add_row(
+            str(picture.origin.seed),
+            picture.origin.settings.method.name,
+            _lowest_attention(picture.trace, drawing.prompt),
+            str(_updates_made(picture.trace)),
+            f"{picture.seconds:.1f}",
+            Text(str(picture.path)),
+        )
+    RESULTS.print(pictures)
+    for note in _notes(drawing):
+        RESULTS.print(note)
+
+
+def drawing_document(drawing: Drawing) -> dict[str, Any]:
+    """A drawing as plain data."""
+    return {
+        "prompt": drawing.prompt.text,
+        "model": drawing.model,
+        "subjects": _subjects(drawing.prompt),
+        "images": [_picture(picture) for picture in drawing.pictures],
+        "sheet": None if drawing.sheet is None else str(drawing.sheet),
+    }
+
+
+def tokens_document(prompt: Prompt) -> dict[str, Any]:
+    """What is made of a prompt, as plain data."""
+    return {
+        "prompt": prompt.text,
+        "tokens": list(prompt.tokens),
+        "nouns": [noun.text for noun in find_nouns(prompt.text)],
+        "subjects": _subjects(prompt),
+    }
+
+
+def print_tokens(prompt: Prompt, limit: int) -> None:
+    """What is made of a prompt: its tokens with their positions, its nouns, its subjects.
+
+    Args:
+        prompt: parsed.
+        limit: how many tokens the model reads.
+    """
+    tokens = table("position", "token", "subject")
+    subjects = {position: group.text for group in prompt.groups for position in group.positions}
+    for position, token in enumerate(prompt.tokens):
+        subject = subjects.get(position, "")
+        style = "bold green" if subject else None
+        tokens.add_row(str(position), Text(token), Text(subject), style=style)
+    RESULTS.print(tokens)
+    nouns = ", ".join(noun.text for noun in find_nouns(prompt.text)) or "none"
+    lines = [f"{len(prompt.tokens)} of the {limit} tokens that the model reads", f"nouns found: {nouns}"]
+    for group in prompt.groups:
+        head = " ".join(prompt.tokens[position] for position in group.positions)
+        wanted = f"at most {group.target:g}" if group.negated else f"{group.target:g}"
+        places = ", ".join(map(str, group.positions))
+        lines.append(f"subject {group.text}: {head}, position {places}, attention wanted {wanted}")
+    for line in lines:
+        RESULTS.print(Text(line))
+
+
+def _notes(drawing: Drawing) -> list[RenderableType]:
+    skipped = sum(picture.trace.skipped for picture in drawing.pictures)
+    blacked = sum(picture.nsfw for picture in drawing.pictures)
+    notes: list[RenderableType] = []
+    if skipped:
+        noun = "update" if skipped == 1 else "updates"
+        notes.append(Text(f"{skipped} {noun} skipped: gradient not finite", style="yellow"))
+    if blacked:
+        noun = "picture" if blacked == 1 else "pictures"
+        notes.append(Text(f"{blacked} {noun} blacked out by the model's safety checker", style="yellow"))
+    if drawing.sheet is not None:
+        notes.append(Text(f"side by side: {drawing.sheet}"))
+    return notes
+
+
+def _picture(picture: Picture) -> dict[str, Any]:
+    trace, updates = picture.trace, _measured(picture.trace)
+    return {
+        "file": str(picture.path),
+        "maps": None if picture.maps_path is None else str(picture.maps_path),
+        "seed": picture.origin.seed,
+        "method": picture.origin.settings.method.name,
+        "losses": [_finite(loss) for loss in trace.losses],
+        "attention": {word: _finite(value) for word, value in updates[-1].attention.items()}
+        if updates
+        else {},
+        "updates": _updates_made(trace),
+        "refinements": {str(index): count for index, count in trace.refinements.items()},
+        "max_shift": max((_finite(update.shift) or 0.0 for update in updates), default=0.0),
+        "skipped": trace.skipped,
+        "nsfw": picture.nsfw,
+        "seconds": round(picture.seconds, 3),
+    }
+
+
+def _subjects(prompt: Prompt) -> list[dict[str, Any]]:
+    return [
+        {
+            "text": group.text,
+            "positions": list(group.positions),
+            "target": group.target,
+            "negated": group.negated,
+        }
+        for group in prompt.groups
+    ]
+
+
+def _measured(trace: Trace) -> list[Update]:
+    return [update for step in trace.steps for update in step.updates]
+
+
+def _updates_made(trace: Trace) -> int:
+    return sum(update.shift > 0 for update in _measured(trace))
+
+
+def _lowest_attention(trace: Trace, prompt: Prompt) -> str:
+    """The most neglected of the subjects that must show, where it was last measured."""
+    updates = _measured(trace)
+    wanted = [group.text for group in prompt.groups if not group.negated]
+    if not updates or not wanted:
+        return "–"
+    value, word = min((updates[-1].attention[word], word) for word in wanted)
+    return f"{value:.2f} {word}"
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,239 @@
+"""What made a picture, kept in its PNG, so that the picture can be made again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from importlib.metadata import version
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from attend_excite.methods import METHODS, Method
+from attend_excite.models import Model
+from attend_excite.subjects import Subject
+
+KEY = "attend-excite"
+"""The keyword of the PNG's text chunk."""
+
+FORMAT = 1
+"""The version of what stands in it."""
+
+DTYPES = ("float32", "float16", "bfloat16")
+MAX_SEED = 2**63 - 1
+
+# Metadata comes from anywhere: beyond these a picture would only fill memory.
+_MAX_STEPS = 1000
+_MAX_SIDE = 8192
+_MAX_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that a picture depends on besides its seed.
+
+    Attributes:
+        model: the name, folder or Hub id for `load`.
+        prompt: as it was typed, brackets included.
+        method: with its own options; Attend-and-Excite's recipe is there in full.
+        steps: denoising steps.
+        guidance_scale: of classifier-free guidance.
+        height: in pixels.
+        width: in pixels.
+        dtype: of the weights, one of `DTYPES`.
+        device: where it was drawn.
+        subjects: as they were given; None: the prompt's brackets or nouns.
+        negative_prompt: what the unconditional half of the guidance sees.
+        revision: the commit of a model from the Hub.
+
+    Raises:
+        ValueError: a number is out of its range.
+    """
+
+    model: str
+    prompt: str
+    method: Method
+    steps: int
+    guidance_scale: float
+    height: int
+    width: int
+    dtype: str
+    device: str
+    subjects: tuple[Subject, ...] | None = None
+    negative_prompt: str = ""
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.steps <= _MAX_STEPS, "steps", self.steps, f"1 to {_MAX_STEPS}")
+        _require(self.guidance_scale >= 0, "the guidance", self.guidance_scale, "0 or more")
+        for what, pixels in (("the height", self.height), ("the width", self.width)):
+            _require(1 <= pixels <= _MAX_SIDE, what, pixels, f"1 to {_MAX_SIDE} pixels")
+        _require(self.dtype in DTYPES, "the dtype", self.dtype, f"one of {', '.join(DTYPES)}")
+
+
+def _versions() -> dict[str, str]:
+    return {package: version(package) for package in ("attend-excite", "torch", "diffusers")}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where one picture comes from.
+
+    Attributes:
+        settings: what it shares with the other pictures of its run.
+        seed: its own.
+        batch: the seeds drawn in one pass with it, its own among them. They shift it by a rounding
+            error, so the very same pixels need the very same batch.
+        versions: of the packages that drew it.
+
+    Raises:
+        ValueError: a seed is out of range or not in its batch.
+    """
+
+    settings: Settings
+    seed: int
+    batch: tuple[int, ...]
+    versions: dict[str, str] = field(default_factory=_versions)
+
+    def __post_init__(self) -> None:
+        _require(len(self.batch) <= _MAX_BATCH, "the batch", len(self.batch), f"at most {_MAX_BATCH}")
+        for seed in self.batch:
+            _require(0 <= seed <= MAX_SEED, "a seed", seed, f"0 to {MAX_SEED}")
+        _require(self.seed in self.batch, "the seed", self.seed, "in its batch")
+
+    @property
+    def other_versions(self) -> list[str]:
+        """The packages that drew it and have another version here, as "torch 2.6.0"."""
+        here = _versions()
+        return [f"{name} {made}" for name, made in self.versions.items() if here.get(name) != made]
+
+
+def write_png(path: Path, picture: Image.Image, origin: Origin | None = None) -> None:
+    """Save a picture with where it comes from: whole, or not at all."""
+    chunks = PngInfo()
+    if origin is not None:
+        chunks.add_itxt(KEY, json.dumps({"format": FORMAT} | _encode(origin), ensure_ascii=False))
+    partial = path.with_name(f".partial-{os.getpid()}.png")
+    try:
+        picture.save(partial, pnginfo=chunks)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_origin(path: Path) -> Origin:
+    """Where the picture in a PNG comes from. Nothing in the file is trusted.
+
+    Raises:
+        ValueError: it is no PNG, carries no settings, or ones that make no sense.
+    """
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            text = picture.info.get(KEY)
+    except FileNotFoundError:
+        raise ValueError(f"there is no picture '{path}'") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"'{path}' is not a PNG picture that can be read") from error
+    if not isinstance(text, str):
+        raise ValueError(
+            f"'{path}' does not say how it was made: attend-excite did not write it, "
+            "or a program has saved it since"
+        )
+    try:
+        values = json.loads(text)
+        made_as = values.pop("format", None) if isinstance(values, dict) else None
+        _require(made_as == FORMAT, "the format", made_as, f"{FORMAT} for this version of attend-excite")
+        return _decode(Origin, values, "the whole")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"what '{path}' says of how it was made cannot be used: {error}") from error
+
+
+def fingerprint(*values: Any) -> str:
+    """A short name for settings, another for every other."""
+    text = json.dumps([_encode(value) for value in values], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def revision_of(model: Model) -> str | None:
+    """The commit of a model from the Hub, which gives its name to the folder in the Hub's cache."""
+    folder = str(model.unet.config.get("_name_or_path", ""))
+    commit = re.search(r"snapshots[/\\]([0-9a-f]{40})\b", folder)
+    return commit[1] if commit else None
+
+
+def _encode(value: Any) -> Any:
+    """Plain data for JSON; a method is told by its name."""
+    if isinstance(value, tuple | list):
+        return [_encode(item) for item in value]
+    if not is_dataclass(value):
+        return value
+    name = {"name": getattr(value, "name", None)} if type(value) in METHODS.values() else {}
+    return name | {member.name: _encode(getattr(value, member.name)) for member in fields(value)}
+
+
+def _decode(kind: Any, value: Any, where: str) -> Any:
+    """The inverse of `_encode`: a value of the annotated type, or a ValueError that says where not."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return _decode_first(arguments, value, where)
+    if origin is Literal and value in arguments:
+        return value
+    if origin in (tuple, Sequence) and isinstance(value, list):
+        any_length = origin is Sequence or arguments[-1] is ...
+        kinds = arguments[:1] * len(value) if any_length else arguments
+        if len(kinds) == len(value):
+            return tuple(_decode(*pair, where) for pair in zip(kinds, value, strict=True))
+    if origin is dict and isinstance(value, dict):
+        return {key: _decode(arguments[1], item, f"{where}, {key}") for key, item in value.items()}
+    if kind is Method and isinstance(value, dict):
+        name = value.get("name")
+        if isinstance(name, str) and name in METHODS:
+            options = {key: item for key, item in value.items() if key != "name"}
+            return _decode_dataclass(METHODS[name], options, where)
+    if is_dataclass(kind) and isinstance(value, dict):
+        return _decode_dataclass(kind, value, where)
+    # Written so that NaN is out, and so are integers too large for a float.
+    if kind is float and isinstance(value, int | float) and -1e300 < value < 1e300:
+        return float(value)
+    if kind in (str, int, bool, NoneType) and type(value) is kind:
+        return value
+    raise ValueError(f"{where} is {_shortened(value)}")
+
+
+def _decode_first(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
+    errors: list[ValueError] = []
+    for kind in kinds:
+        try:
+            return _decode(kind, value, where)
+        except ValueError as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def _decode_dataclass(kind: Any, values: Mapping[str, Any], where: str) -> Any:
+    kinds = get_type_hints(kind)
+    names = {member.name for member in fields(kind)}
+    if unknown := sorted(values.keys() - names):
+        raise ValueError(f"{where} has an unknown {_shortened(unknown[0])}")
+    decoded = {name: _decode(kinds[name], value, name) for name, value in values.items()}
+    try:
+        return kind(**decoded)
+    except TypeError:  # The types are right, so it is a value that is missing.
+        raise ValueError(f"{where} is not complete") from None
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"
+
+
+def _require(fine: bool, what: str, value: object, wanted: str) -> None:
+    if not fine:
+        raise ValueError(f"{what} is {value}: it must be {wanted}")

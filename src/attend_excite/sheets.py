@@ -1,0 +1,174 @@
+"""Labelled sheets of pictures: methods side by side, and where each subject was attended to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import groupby
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from attend_excite.attention.maps import overlay
+from attend_excite.subjects import Prompt
+
+PAPER, INK, MUTED = "#ffffff", "#1c1917", "#78716c"
+SUBJECT_COLOURS = ("#c2410c", "#1d4ed8", "#15803d", "#a21caf", "#a16207", "#0e7490")
+
+COLUMNS = 8
+"""Pictures side by side before a sheet goes on below."""
+
+_MARGIN, _GAP, _BAND_GAP = 36, 10, 28
+_TITLE, _LABEL, _SMALL = 34, 20, 17
+_LEAST_SIDE, _LEAST_WIDTH = 256, 640
+
+
+@dataclass(frozen=True)
+class _Label:
+    text: str
+    colour: str = INK
+
+
+def comparison_sheet(
+    prompt: Prompt, subtitle: str, rows: Mapping[str, Sequence[Image.Image]], seeds: Sequence[int]
+) -> Image.Image:
+    """Methods below each other, seeds side by side.
+
+    Args:
+        prompt: the title; its subjects are coloured.
+        subtitle: what else made the pictures.
+        rows: a label -> one picture a seed.
+        seeds: of the columns.
+    """
+    columns = [_Label(f"seed {seed}", MUTED) for seed in seeds]
+    return _sheet(prompt, subtitle, columns, rows)
+
+
+def maps_sheet(
+    prompt: Prompt, subtitle: str, picture: Image.Image, heat_maps: Sequence[Tensor]
+) -> Image.Image:
+    """A picture, then the heat map of each of the prompt's subjects over it.
+
+    Args:
+        prompt: the title; its subjects are coloured.
+        subtitle: what else made the picture.
+        picture: the picture.
+        heat_maps: (height, width) of values 0 to 1, one a subject, as `AttentionMaps.heat_map` gives.
+    """
+    large = _enlarged(picture)
+    subjects = [
+        _Label(f"not {group.text}" if group.negated else group.text, _subject_colour(index))
+        for index, group in enumerate(prompt.groups)
+    ]
+    pictures = [large, *(overlay(large, heat) for heat in heat_maps)]
+    return _sheet(prompt, subtitle, [_Label("picture", MUTED), *subjects], {"": pictures})
+
+
+def _sheet(
+    prompt: Prompt, subtitle: str, columns: Sequence[_Label], rows: Mapping[str, Sequence[Image.Image]]
+) -> Image.Image:
+    pictures = {label: [_enlarged(picture) for picture in row] for label, row in rows.items()}
+    width, height = next(iter(pictures.values()))[0].size
+    left = _MARGIN + max(_row_label_width(label) for label in rows)
+    across = min(len(columns), COLUMNS)
+    bands = -(-len(columns) // COLUMNS)
+    sheet_width = max(left + across * (width + _GAP) - _GAP + _MARGIN, _LEAST_WIDTH)
+    lines = _wrapped(prompt, sheet_width - 2 * _MARGIN)
+    top = _MARGIN + len(lines) * _line(_TITLE) + _line(_SMALL) + _BAND_GAP
+    band_height = _line(_LABEL) + len(rows) * (height + _GAP) - _GAP
+    sheet_height = top + bands * (band_height + _BAND_GAP) - _BAND_GAP + _MARGIN
+
+    sheet = Image.new("RGB", (sheet_width, sheet_height), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    _write_title(pen, lines)
+    pen.text((_MARGIN, top - _BAND_GAP - _line(_SMALL)), subtitle, MUTED, _font(_SMALL))
+    for band in range(bands):
+        y = top + band * (band_height + _BAND_GAP)
+        shown = slice(band * COLUMNS, (band + 1) * COLUMNS)
+        for column, label in enumerate(columns[shown]):
+            x = left + column * (width + _GAP)
+            pen.text((x + width / 2, y), label.text, label.colour, _font(_LABEL), anchor="ma")
+        for row, (label, row_pictures) in enumerate(pictures.items()):
+            row_y = y + _line(_LABEL) + row * (height + _GAP)
+            pen.text((_MARGIN, row_y + height / 2), label, INK, _font(_LABEL), anchor="lm")
+            for column, picture in enumerate(row_pictures[shown]):
+                sheet.paste(picture, (left + column * (width + _GAP), row_y))
+    return sheet
+
+
+def _enlarged(picture: Image.Image) -> Image.Image:
+    """Small pictures a whole number of times as large."""
+    factor = -(-_LEAST_SIDE // min(picture.size))
+    if factor == 1:
+        return picture
+    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.LANCZOS)
+
+
+def _wrapped(prompt: Prompt, width: int) -> list[list[list[tuple[str, str]]]]:
+    """The prompt as lines of words; a word is made of (text, colour) pieces."""
+    space = _font(_TITLE).getlength(" ")
+    lines: list[list[list[tuple[str, str]]]] = [[]]
+    room = float(width)
+    for word in _coloured_words(prompt):
+        needed = sum(_font(_TITLE).getlength(text) for text, _ in word)
+        if lines[-1] and needed > room:
+            lines.append([])
+            room = width
+        lines[-1].append(word)
+        room -= needed + space
+    return lines
+
+
+def _coloured_words(prompt: Prompt) -> list[list[tuple[str, str]]]:
+    colours = [INK] * len(prompt.text)
+    spans = _token_spans(prompt)
+    for index, group in enumerate(prompt.groups):
+        for position in group.positions:
+            start, end = spans[position - 1]
+            colours[start:end] = [_subject_colour(index)] * (end - start)
+    words: list[list[tuple[str, str]]] = []
+    for blank, characters in groupby(zip(prompt.text, colours, strict=True), lambda pair: pair[0].isspace()):
+        if not blank:
+            pieces = groupby(characters, lambda pair: pair[1])
+            words.append([("".join(text for text, _ in piece), colour) for colour, piece in pieces])
+    return words
+
+
+def _token_spans(prompt: Prompt) -> list[tuple[int, int]]:
+    """The characters of each token between <sot> and <eot>."""
+    spans: list[tuple[int, int]] = []
+    end = 0
+    for token in prompt.tokens[1:-1]:
+        start = prompt.text.index(token, end)
+        end = start + len(token)
+        spans.append((start, end))
+    return spans
+
+
+def _subject_colour(index: int) -> str:
+    return SUBJECT_COLOURS[index % len(SUBJECT_COLOURS)]
+
+
+def _write_title(pen: ImageDraw.ImageDraw, lines: list[list[list[tuple[str, str]]]]) -> None:
+    for number, line in enumerate(lines):
+        x = float(_MARGIN)
+        for word in line:
+            for text, colour in word:
+                pen.text((x, _MARGIN + number * _line(_TITLE)), text, colour, _font(_TITLE))
+                x += _font(_TITLE).getlength(text)
+            x += _font(_TITLE).getlength(" ")
+
+
+def _row_label_width(label: str) -> int:
+    return round(_font(_LABEL).getlength(label)) + 2 * _GAP if label else 0
+
+
+@cache
+def _font(size: int) -> Any:
+    return ImageFont.load_default(size)
+
+
+def _line(size: int) -> int:
+    return round(1.4 * size)

@@ -1,0 +1,162 @@
+"""The program as people run it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from attend_excite.cli import app
+from attend_excite.methods import METHODS
+
+PROMPT = "a cat and a frog"
+
+
+def _run(*arguments: str, status: int = 0) -> Any:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == status, result.output
+    return result
+
+
+def _generate(folder: Path, *arguments: str) -> dict[str, Any]:
+    return json.loads(_run("generate", *arguments, "--out", str(folder), "--json").stdout)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Two seeds with every extra."""
+    folder = tmp_path_factory.mktemp("out")
+    options = ("--seeds", "2", "--steps", "2", "--recipe", "no-refinement")
+    return _generate(folder, PROMPT, *options, "--compare", "--maps")
+
+
+def test_every_picture_is_written_and_told(drawn: dict[str, Any]) -> None:
+    assert [subject["text"] for subject in drawn["subjects"]] == ["cat", "frog"]
+    assert [subject["positions"] for subject in drawn["subjects"]] == [[2], [5]]
+    images = drawn["images"]
+    assert [(image["method"], image["seed"]) for image in images] == [
+        ("stable-diffusion", 0),
+        ("stable-diffusion", 1),
+        ("attend-excite", 0),
+        ("attend-excite", 1),
+    ]
+    for image in images:
+        assert Image.open(image["file"]).size == (128, 128)
+        assert Path(image["maps"]).is_file()
+        assert Path(image["file"]).name.startswith(f"a-cat-and-a-frog_seed{image['seed']}_{image['method']}")
+    assert images[0]["updates"] == 0
+    assert images[2]["updates"] > 0
+    assert images[2]["attention"].keys() == {"cat", "frog"}
+    # Two pictures of 128 pixels, enlarged twice, in two rows.
+    width, height = Image.open(drawn["sheet"]).size
+    assert 2 * 256 < width < 4 * 256
+    assert 2 * 256 < height < 3 * 256
+
+
+@pytest.mark.parametrize("index", [1, 3])
+def test_a_picture_is_made_again_to_the_bit(drawn: dict[str, Any], index: int, tmp_path: Path) -> None:
+    first = drawn["images"][index]
+    again = _generate(tmp_path, "--from", first["file"])
+    assert len(again["images"]) == 1
+    copy = Path(again["images"][0]["file"])
+    assert copy.name == Path(first["file"]).name
+    assert copy.read_bytes() == Path(first["file"]).read_bytes()
+
+
+def test_options_beside_from_override(drawn: dict[str, Any], tmp_path: Path) -> None:
+    source = drawn["images"][2]["file"]
+    other = _generate(tmp_path, "a cat and a duck", "--from", source, "--seed", "5", "--size", "128x96")
+    (image,) = other["images"]
+    assert (other["prompt"], image["seed"], image["method"]) == ("a cat and a duck", 5, "attend-excite")
+    assert Image.open(image["file"]).size == (128, 96)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_settings_do_not_share_a_file(tmp_path: Path) -> None:
+    for guidance in ("1", "0.5", "1"):
+        plain = ("--method", "stable-diffusion", "--steps", "1", "--guidance", guidance)
+        _generate(tmp_path, PROMPT, *plain)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_table_names_the_file(tmp_path: Path) -> None:
+    out = str(tmp_path / "new" / "folder")
+    result = _run("generate", PROMPT, "--method", "stable-diffusion", "--steps", "1", "--out", out)
+    (file,) = Path(out).iterdir()
+    assert str(file) in result.stdout
+    assert not result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([""], "the prompt is empty"),
+        ([], "give a prompt"),
+        (["very beautiful"], "no noun"),
+        ([PROMPT, "--subject", "dog"], "'dog' is not in the prompt"),
+        ([PROMPT, "--subject", "frog=2"], "out of range"),
+        ([" and ".join(["a cat"] * 9), "--subject", "cat#9"], "beyond the model's context of 16 tokens"),
+        ([PROMPT, "--model", "no/such/model"], "no model 'no/such/model'"),
+        ([PROMPT, "--model", "{empty}"], "not a model in diffusers layout"),
+        ([PROMPT, "--size", "100"], "a multiple of 8 pixels"),
+        ([PROMPT, "--size", "big"], "write it like 512 or 768x512"),
+        ([PROMPT, "--steps", "0"], "steps"),
+        ([PROMPT, "--method", "magic"], "unknown method 'magic'"),
+        ([PROMPT, "--recipe", "magic"], "unknown recipe 'magic'"),
+        ([PROMPT, "--recipe", "{empty}/none.json"], "cannot be read"),
+        ([PROMPT, "--recipe", "{bad_recipe}"], "a threshold is 1.5"),
+        ([PROMPT, "--recipe", "paper", "--method", "stable-diffusion"], "--recipe is for attend-excite"),
+        ([PROMPT, "--compare", "--method", "stable-diffusion"], "choose another --method"),
+        ([PROMPT, "--seeds", "0"], "--seeds is 0"),
+        ([PROMPT, "--seeds", "2", "--seed", "5"], "not both"),
+        ([PROMPT, "--seed", "-1"], "a seed is out of range"),
+        ([PROMPT, "--batch-size", "0"], "--batch-size is 0"),
+        ([PROMPT, "--device", "abacus"], "the device 'abacus' is not here"),
+        ([PROMPT, "--dtype", "int8"], "unknown dtype 'int8'"),
+        ([PROMPT, "--out", "{bad_recipe}/out"], "cannot be written to"),
+        (["--from", "{bad_recipe}"], "not a PNG picture"),
+    ],
+)
+def test_bad_input_is_one_sentence(arguments: list[str], message: str, tmp_path: Path) -> None:
+    bad_recipe, empty = tmp_path / "recipe.json", tmp_path / "empty"
+    bad_recipe.write_text('{"base": "official", "thresholds": [[0.2, 1.5]]}')
+    empty.mkdir()
+    filled = [argument.format(bad_recipe=bad_recipe, empty=empty) for argument in arguments]
+    result = _run("generate", "--out", str(empty / "out"), *filled, status=2)
+    assert message in result.stderr
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert not result.stdout
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_tokens_shows_what_is_made_of_a_prompt() -> None:
+    told = json.loads(_run("tokens", "a grizzly bear and a [hat]", "--json").stdout)
+    assert told["tokens"][1] == "a"
+    assert told["nouns"] == ["grizzly bear", "hat"]
+    assert [subject["text"] for subject in told["subjects"]] == ["hat"]
+    shown = _run("tokens", PROMPT, "--subject", "frog=0.7").stdout
+    assert "subject frog: frog, position 5, attention wanted 0.7" in shown
+    assert "no model" in _run("tokens", PROMPT, "--model", "no/such/model", status=2).stderr
+
+
+def test_models_lists_the_catalogue() -> None:
+    assert "stickers" in _run("models").stdout
+
+
+def test_help_names_every_method() -> None:
+    shown = " ".join(_run("generate", "--help").stdout.split())
+    assert all(method in shown for method in METHODS)
+
+
+def test_the_program_is_installed() -> None:
+    program = Path(sys.executable).with_name("attend-excite")
+    result = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
+    assert result.stdout == f"attend-excite {version('attend-excite')}\n"

@@ -79,7 +79,12 @@ def build(size: str) -> Subject:
             "text_encoder": None,
             "tokenizer": None,
             "scheduler": DDIMScheduler(
-                beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False
+                beta_start=0.00085,
+                beta_end=0.012,
+                beta_schedule="scaled_linear",
+                clip_sample=False,
+                set_alpha_to_one=False,
+                steps_offset=1,
             ),
             "safety_checker": None,
             "feature_extractor": None,

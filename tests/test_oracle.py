@@ -59,7 +59,15 @@ def _latents(pipeline_class: type, folder: Path, scheduler: type, **options: Any
     ("scheduler", "options"),
     [
         (DDIMScheduler, {"prompt": "a cat and a frog", "token_indices": [2, 5]}),
-        (DDIMScheduler, {"prompt": "a cat and a frog", "token_indices": [2], "guidance_scale": 1.0}),
+        (
+            DDIMScheduler,
+            {
+                "prompt": "a cat and a frog",
+                "token_indices": [2],
+                "guidance_scale": 1.0,
+                "thresholds": {0: 0.6, 2: 0.8},
+            },
+        ),
         (PNDMScheduler, {"prompt": "a cat and a frog", "token_indices": [2, 5]}),
         (
             PNDMScheduler,
@@ -78,7 +86,7 @@ def test_whole_runs_equal_the_deprecated_class(
 ) -> None:
     ours = _latents(Ours, tiny_folder, scheduler, **options)
     theirs = _latents(Oracle, tiny_folder, scheduler, **options)
-    unrefined = _latents(Ours, tiny_folder, scheduler, **options, thresholds={})
+    unrefined = _latents(Ours, tiny_folder, scheduler, **(options | {"thresholds": {}}))
     assert (ours - theirs).norm() / theirs.norm() < 1e-8
     assert (ours - unrefined).norm() / theirs.norm() > 1e-4, "no refinement was triggered"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +157,11 @@ def test_a_pipeline_of_the_caller_is_used_as_it_is(tiny_folder: Path, same_model
     assert isinstance(model, Model)
     model.generate("a cat", steps=2, progress=False)
     check()
+
+
+def test_a_pipeline_keeps_what_its_folder_says(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    (folder / "attend_excite.json").write_text('{"attention_downsampling": 2, "recipe": {"base": "paper"}}')
+    model = load(Ours.from_pretrained(folder))
+    assert model.attention_downsampling == 2
+    assert model.recipe.decay == "linear"

@@ -1,5 +1,6 @@
 """Words of a prompt -> groups of token positions."""
 
+import json
 import re
 from itertools import combinations, product
 from pathlib import Path
@@ -14,48 +15,8 @@ from attend_excite.subjects import Subject, parse
 TOKENIZER = Path(attend_excite.__file__).parent / "models" / "stickers" / "tokenizer"
 
 # The benchmark of the paper (table 3).
-ANIMALS = [
-    "cat",
-    "dog",
-    "bird",
-    "bear",
-    "lion",
-    "horse",
-    "elephant",
-    "monkey",
-    "frog",
-    "turtle",
-    "rabbit",
-    "mouse",
-]
-OBJECTS = [
-    "backpack",
-    "glasses",
-    "crown",
-    "suitcase",
-    "chair",
-    "balloon",
-    "bow",
-    "car",
-    "bowl",
-    "bench",
-    "clock",
-    "apple",
-]
-COLOURS = [
-    "red",
-    "orange",
-    "yellow",
-    "green",
-    "blue",
-    "purple",
-    "pink",
-    "brown",
-    "gray",
-    "black",
-    "white",
-]
-WORN = ("glasses", "crown", "bow")
+WORDS = json.loads((Path(attend_excite.__file__).parent / "data" / "benchmark.json").read_text())
+ANIMALS, OBJECTS, COLOURS, WORN = (WORDS[kind] for kind in ("animals", "objects", "colours", "worn"))
 
 
 @pytest.fixture(scope="module")

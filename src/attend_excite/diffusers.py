@@ -126,8 +126,8 @@ class StableDiffusionAttendAndExcitePipeline(StableDiffusionPipeline):
         Raises:
             ValueError: an argument is out of its range or they do not fit together.
         """
-        height = height or self.unet.config["sample_size"] * self.vae_scale_factor
-        width = width or self.unet.config["sample_size"] * self.vae_scale_factor
+        own_size: int = self.unet.config["sample_size"] * self.vae_scale_factor
+        height, width = height or own_size, width or own_size
         self.check_inputs(
             prompt, height, width, callback_steps, negative_prompt, prompt_embeds, negative_prompt_embeds
         )

@@ -72,12 +72,13 @@ class Recipe:
     summary: str = ""
 
     def __post_init__(self) -> None:
-        _require(self.step_size > 0, "step_size", self.step_size, "above 0")
+        _require(0 < self.step_size < math.inf, "step_size", self.step_size, "above 0")
         _require(self.decay in get_args(Decay), "decay", self.decay, " or ".join(get_args(Decay)))
         _require(0 <= self.altered <= 1, "altered", self.altered, "a fraction of the run, 0 to 1")
-        _require(self.max_refinements >= 0, "max_refinements", self.max_refinements, "0 or more")
-        _require(self.temperature > 0, "temperature", self.temperature, "above 0")
-        _require(self.sigma >= 0, "sigma", self.sigma, "0 or more")
+        whole = isinstance(self.max_refinements, int) and self.max_refinements >= 0
+        _require(whole, "max_refinements", self.max_refinements, "a whole number, 0 or more")
+        _require(0 < self.temperature < math.inf, "temperature", self.temperature, "above 0")
+        _require(0 <= self.sigma < math.inf, "sigma", self.sigma, "0 or more")
         for fraction, threshold in self.thresholds:
             _require(0 <= fraction <= 1, "a threshold's place", fraction, "a fraction of the run, 0 to 1")
             _require(0 <= threshold <= 1, "a threshold", threshold, "an attention, 0 to 1")

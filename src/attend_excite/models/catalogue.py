@@ -61,7 +61,9 @@ def load(
             raise ValueError(
                 "device, dtype and revision are for models loaded by name: move the pipeline itself"
             )
-        return Model(_as_text_to_image(model), name=model.config.get("_name_or_path") or "pipeline")
+        folder = model.config.get("_name_or_path") or "pipeline"
+        settings = _read_settings(folder, None) if Path(folder).is_dir() else {}
+        return Model(_as_text_to_image(model), name=folder, **settings)
 
     name = str(model)
     source = _source(name)

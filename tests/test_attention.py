@@ -93,6 +93,15 @@ def test_the_shortened_pass_gives_the_full_pass_s_gradient(tiny: Model, inputs: 
     assert (short - full).norm() / full.norm() < 1e-12
 
 
+def test_gradient_checkpointing_gives_the_same_gradient(tiny: Model, inputs: dict[str, Tensor]) -> None:
+    gradients = []
+    for switch in (tiny.unet.enable_gradient_checkpointing, tiny.unet.disable_gradient_checkpointing):
+        switch()
+        sample = inputs["sample"].clone().requires_grad_(True)
+        gradients.append(torch.autograd.grad(_loss(tiny, inputs, sample, True), sample)[0])
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-15)
+
+
 def test_the_gradient_agrees_with_finite_differences(tiny: Model, inputs: dict[str, Tensor]) -> None:
     sample = inputs["sample"].clone().requires_grad_(True)
     (gradient,) = torch.autograd.grad(_loss(tiny, inputs, sample, True), sample)

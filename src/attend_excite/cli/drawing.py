@@ -135,6 +135,10 @@ def draw(request: Request) -> Drawing:
     methods.append(chosen["method"])
     if request.compare and isinstance(chosen["method"], StableDiffusion):
         raise ValueError("--compare sets a method beside the plain model: choose another --method")
+    if request.maps and not chosen["method"].attends_to_prompt:
+        raise ValueError(
+            f"--maps is not for {chosen['method'].name}: it never attends to the prompt as a whole"
+        )
     _make_writable(request.out)
 
     tokenizer = load_tokenizer(chosen["model"], revision=chosen["revision"])

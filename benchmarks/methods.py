@@ -1,0 +1,63 @@
+"""Every method on the same prompts, seeds and noise: images a second, and what the presence judge sees.
+
+    python -m benchmarks.methods --judge FOLDER
+
+The prompts are the 30 that `training/data/evaluation.json` keeps for final figures. The judge is made by
+`training/judge.py`; of the pictures it says which subjects are there, and in which colours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from attend_excite import load
+from attend_excite.methods import METHODS
+from training.evaluate import PROMPTS, judged
+from training.judge_model import Judge
+
+
+def main() -> None:
+    """Draw, judge, print a table, and write the figures as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", default="stickers", help="name or folder of a sticker model")
+    parser.add_argument("--judge", type=Path, required=True, help="folder of the presence judge")
+    parser.add_argument("--seeds", type=int, default=4, help="images a prompt")
+    parser.add_argument("--steps", type=int, default=50, help="denoising steps")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    options = parser.parse_args()
+    model, judge = load(options.model, device="cpu"), Judge.load(options.judge)
+    prompts = [prompt for subset in PROMPTS["final"].values() for prompt in subset]
+    figures = {}
+    for name, method in METHODS.items():
+        began = time.perf_counter()
+        drawn = model.generate(prompts, method=method(), seeds=range(options.seeds), steps=options.steps)
+        seconds = time.perf_counter() - began
+        lacking, miscoloured = 0, 0
+        for index, prompt in enumerate(prompts):
+            images = drawn.images[index * options.seeds : (index + 1) * options.seeds]
+            there, right = judged(judge, images, prompt)
+            lacking += int((~there).any(axis=1).sum())
+            miscoloured += int(np.logical_and(there, ~right).any(axis=1).sum())
+        figures[name] = {
+            "images": len(drawn.images),
+            "lacking a subject": lacking,
+            "wrong colour on a subject that is there": miscoloured,
+            "images a second": len(drawn.images) / seconds,
+        }
+    table = Table("method", *next(iter(figures.values())))
+    for name, row in figures.items():
+        table.add_row(name, *(f"{value:.3g}" for value in row.values()))
+    Console().print(table)
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -61,7 +61,8 @@ def record(
     The layers' own computation is left alone, whatever processors they have: a hook reads what goes
     into a layer and works out the probabilities beside it. So the output is the same to the bit, all
     layers stay on fused attention, and nothing remains in the model after the block, also when the
-    block ends with an exception.
+    block ends with an exception. With gradient checkpointing, take gradients inside the block: the layers
+    run again for them, and must find what they found before.
 
     Args:
         unet: the model.

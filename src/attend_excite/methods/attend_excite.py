@@ -78,18 +78,19 @@ class AttendAndExcite:
         places = cross_attention_places(unet, run.model.attention_downsampling)
 
         def nurse_step(latents: Tensor, step: Step) -> tuple[Tensor, list[Visit]]:
-            def measure(latents: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-                with record(unet, places, stop_after_last=True) as recording:
-                    recording.forward(**run.unet_inputs(latents, step, run.text[rows]))
-                    maps = recording.average()
-                chosen = subjects.rows(rows)
-                probabilities = token_probabilities(maps, chosen.last, recipe.temperature)
-                attention = subject_attention(probabilities, chosen, recipe.sigma)
-                return attention, subject_losses(attention, chosen)
-
             plan = plans[step.index]
             tolerated = None if plan.threshold is None else tolerated_losses(subjects, plan.threshold)
-            return nurse(latents, measure, plan, tolerated)
+            # Around the gradients too: with gradient checkpointing the layers run again on the way back.
+            with record(unet, places, stop_after_last=True) as recording:
+
+                def measure(latents: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+                    recording.forward(**run.unet_inputs(latents, step, run.text[rows]))
+                    chosen = subjects.rows(rows)
+                    probabilities = token_probabilities(recording.average(), chosen.last, recipe.temperature)
+                    attention = subject_attention(probabilities, chosen, recipe.sigma)
+                    return attention, subject_losses(attention, chosen)
+
+                return nurse(latents, measure, plan, tolerated)
 
         with self.base.attach(run) as denoise:
 

@@ -28,12 +28,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="stickers", help="name or folder of a sticker model")
     parser.add_argument("--judge", type=Path, required=True, help="folder of the presence judge")
+    parser.add_argument("--prompts", type=int, default=10, help="prompts of each of the three subsets")
     parser.add_argument("--seeds", type=int, default=4, help="images a prompt")
     parser.add_argument("--steps", type=int, default=50, help="denoising steps")
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
     model, judge = load(options.model, device="cpu"), Judge.load(options.judge)
-    prompts = [prompt for subset in PROMPTS["final"].values() for prompt in subset]
+    prompts = [prompt for subset in PROMPTS["final"].values() for prompt in subset[: options.prompts]]
     figures = {}
     for name, method in METHODS.items():
         began = time.perf_counter()

@@ -52,12 +52,12 @@ def main() -> None:
             "wrong colour on a subject that is there": miscoloured,
             "images a second": len(drawn.images) / seconds,
         }
+        if options.json:
+            options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     table = Table("method", *next(iter(figures.values())))
     for name, row in figures.items():
         table.add_row(name, *(f"{value:.3g}" for value in row.values()))
     Console().print(table)
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Every method on the same prompts, seeds and noise: images a second, and what the presence judge sees.
 
-    python -m benchmarks.methods --judge FOLDER
+    python -m benchmarks.methods
 
 The prompts are the 30 that `training/data/evaluation.json` keeps for final figures. The judge is made by
 `training/judge.py`; of the pictures it says which subjects are there, and in which colours.
@@ -27,7 +27,7 @@ def main() -> None:
     """Draw, judge, print a table, and write the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="stickers", help="name or folder of a sticker model")
-    parser.add_argument("--judge", type=Path, required=True, help="folder of the presence judge")
+    parser.add_argument("--judge", type=Path, default=Path("training/models/judge"), help="its folder")
     parser.add_argument("--prompts", type=int, default=10, help="prompts of each of the three subsets")
     parser.add_argument("--seeds", type=int, default=4, help="images a prompt")
     parser.add_argument("--steps", type=int, default=50, help="denoising steps")

@@ -1,0 +1,1 @@
+"""How the bundled sticker models are made: scenes, training, judging, export."""

@@ -1,0 +1,212 @@
+"""Trains the text encoder and the UNet together on encoded scenes.
+
+`python -m training.generator --init FOLDER --vae FOLDER` goes on from the `text_encoder`
+and `unet` of a model folder; `--latents` names the encoded scenes of that autoencoder.
+The denoising loss is weighted by min-SNR (gamma 5), the grounding loss keeps the
+cross-attention of every subject on its own sticker.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from training.grounding import grounding_loss, keep_maps
+from training.latents import CHUNK, Chunk, load_chunk
+from training.loop import Average, train, use_one_thread, warmup_cosine
+from training.muon import Muon
+from training.sheets import save_sheet
+from training.vae import load_vae, to_images
+from training.words import token_ids
+
+SNR_LIMIT = 5.0
+GROUNDING = 0.03
+CAPTION_DROPOUT = 0.1
+SEED = 4
+SHEET_EVERY = 300
+SHEET_PROMPTS = (
+    "a cat", "a red car", "a cat and a frog", "a dog and a blue balloon",
+    "a lion with a crown", "a red bow and a blue bowl", "a horse and a green bench",
+    "a turtle on the grass",
+)  # fmt: skip
+
+
+@dataclass
+class Parts:
+    """What turns words into pictures."""
+
+    tokenizer: CLIPTokenizer
+    text_encoder: CLIPTextModel
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    scheduler: DDIMScheduler
+
+    def text(self, prompts: list[str]) -> Tensor:
+        """B x T x C, the text encoder's last hidden states."""
+        ids = torch.from_numpy(token_ids(self.tokenizer, prompts))
+        return self.text_encoder(ids).last_hidden_state
+
+
+def load_parts(folder: Path, vae: Path) -> Parts:
+    """The parts of a model folder, in float32, with another autoencoder."""
+    kind = {"torch_dtype": torch.float32}
+    unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **kind)
+    return Parts(
+        CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
+        CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=torch.float32),
+        unet.to(memory_format=torch.channels_last),
+        load_vae(vae),
+        DDIMScheduler.from_pretrained(folder, subfolder="scheduler"),
+    )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B noisy scenes, drawn from a chunk by the number of the step alone.
+
+    `noise` and `noisy` are B x 4 x 16 x 16; `ids` B x T, `places` and `wanted` as in
+    `latents.Chunk`; `times` B indices into the noise schedule; `captioned` B bool.
+    """
+
+    noise: Tensor
+    noisy: Tensor
+    times: Tensor
+    ids: Tensor
+    captioned: Tensor
+    places: Tensor
+    wanted: Tensor
+
+
+def draw_batch(chunk: Chunk, n: int, size: int, parts: Parts) -> Batch:
+    """The batch of step `n`: the chunk's next scenes, at times spread over the schedule."""
+    rows = np.arange(n * size, (n + 1) * size) % CHUNK
+    rng = torch.Generator().manual_seed(SEED * 1_000_000 + n)
+    latents = torch.from_numpy(chunk.latents[rows]).float()
+    ids = torch.from_numpy(chunk.ids[rows])
+    dropped = torch.rand(size, generator=rng) < CAPTION_DROPOUT
+    ids[dropped] = torch.from_numpy(token_ids(parts.tokenizer, [""]))
+    # One time from each of `size` equal spans: an evenly spread batch learns steadier.
+    spread = (torch.arange(size) + torch.rand(size, generator=rng)) / size
+    kept = parts.scheduler.alphas_cumprod
+    times = (spread[torch.randperm(size, generator=rng)] * len(kept)).long()
+    noise = torch.randn(latents.shape, generator=rng)
+    signal = kept[times][:, None, None, None]
+    noisy = signal.sqrt() * latents + (1 - signal).sqrt() * noise
+    places, wanted = (torch.from_numpy(part[rows]) for part in (chunk.places, chunk.wanted))
+    return Batch(noise, noisy, times, ids, ~dropped, places, wanted)
+
+
+def losses(parts: Parts, maps: list[Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
+    """The denoising loss, weighted by min-SNR, and the grounding loss.
+
+    `maps` is the list that `grounding.keep_maps` fills.
+    """
+    maps.clear()
+    text = parts.text_encoder(batch.ids).last_hidden_state
+    noisy = batch.noisy.to(memory_format=torch.channels_last)
+    guess = parts.unet(noisy, batch.times, text).sample
+    signal = parts.scheduler.alphas_cumprod[batch.times]
+    snr = signal / (1 - signal)
+    weight = snr.clamp(max=SNR_LIMIT) / snr
+    denoising = weight * (guess - batch.noise).square().mean(dim=(1, 2, 3))
+    # In pure noise nobody can know yet where a sticker will be.
+    trust = signal.sqrt() * batch.captioned
+    grounding = trust * grounding_loss(maps, batch.places, batch.wanted)
+    return denoising.mean(), grounding.mean()
+
+
+@torch.no_grad()
+def sample(
+    parts: Parts, prompts: list[str], seeds: list[int], steps: int = 50, guidance: float = 7.5
+) -> np.ndarray:
+    """N x 128 x 128 x 3 uint8 pictures, one for each prompt and seed, by DDIM."""
+    shape = (parts.unet.config.in_channels, *[parts.unet.config.sample_size] * 2)
+    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
+    latents = torch.stack(noise)
+    text = parts.text([""] * len(prompts) + prompts)
+    parts.scheduler.set_timesteps(steps)
+    for t in parts.scheduler.timesteps:
+        empty, full = parts.unet(torch.cat([latents] * 2), t, text).sample.chunk(2)
+        guided = empty + guidance * (full - empty)
+        latents = parts.scheduler.step(guided, t, latents).prev_sample
+    return to_images(parts.vae.decode(latents / parts.vae.config.scaling_factor).sample)
+
+
+def fade(step: int, steps: int) -> float:
+    """The grounding loss's factor: 1, falling to a third over the last third."""
+    return 1 - (2 / 3) * max(0.0, (step / steps - 2 / 3) * 3)
+
+
+def main() -> None:
+    """Train, or go on with, the generator."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--init", type=Path, required=True, help="model folder to start from")
+    parser.add_argument("--vae", type=Path, required=True, help="folder of the autoencoder")
+    parser.add_argument("--latents", type=Path, default=Path("runs/latents"))
+    parser.add_argument("--chunks", type=int, default=10, help="chunks before the first repeats")
+    parser.add_argument("--steps", type=int, default=1600)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    arguments = parser.parse_args()
+    use_one_thread()
+
+    parts = load_parts(arguments.init, arguments.vae)
+    parts.vae.requires_grad_(False)
+    maps = keep_maps(parts.unet)
+    trained = [*parts.unet.parameters(), *parts.text_encoder.parameters()]
+    embeddings = parts.text_encoder.get_input_embeddings().parameters()
+    optimiser = Muon(trained, lr=arguments.rate, sparse=embeddings)
+    average = Average([parts.unet, parts.text_encoder], decay=0.995)
+    folder = arguments.runs / "generator"
+    batch = arguments.batch
+    loaded: dict[int, Chunk] = {}
+
+    def chunk_of(n: int) -> Chunk:
+        number = n * batch // CHUNK % arguments.chunks
+        if number not in loaded:
+            loaded.clear()
+            loaded[number] = load_chunk(arguments.latents, number, parts.vae, parts.tokenizer)
+        return loaded[number]
+
+    def take_step(n: int) -> dict[str, float]:
+        for group in optimiser.param_groups:
+            group["lr"] = arguments.rate * warmup_cosine(n, arguments.steps, warmup=100)
+        denoising, grounding = losses(parts, maps, draw_batch(chunk_of(n), n, batch, parts))
+        optimiser.zero_grad(set_to_none=True)
+        (denoising + GROUNDING * fade(n, arguments.steps) * grounding).backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimiser.step()
+        average.update()
+        return {"denoising": denoising.item(), "grounding": grounding.item()}
+
+    def on_save(step: int) -> None:
+        average.swap()
+        parts.unet.save_pretrained(folder / "unet")
+        parts.text_encoder.save_pretrained(folder / "text_encoder")
+        if step // SHEET_EVERY != drawn[0] or step == arguments.steps:
+            drawn[0] = step // SHEET_EVERY
+            prompts = [prompt for prompt in SHEET_PROMPTS for _ in range(4)]
+            images = sample(parts, prompts, list(range(4)) * len(SHEET_PROMPTS), steps=25)
+            save_sheet(folder / f"sheet-{step:05}.png", list(images), prompts)
+        average.swap()
+
+    drawn = [0]
+    state = {
+        "unet": parts.unet,
+        "text_encoder": parts.text_encoder,
+        "optimiser": optimiser,
+        "average": average,
+    }
+    train(folder, state, take_step, arguments.steps, on_save)
+
+
+if __name__ == "__main__":
+    main()

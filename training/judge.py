@@ -1,0 +1,211 @@
+"""Trains and calibrates the presence judge on glyph sets that the generator never saw.
+
+`python -m training.judge` trains; `python -m training.judge --calibrate` sets the
+thresholds on the calibration sets and measures it on the generator's sets, which are as
+new to the judge as its own are to the generator.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from training.glyphs import (
+    CALIBRATION_SETS,
+    COLOURS,
+    SUBJECTS,
+    GlyphBox,
+    JostledBox,
+    all_glyphs,
+    generator_glyphs,
+    judge_glyphs,
+)
+from training.judge_model import OWN, Judge
+from training.loop import Average, train, use_one_thread, warmup_cosine
+from training.muon import Muon
+from training.scenes import SIZE, Scene, draw_scene
+from training.vae import load_vae, to_images, to_tensor
+
+CELLS = 8
+SUBJECT_LIST = list(SUBJECTS)
+COLOUR_LIST = [*COLOURS, OWN]
+UNCLEAR = -100  # what cross_entropy ignores
+TRAIN_SEED, CALIBRATION_SEED, TEST_SEED = 5, 6, 7
+CLEAR_COVER = 0.4
+
+
+def labels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+    """The subject (0 is background) and the colour of each of 8 x 8 cells."""
+    block = SIZE // CELLS
+    share = scene.cover.reshape(-1, CELLS, block, CELLS, block).mean(axis=(2, 4))
+    best, owner = share.max(axis=0), share.argmax(axis=0)
+    subjects = np.array([1 + SUBJECT_LIST.index(name) for name in scene.subjects])
+    colours = np.array([COLOUR_LIST.index(name or OWN) for name in scene.colours])
+    subject = np.where(best > CLEAR_COVER, subjects[owner], UNCLEAR)
+    subject[best < 0.02] = 0
+    colour = np.where(best > CLEAR_COVER, colours[owner], UNCLEAR)
+    return subject, colour
+
+
+def softened(images: Tensor, rng: np.random.Generator) -> Tensor:
+    """B x 3 x H x W with the faults of a generator: blur, noise, shifted colours."""
+    factor = rng.choice([1, 1, 2, 3, 4])
+    if factor > 1:
+        small = F.interpolate(images, scale_factor=1 / factor, mode="area")
+        images = F.interpolate(small, images.shape[-2:], mode="bilinear")
+    strength = rng.uniform(0, 0.12)
+    coarse = torch.from_numpy(rng.standard_normal((*images.shape[:2], 32, 32))).float()
+    images = images + strength * F.interpolate(coarse, images.shape[-2:], mode="bilinear")
+    tone = rng.uniform(-0.08, 0.08, (len(images), 3, 1, 1))
+    gain = rng.uniform(0.85, 1.08, (len(images), 1, 1, 1))
+    return (images * torch.from_numpy(gain).float() + torch.from_numpy(tone).float()).clamp(-1, 1)
+
+
+def asked(scenes: list[Scene]) -> np.ndarray:
+    """N x S bool: which subjects are in each scene."""
+    return np.array([[name in scene.subjects for name in SUBJECT_LIST] for scene in scenes])
+
+
+@torch.no_grad()
+def verdicts(judge: Judge, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Scores N x S and colour chances N x S x (C + 1) of N pictures in [-1, 1]."""
+    parts = [judge(part) for part in images.split(64)]
+    scores = torch.cat([part.scores for part in parts])
+    return scores.numpy(), torch.cat([part.colours for part in parts]).numpy()
+
+
+def best_threshold(scores: np.ndarray, present: np.ndarray) -> float:
+    """The score at which the shares of misses and, twice, of false alarms sum to least:
+    a false alarm hides the neglect that is to be measured."""
+    grid = np.linspace(0.05, 0.95, 91)
+    missed = (scores[present] < grid[:, None]).mean(axis=1)
+    alarms = (scores[~present] >= grid[:, None]).mean(axis=1)
+    cost = missed + 2 * alarms
+    return float(grid[np.isclose(cost, cost.min())].mean())
+
+
+def figures(judge: Judge, scenes: list[Scene], images: Tensor) -> dict[str, float]:
+    """What the judge gets right on scenes whose truth is known.
+
+    `decisions`: of all yes-or-no decisions on a subject, those right; `shown`: of the
+    subjects in the scenes, those found; `absent`: of the others, those not found;
+    `exact`: scenes judged without any mistake; `colour`: of the named colours of subjects
+    found, those named right.
+    """
+    scores, colours = verdicts(judge, images)
+    truth = asked(scenes)
+    found = scores >= judge.thresholds.numpy()
+    right = total = 0
+    for n, scene in enumerate(scenes):
+        for name, colour in zip(scene.subjects, scene.colours, strict=True):
+            at = SUBJECT_LIST.index(name)
+            if colour is not None and found[n, at]:
+                right += COLOUR_LIST[colours[n, at, :-1].argmax()] == colour
+                total += 1
+    return {
+        "decisions": float((found == truth).mean()),
+        "shown": float(found[truth].mean()),
+        "absent": float((~found)[~truth].mean()),
+        "exact": float((found == truth).all(axis=1).mean()),
+        "colour": right / max(1, total),
+    }
+
+
+def calibrate(folder: Path, vae: Path | None) -> None:
+    """Set thresholds, measure on unseen sets, write `judge` and `figures.json`."""
+    judge = Judge.load(folder / "model")
+    spared = [g for g in all_glyphs() if g.set in CALIBRATION_SETS]
+    # Subjects that the calibration sets lack are taken from the judge's own.
+    lacking = set(SUBJECT_LIST) - {g.subject for g in spared}
+    spared += [g for g in judge_glyphs() if g.subject in lacking]
+    sources = {
+        "calibration": (GlyphBox(spared), CALIBRATION_SEED),
+        "test": (GlyphBox(generator_glyphs()), TEST_SEED),
+    }
+    results = {}
+    for name, (box, seed) in sources.items():
+        scenes = [draw_scene(box, seed, i, held_out=False) for i in range(1200)]
+        images = to_tensor(np.stack([scene.image for scene in scenes]))
+        if name == "calibration":
+            scores, _ = verdicts(judge, images)
+            truth = asked(scenes)
+            # One threshold for all: a subject's own few glyphs would fit themselves.
+            judge.thresholds.fill_(best_threshold(scores.ravel(), truth.ravel()))
+            judge.save(folder / "model")
+        results[name] = figures(judge, scenes, images)
+        if vae is not None:
+            with torch.no_grad():
+                codec = load_vae(vae)
+                soft = torch.cat(
+                    [
+                        codec.decode(codec.encode(part).latent_dist.mean).sample
+                        for part in images[:400].split(16)
+                    ]
+                )
+            soft = to_tensor(to_images(soft))
+            results[f"{name}, through the autoencoder"] = figures(judge, scenes[:400], soft)
+    results["threshold"] = float(judge.thresholds[0])
+    (folder / "figures.json").write_text(json.dumps(results, indent=2) + "\n")
+    print(json.dumps(results, indent=2))
+
+
+def main() -> None:
+    """Train, or go on with, the judge; or calibrate it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--calibrate", action="store_true")
+    parser.add_argument("--vae", type=Path, help="also measure through this autoencoder")
+    arguments = parser.parse_args()
+    use_one_thread()
+    folder = arguments.runs / "judge"
+    if arguments.calibrate:
+        calibrate(folder, arguments.vae)
+        return
+
+    torch.manual_seed(0)
+    judge = Judge(SUBJECT_LIST, list(COLOURS)).to(memory_format=torch.channels_last)
+    optimiser = Muon(judge.parameters(), lr=arguments.rate)
+    average = Average([judge], decay=0.98)
+    box = JostledBox(judge_glyphs())
+    batch = arguments.batch
+
+    def take_step(n: int) -> dict[str, float]:
+        for group in optimiser.param_groups:
+            group["lr"] = arguments.rate * warmup_cosine(n, arguments.steps, warmup=30)
+        indices = range(n * batch, (n + 1) * batch)
+        scenes = [draw_scene(box, TRAIN_SEED, i, held_out=False) for i in indices]
+        truth = [labels(scene) for scene in scenes]
+        subjects, colours = (torch.from_numpy(np.stack(part)) for part in zip(*truth, strict=True))
+        images = softened(
+            to_tensor(np.stack([scene.image for scene in scenes])),
+            np.random.default_rng((TRAIN_SEED, n)),
+        )
+        subject_logits, colour_logits = judge.cells(images)
+        subject_loss = F.cross_entropy(subject_logits, subjects)
+        colour_loss = F.cross_entropy(colour_logits, colours)
+        optimiser.zero_grad(set_to_none=True)
+        (subject_loss + 0.3 * colour_loss).backward()
+        optimiser.step()
+        average.update()
+        return {"subject": subject_loss.item(), "colour": colour_loss.item()}
+
+    def on_save(_: int) -> None:
+        average.swap()
+        judge.save(folder / "model")
+        average.swap()
+
+    state = {"judge": judge, "optimiser": optimiser, "average": average}
+    train(folder, state, take_step, arguments.steps, on_save)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""Trains the autoencoder: pictures of 128x128 pixels to latents of 4x16x16 and back.
+
+`python -m training.vae --init FOLDER` goes on from the `vae` of a model folder and keeps
+the new latents near the old ones, so that a UNet trained on those stays of use.
+`--decoder-only` polishes the decoder of the last run and leaves the latents as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from training.glyphs import GlyphBox, generator_glyphs
+from training.loop import Average, train, use_one_thread, warmup_cosine
+from training.muon import Muon
+from training.scenes import SIZE, draw_scene
+from training.sheets import save_sheet
+
+CROP = 64
+BATCH = 8
+PULL = 0.1  # weight of the new latents' distance from the old ones
+NOISE = 0.04  # added to the latents, so that the decoder forgives the generator
+STICKER_WEIGHT = 3.0  # a sticker's pixel counts this much more than the background's
+TRAIN_SEED, TEST_SEED = 1, 2
+
+
+def load_vae(folder: Path) -> AutoencoderKL:
+    """An autoencoder in float32, laid out as convolutions like it."""
+    vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32)
+    return vae.to(memory_format=torch.channels_last)
+
+
+def to_tensor(images: np.ndarray) -> Tensor:
+    """NxHxWx3 uint8 to Nx3xHxW floats in [-1, 1]."""
+    tensor = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
+    return (tensor.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+
+
+def to_images(tensor: Tensor) -> np.ndarray:
+    """The inverse of `to_tensor`."""
+    pixels = ((tensor.float() + 1) * 127.5).round().clamp(0, 255)
+    return pixels.permute(0, 2, 3, 1).to(torch.uint8).numpy()
+
+
+def crops(box: GlyphBox, step: int, side: int, count: int) -> tuple[Tensor, Tensor]:
+    """`count` crops around stickers and the weights of their pixels (countx1xsidexside)."""
+    images, weights = [], []
+    for index in range(step * count, (step + 1) * count):
+        scene = draw_scene(box, TRAIN_SEED, index)
+        rng = np.random.default_rng((TRAIN_SEED, index, 1))
+        cover = scene.cover.max(axis=0)
+        ys, xs = np.nonzero(cover > 0.5)
+        at = rng.integers(len(ys))
+        y, x = (int(np.clip(v[at] - rng.integers(side), 0, SIZE - side)) for v in (ys, xs))
+        images.append(scene.image[y : y + side, x : x + side])
+        weights.append(1 + STICKER_WEIGHT * cover[y : y + side, x : x + side])
+    return to_tensor(np.stack(images)), torch.from_numpy(np.stack(weights)[:, None])
+
+
+def _edges(images: Tensor) -> tuple[Tensor, Tensor]:
+    return images.diff(dim=2), images.diff(dim=3)
+
+
+def reconstruction_loss(output: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Absolute and squared error of pixels, and absolute error of edges, weighted."""
+    weight = weight / weight.mean()
+    error = output - target
+    pixels = (weight * (error.abs() + error.square())).mean()
+    rows, columns = _edges(error)
+    edges = (weight[:, :, 1:] * rows.abs()).mean() + (weight[..., 1:] * columns.abs()).mean()
+    return pixels + 0.5 * edges
+
+
+@torch.no_grad()
+def psnr(vae: AutoencoderKL, images: np.ndarray) -> float:
+    """Mean peak signal-to-noise ratio in dB of Nx128x128x3 uint8 images."""
+    values = []
+    for part in np.array_split(images, max(1, len(images) // 16)):
+        restored = to_images(vae.decode(vae.encode(to_tensor(part)).latent_dist.mean).sample)
+        error = np.square(restored.astype(float) - part).mean(axis=(1, 2, 3))
+        values.extend(10 * np.log10(255**2 / error))
+    return float(np.mean(values))
+
+
+def main() -> None:
+    """Train, or go on with, the autoencoder."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--init", type=Path, help="model folder to start from")
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--side", type=int, default=CROP, help="side of the crops in pixels")
+    parser.add_argument("--batch", type=int, default=BATCH)
+    parser.add_argument("--decoder-only", action="store_true")
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    use_one_thread()
+
+    vae, teacher = (load_vae(arguments.init / "vae") for _ in range(2))
+    vae.requires_grad_(not arguments.decoder_only)
+    vae.decoder.requires_grad_(True)
+    vae.post_quant_conv.requires_grad_(True)
+    trained = [p for p in vae.parameters() if p.requires_grad]
+    optimiser = Muon(trained, lr=arguments.rate, weight_decay=0)
+    average = Average([vae], decay=0.99)
+
+    box = GlyphBox(generator_glyphs())
+    test = [draw_scene(box, TEST_SEED, i) for i in range(64)]
+    test_images = np.stack([scene.image for scene in test])
+    folder = arguments.runs / ("decoder" if arguments.decoder_only else "vae")
+    scale = vae.config.scaling_factor
+
+    def take_step(n: int) -> dict[str, float]:
+        for group in optimiser.param_groups:
+            group["lr"] = arguments.rate * warmup_cosine(n, arguments.steps, warmup=50)
+        images, weight = crops(box, n, arguments.side, arguments.batch)
+        with torch.no_grad():
+            old = teacher.encode(images).latent_dist.mean
+        new = old if arguments.decoder_only else vae.encode(images).latent_dist.mean
+        noise = torch.randn(new.shape, generator=torch.Generator().manual_seed(n))
+        output = vae.decode(new + NOISE / scale * noise).sample
+        restored = reconstruction_loss(output, images, weight)
+        pull = scale**2 * (new - old).square().mean()
+        optimiser.zero_grad(set_to_none=True)
+        (restored + PULL * pull).backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimiser.step()
+        average.update()
+        return {"restored": restored.item(), "pull": pull.item()}
+
+    def on_save(step: int) -> None:
+        average.swap()
+        vae.save_pretrained(folder / "vae")
+        value = psnr(vae, test_images)
+        with (folder / "psnr.csv").open("a") as lines:
+            lines.write(f"{step},{value:.3f}\n")
+        with torch.no_grad():
+            shown = to_tensor(test_images[:16])
+            restored = to_images(vae.decode(vae.encode(shown).latent_dist.mean).sample)
+        pairs = [image for pair in zip(test_images[:16], restored, strict=True) for image in pair]
+        save_sheet(folder / "sheet.png", pairs, columns=8)
+        average.swap()
+
+    train(
+        folder,
+        {"vae": vae, "optimiser": optimiser, "average": average},
+        take_step,
+        arguments.steps,
+        on_save,
+    )
+
+
+if __name__ == "__main__":
+    main()

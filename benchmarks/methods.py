@@ -30,15 +30,18 @@ def main() -> None:
     parser.add_argument("--judge", type=Path, default=Path("training/models/judge"), help="its folder")
     parser.add_argument("--prompts", type=int, default=10, help="prompts of each of the three subsets")
     parser.add_argument("--seeds", type=int, default=4, help="images a prompt")
+    parser.add_argument("--first-seed", type=int, default=0, help="the first of them")
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), help="only these")
     parser.add_argument("--steps", type=int, default=50, help="denoising steps")
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
     model, judge = load(options.model, device="cpu"), Judge.load(options.judge)
     prompts = [prompt for subset in PROMPTS["final"].values() for prompt in subset[: options.prompts]]
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
     figures = {}
-    for name, method in METHODS.items():
+    for name in options.methods:
         began = time.perf_counter()
-        drawn = model.generate(prompts, method=method(), seeds=range(options.seeds), steps=options.steps)
+        drawn = model.generate(prompts, method=METHODS[name](), seeds=seeds, steps=options.steps)
         seconds = time.perf_counter() - began
         lacking, miscoloured = 0, 0
         for index, prompt in enumerate(prompts):

@@ -14,7 +14,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from attend_excite.cli import app
-from attend_excite.methods import METHODS
+from attend_excite.metadata import read_origin
+from attend_excite.methods import METHODS, ComposableDiffusion
 
 PROMPT = "a cat and a frog"
 
@@ -114,6 +115,13 @@ def test_the_table_names_the_file(tmp_path: Path) -> None:
         ([PROMPT, "--recipe", "{bad_recipe}"], "a threshold is 1.5"),
         ([PROMPT, "--recipe", "paper", "--method", "stable-diffusion"], "--recipe is for attend-excite"),
         ([PROMPT, "--compare", "--method", "stable-diffusion"], "choose another --method"),
+        (["a cat", "--method", "composable"], "cannot be split into concepts"),
+        ([PROMPT, "--method", "composable", "--weight", "7"], "1 weights for 2 concepts"),
+        ([PROMPT, "--method", "reweight", "--weight", "3"], "weight is 3.0: it must be -2 to 2"),
+        ([PROMPT, "--weight", "1"], "--weight is for composable"),
+        ([PROMPT, "--method", "structure", "--phrase", "a dog"], "the phrase 'a dog' is not in"),
+        ([PROMPT, "--phrase", "a cat"], "--phrase is for structure"),
+        ([PROMPT, "--maps", "--method", "composable"], "never attends to the prompt as a whole"),
         ([PROMPT, "--seeds", "0"], "--seeds is 0"),
         ([PROMPT, "--seeds", "2", "--seed", "5"], "not both"),
         ([PROMPT, "--seed", "-1"], "a seed is out of range"),
@@ -145,6 +153,13 @@ def test_tokens_shows_what_is_made_of_a_prompt() -> None:
     shown = _run("tokens", PROMPT, "--subject", "frog=0.7").stdout
     assert "subject frog: frog, position 5, attention wanted 0.7" in shown
     assert "no model" in _run("tokens", PROMPT, "--model", "no/such/model", status=2).stderr
+
+
+def test_a_method_s_own_options_are_kept_in_the_picture(tmp_path: Path) -> None:
+    options = ["--method", "composable", "--weight", "5", "--weight", "-2"]
+    (image,) = _generate(tmp_path, PROMPT, *options, "--steps", "1")["images"]
+    method = read_origin(Path(image["file"])).settings.method
+    assert method == ComposableDiffusion(weights=(5.0, -2.0))
 
 
 def test_models_lists_the_catalogue() -> None:

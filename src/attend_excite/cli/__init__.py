@@ -84,6 +84,22 @@ def generate(
             rich_help_panel=_DRAWING,
         ),
     ] = None,
+    weight: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="composable: a concept's weight, again for each; reweight: the factor, -2 to 2.",
+            show_default="the guidance; 2",
+            rich_help_panel=_DRAWING,
+        ),
+    ] = None,
+    phrase: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="structure: a noun phrase of the prompt; again for each.",
+            show_default="those found",
+            rich_help_panel=_DRAWING,
+        ),
+    ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -156,6 +172,8 @@ def generate(
             seed_count=seeds,
             seeds=seed,
             method=method,
+            weights=weight,
+            phrases=phrase,
             recipe=recipe,
             steps=steps,
             guidance=guidance,

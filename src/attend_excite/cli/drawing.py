@@ -28,7 +28,15 @@ from attend_excite.metadata import (
     revision_of,
     write_png,
 )
-from attend_excite.methods import AttendAndExcite, Method, StableDiffusion, method_named
+from attend_excite.methods import (
+    AttendAndExcite,
+    AttentionReweighting,
+    ComposableDiffusion,
+    Method,
+    StableDiffusion,
+    StructureDiffusion,
+    method_named,
+)
 from attend_excite.models import Model, catalogue, load, load_tokenizer
 from attend_excite.sheets import comparison_sheet, maps_sheet
 from attend_excite.subjects import Prompt, Subject, parse
@@ -67,6 +75,8 @@ class Request:
     seed_count: int | None
     seeds: list[int] | None
     method: str | None
+    weights: list[float] | None
+    phrases: list[str] | None
     recipe: str | None
     steps: int | None
     guidance: float | None
@@ -229,11 +239,28 @@ def _chosen(request: Request, origin: Origin | None) -> dict[str, Any]:
         "dtype": request.dtype,
     }
     chosen = _DEFAULTS | recorded | {name: value for name, value in typed.items() if value is not None}
+    chosen["method"] = _with_options(chosen["method"], request)
     if request.recipe is not None:
         if not isinstance(chosen["method"], AttendAndExcite):
             raise ValueError(f"--recipe is for attend-excite: {chosen['method'].name} has none")
         _recipe(request.recipe)  # A mistake in it shows before a model is loaded.
     return chosen
+
+
+def _with_options(method: Method, request: Request) -> Method:
+    """The method with the weights and phrases that were typed for it."""
+    if request.weights:
+        if isinstance(method, ComposableDiffusion):
+            method = replace(method, weights=tuple(request.weights))
+        elif isinstance(method, AttentionReweighting) and len(request.weights) == 1:
+            method = replace(method, weight=request.weights[0])
+        else:
+            raise ValueError("--weight is for composable, once a concept, and for reweight, once")
+    if request.phrases:
+        if not isinstance(method, StructureDiffusion):
+            raise ValueError(f"--phrase is for structure: {method.name} has none")
+        method = replace(method, phrases=tuple(request.phrases))
+    return method
 
 
 def _usable(device: str) -> bool:

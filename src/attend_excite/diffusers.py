@@ -151,7 +151,6 @@ class StableDiffusionAttendAndExcitePipeline(StableDiffusionPipeline):
         noise = latents
         if noise is None:
             noise = randn_tensor(shape, generator, self._execution_device, text.dtype)
-        noise = noise.to(self._execution_device, torch.promote_types(text.dtype, torch.float32))
 
         scheduler = copy.deepcopy(self.scheduler)
         scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
@@ -175,6 +174,7 @@ class StableDiffusionAttendAndExcitePipeline(StableDiffusionPipeline):
             cross_attention_kwargs=cross_attention_kwargs,
         )
 
+        noise = noise.to(self._execution_device, run.latents_dtype)
         with self.progress_bar(total=iterations) as bar:  # type: ignore[call-arg]
 
             def after_step(index: int, timestep: Tensor, latents: Tensor) -> None:

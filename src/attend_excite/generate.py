@@ -149,7 +149,7 @@ def generate(
             bar.total = iterations * -(-len(jobs) // batch_size)
             after_step = _reporter(bar, callback, range(start, start + len(batch)), iterations)
             generators = [torch.Generator().manual_seed(seed) for _, seed in batch]
-            noise = _noise(model, size, generators, run.text.dtype)
+            noise = _noise(model, size, generators, run.latents_dtype)
             latents, seconds = denoise(run, method, noise, generators, after_step=after_step)
             images, flagged = decode_latents(model, latents) if decode else ([], None)
             nsfw = [False] * len(batch) if flagged is None else [bool(flag) for flag in flagged]
@@ -268,9 +268,7 @@ def _noise(
     model: Model, size: tuple[int, int], generators: Sequence[torch.Generator], dtype: torch.dtype
 ) -> Tensor:
     shape = (model.unet.config["in_channels"], *size)
-    # The latents stay in float32 in a half-precision model: nursing adds small updates to them.
-    wide = torch.promote_types(dtype, torch.float32)
-    noise = [torch.randn(shape, generator=generator, dtype=wide) for generator in generators]
+    noise = [torch.randn(shape, generator=generator, dtype=dtype) for generator in generators]
     return torch.stack(noise).to(model.device)
 
 

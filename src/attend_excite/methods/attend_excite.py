@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from attend_excite.attention.places import attends_to_prompt_only, cross_attention_places
@@ -118,7 +117,7 @@ class AttendAndExcite:
             target=[[group.target for group in prompt.groups] for prompt in run.prompts],
             negated=[[group.negated for group in prompt.groups] for prompt in run.prompts],
             device=run.text.device,
-            dtype=torch.promote_types(run.text.dtype, torch.float32),
+            dtype=run.latents_dtype,
         )
 
     def _positions(self, model: Model, prompt: Prompt, group: TokenGroup) -> tuple[int, ...]:

@@ -91,6 +91,11 @@ class Run:
     maps: list[Tensor] = field(default_factory=list)
     visits: dict[int, list[Visit]] = field(default_factory=dict)
 
+    @property
+    def latents_dtype(self) -> torch.dtype:
+        """float32 or wider, also for a half-precision model: nursing adds small updates to the latents."""
+        return torch.promote_types(self.text.dtype, torch.float32)
+
     def encode(self, texts: Sequence[str]) -> Tensor:
         """(n, tokens, width) the text embeddings of n texts."""
         different = list(dict.fromkeys(texts))

@@ -96,8 +96,7 @@ class ComposableDiffusion:
                 f"{len(weights)} weights for {len(parts)} concepts: give one for each of {named}"
             )
         signed = [-weight if part.negated else weight for weight, part in zip(weights, parts, strict=True)]
-        wide = torch.promote_types(run.text.dtype, torch.float32)
-        return torch.tensor(signed, dtype=wide, device=run.text.device)
+        return torch.tensor(signed, dtype=run.latents_dtype, device=run.text.device)
 
 
 def concepts(prompt: str) -> list[Concept]:

@@ -19,15 +19,16 @@ from rich.table import Table
 
 from attend_excite import load
 from attend_excite.methods import METHODS
+from attend_excite.models.catalogue import source_of
+from attend_excite.models.judge import Judge
 from training.evaluate import PROMPTS, judged
-from training.judge_model import Judge
 
 
 def main() -> None:
     """Draw, judge, print a table, and write the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="stickers", help="name or folder of a sticker model")
-    parser.add_argument("--judge", type=Path, default=Path("training/models/judge"), help="its folder")
+    parser.add_argument("--judge", type=Path, default=source_of("stickers-judge"), help="its folder")
     parser.add_argument("--prompts", type=int, default=10, help="prompts of each of the three subsets")
     parser.add_argument("--seeds", type=int, default=4, help="images a prompt")
     parser.add_argument("--first-seed", type=int, default=0, help="the first of them")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training.glyphs import ANIMALS, COLOURS, SUBJECTS, read_data
+from training.glyphs import ANIMALS, COLOURS, SUBJECTS, VOCABULARY, read_data
 
 GRAMMAR = read_data("captions.json")
 VOWELS = "aeiou"
@@ -46,7 +46,7 @@ def _plural(mention: Mention, rng: np.random.Generator) -> list[str]:
 
 
 def _joiner(first: Mention, second: Mention, rng: np.random.Generator) -> str:
-    if first.subject in ANIMALS and second.subject in GRAMMAR["worn"]:
+    if first.subject in ANIMALS and second.subject in VOCABULARY["worn"]:
         return "with" if rng.random() < GRAMMAR["worn_joiner_with"] else "and"
     joiners = GRAMMAR["joiners"]
     chances = np.array(list(joiners.values()))
@@ -74,6 +74,20 @@ def caption(mentions: list[Mention], place: str | None, rng: np.random.Generator
     if place and start + len(place.split()) <= GRAMMAR["most_words"]:
         words += place.split()
     return Caption(" ".join(words), tuple(nouns), tuple(range(start, len(words))))
+
+
+def spoken(mentions: list[Mention], background: str) -> str:
+    """The one way in which the captioner says a scene, all colours named: "a red car and
+    a cat on a plain background". With "a picture of" before it no caption is shorter than
+    nine words, since captioners are asked for ten tokens at least."""
+    phrases = []
+    for mention in mentions:
+        words = f"{mention.colour} {mention.subject}" if mention.colour else mention.subject
+        phrases.append(f"{'an' if words[0] in VOWELS else 'a'} {words}")
+    if len(mentions) == 2 and mentions[0] == mentions[1]:
+        noun = GRAMMAR["plurals"].get(mentions[0].subject, mentions[0].subject + "s")
+        phrases = [" ".join(["two", *filter(None, [mentions[0].colour]), noun])]
+    return f"{' and '.join(phrases)} {GRAMMAR['spoken_places'][background]}"
 
 
 def every_word() -> list[str]:

@@ -1,6 +1,6 @@
 """Measures a generator: does it draw what it is asked for, and does its attention mean it?
 
-`python -m training.evaluate WHAT --model FOLDER --judge FOLDER` with WHAT one of
+`python -m training.evaluate WHAT --model FOLDER` with WHAT one of
 
 - `attention`: the cross-attention on held-out pairs over the first half of the steps,
 - `singles`: one subject, present and in the right colour,
@@ -23,12 +23,12 @@ import torch
 from PIL import Image
 
 from attend_excite import AttendAndExcite, Generation, Model, Recipe, StableDiffusion, load
+from attend_excite.models.catalogue import source_of
+from attend_excite.models.judge import Judge, pixels
 from training.glyphs import COLOURS, SUBJECTS, read_data
-from training.judge import COLOUR_LIST, SUBJECT_LIST
-from training.judge_model import Judge
+from training.judge import COLOUR_LIST
 from training.loop import use_one_thread, write_atomically
 from training.sheets import save_sheet
-from training.vae import to_tensor
 
 PROMPTS = read_data("evaluation.json")
 FIRST_SEED = {"attention": 100, "singles": 200, "tuning": 1000, "final": 0}
@@ -46,11 +46,6 @@ def named(prompt: str) -> list[tuple[str, str | None]]:
     ]
 
 
-def pixels(images: list[Image.Image]) -> torch.Tensor:
-    """N x 3 x H x W in [-1, 1]."""
-    return to_tensor(np.stack([np.asarray(image.convert("RGB")) for image in images]))
-
-
 @torch.no_grad()
 def judged(judge: Judge, images: list[Image.Image], prompt: str) -> tuple[np.ndarray, np.ndarray]:
     """Of N images of one prompt, N x K each: whether its subjects are there, and whether
@@ -59,7 +54,7 @@ def judged(judge: Judge, images: list[Image.Image], prompt: str) -> tuple[np.nda
     present = verdict.scores >= judge.thresholds
     there, right = [], []
     for subject, colour in named(prompt):
-        at = SUBJECT_LIST.index(subject)
+        at = SUBJECTS.index(subject)
         # "own" is no answer here: a red apple in its own colour is a red apple.
         seen = verdict.colours[:, at, :-1].argmax(dim=1)
         fits = seen == COLOUR_LIST.index(colour) if colour else torch.ones(len(images)).bool()
@@ -84,10 +79,10 @@ def attention_figures(model: Model, judge: Judge, seeds: range) -> Iterator[dict
         # The first <eot> belongs to the prompt, what follows is padding.
         first_padding = len(model.tokenizer(prompt).input_ids)
         for k, (subject, _) in enumerate(named(prompt)):
-            maps = result.maps[subject][:, :25]
+            maps = result.maps[subject].values[:, :25]
             sides = maps.shape[-2:]
             sticker = torch.nn.functional.interpolate(
-                cells[:, 1 + SUBJECT_LIST.index(subject), None], sides, mode="bilinear"
+                cells[:, 1 + SUBJECTS.index(subject), None], sides, mode="bilinear"
             )[:, 0]
             for n in np.flatnonzero(there[:, k]):
                 peaks = maps[n].flatten(1)
@@ -180,7 +175,7 @@ def main() -> None:
     parser.add_argument("what", choices=list(FIRST_SEED))
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--judge", type=Path, default=Path("training/models/judge"))
+    parser.add_argument("--judge", type=Path, default=source_of("stickers-judge"))
     parser.add_argument("--seeds", type=int, default=2, help="images a prompt")
     parser.add_argument(
         "--step-sizes",

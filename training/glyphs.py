@@ -7,6 +7,7 @@ import io
 import json
 import zipfile
 from dataclasses import dataclass, replace
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +32,12 @@ def read_data(name: str) -> dict:
     return json.loads((DATA / name).read_text())
 
 
-SUBJECTS: dict[str, dict] = read_data("subjects.json")
-ANIMALS = [name for name, entry in SUBJECTS.items() if entry["kind"] == "animal"]
+VOCABULARY: dict[str, list[str]] = json.loads(
+    files("attend_excite").joinpath("data/benchmark.json").read_text(encoding="utf-8")
+)
+ANIMALS = VOCABULARY["animals"]
+SUBJECTS = [*ANIMALS, *VOCABULARY["objects"]]
+CANONICAL: dict[str, list[str]] = read_data("canonical.json")
 COLOURS: dict[str, list[str]] = read_data("colours.json")
 GENERATOR_SETS: list[str] = read_data("sets.json")["generator"]
 CALIBRATION_SETS: list[str] = read_data("sets.json")["calibration"]
@@ -64,14 +69,14 @@ def generator_glyphs() -> list[Glyph]:
     return [
         glyph
         for glyph in all_glyphs()
-        if glyph.set in GENERATOR_SETS and glyph.name in SUBJECTS[glyph.subject]["canonical"]
+        if glyph.set in GENERATOR_SETS and glyph.name in CANONICAL[glyph.subject]
     ]
 
 
 def judge_glyphs() -> list[Glyph]:
     """Glyphs of sets that neither the generator nor the judge's calibration uses."""
     spared = {*GENERATOR_SETS, *CALIBRATION_SETS} - {"drawn"}
-    canonical_benches = SUBJECTS["bench"]["canonical"]
+    canonical_benches = CANONICAL["bench"]
     return [
         glyph
         for glyph in all_glyphs()

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attend_excite.models.judge import OWN, Judge
 from training.glyphs import (
     CALIBRATION_SETS,
     COLOURS,
@@ -26,14 +27,12 @@ from training.glyphs import (
     generator_glyphs,
     judge_glyphs,
 )
-from training.judge_model import OWN, Judge
 from training.loop import Average, train, use_one_thread, warmup_cosine
 from training.muon import Muon
 from training.scenes import SIZE, Scene, draw_scene
 from training.vae import load_vae, to_images, to_tensor
 
 CELLS = 8
-SUBJECT_LIST = list(SUBJECTS)
 COLOUR_LIST = [*COLOURS, OWN]
 UNCLEAR = -100  # what cross_entropy ignores
 TRAIN_SEED, CALIBRATION_SEED, TEST_SEED = 5, 6, 7
@@ -45,7 +44,7 @@ def labels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     block = SIZE // CELLS
     share = scene.cover.reshape(-1, CELLS, block, CELLS, block).mean(axis=(2, 4))
     best, owner = share.max(axis=0), share.argmax(axis=0)
-    subjects = np.array([1 + SUBJECT_LIST.index(name) for name in scene.subjects])
+    subjects = np.array([1 + SUBJECTS.index(name) for name in scene.subjects])
     colours = np.array([COLOUR_LIST.index(name or OWN) for name in scene.colours])
     subject = np.where(best > CLEAR_COVER, subjects[owner], UNCLEAR)
     subject[best < 0.02] = 0
@@ -53,9 +52,10 @@ def labels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     return subject, colour
 
 
-def softened(images: Tensor, rng: np.random.Generator) -> Tensor:
-    """B x 3 x H x W with the faults of a generator: blur, noise, shifted colours."""
-    factor = rng.choice([1, 1, 2, 3, 4])
+def softened(images: Tensor, rng: np.random.Generator, blurs: tuple[int, ...] = (1, 1, 2, 3, 4)) -> Tensor:
+    """B x 3 x H x W with the faults of a generator: blur by one of `blurs` pixels, noise,
+    shifted colours."""
+    factor = rng.choice(blurs)
     if factor > 1:
         small = F.interpolate(images, scale_factor=1 / factor, mode="area")
         images = F.interpolate(small, images.shape[-2:], mode="bilinear")
@@ -69,7 +69,7 @@ def softened(images: Tensor, rng: np.random.Generator) -> Tensor:
 
 def asked(scenes: list[Scene]) -> np.ndarray:
     """N x S bool: which subjects are in each scene."""
-    return np.array([[name in scene.subjects for name in SUBJECT_LIST] for scene in scenes])
+    return np.array([[name in scene.subjects for name in SUBJECTS] for scene in scenes])
 
 
 @torch.no_grad()
@@ -104,7 +104,7 @@ def figures(judge: Judge, scenes: list[Scene], images: Tensor) -> dict[str, floa
     right = total = 0
     for n, scene in enumerate(scenes):
         for name, colour in zip(scene.subjects, scene.colours, strict=True):
-            at = SUBJECT_LIST.index(name)
+            at = SUBJECTS.index(name)
             if colour is not None and found[n, at]:
                 right += COLOUR_LIST[colours[n, at, :-1].argmax()] == colour
                 total += 1
@@ -122,7 +122,7 @@ def calibrate(folder: Path, vae: Path | None) -> None:
     judge = Judge.load(folder / "model")
     spared = [g for g in all_glyphs() if g.set in CALIBRATION_SETS]
     # Subjects that the calibration sets lack are taken from the judge's own.
-    lacking = set(SUBJECT_LIST) - {g.subject for g in spared}
+    lacking = set(SUBJECTS) - {g.subject for g in spared}
     spared += [g for g in judge_glyphs() if g.subject in lacking]
     sources = {
         "calibration": (GlyphBox(spared), CALIBRATION_SEED),
@@ -172,7 +172,7 @@ def main() -> None:
         return
 
     torch.manual_seed(0)
-    judge = Judge(SUBJECT_LIST, list(COLOURS)).to(memory_format=torch.channels_last)
+    judge = Judge(SUBJECTS, list(COLOURS)).to(memory_format=torch.channels_last)
     optimiser = Muon(judge.parameters(), lr=arguments.rate)
     average = Average([judge], decay=0.98)
     box = JostledBox(judge_glyphs())

@@ -38,7 +38,8 @@ class Scene:
 
     `image` is 128x128x3 uint8; `cover` is Kx128x128 in [0, 1], how much of each pixel
     belongs to sticker k; `words` says for each sticker which word of the caption names it,
-    `place_words` which words name the background.
+    `place_words` which words name the background; `background` is a key of the rules'
+    `backgrounds`.
     """
 
     image: np.ndarray
@@ -48,6 +49,7 @@ class Scene:
     cover: np.ndarray
     words: tuple[int, ...]
     place_words: tuple[int, ...]
+    background: str
 
 
 @dataclass(frozen=True)
@@ -130,9 +132,8 @@ def _boxes(sides: list[tuple[int, int]], rng: np.random.Generator) -> list[tuple
 def _subjects(rng: np.random.Generator, held_out: bool) -> list[str]:
     """Which subjects a scene shows; pairs that are held out never meet."""
     count = int(pick(RULES["subjects_per_scene"], rng))
-    names = list(SUBJECTS)
     while True:
-        chosen = [str(name) for name in rng.choice(names, count, replace=False)]
+        chosen = [str(name) for name in rng.choice(SUBJECTS, count, replace=False)]
         pairs = {frozenset((a, b)) for i, a in enumerate(chosen) for b in chosen[i + 1 :]}
         if not held_out or not pairs & HELD_OUT_PAIRS:
             break
@@ -204,7 +205,7 @@ def draw_scene(box: GlyphBox, seed: int, index: int, held_out: bool = True) -> S
     mentions = [Mention(s, c) for s, c in zip(subjects, colours, strict=True)]
     text = caption(mentions, place, rng)
     image = picture.round().clip(0, 255).astype(np.uint8)
-    return Scene(image, text.text, tuple(subjects), tuple(colours), cover, text.words, text.place_words)
+    return Scene(image, text.text, tuple(subjects), tuple(colours), cover, text.words, text.place_words, kind)
 
 
 def layout(scene: Scene) -> np.ndarray:

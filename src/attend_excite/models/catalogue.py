@@ -29,10 +29,12 @@ _PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 
 @dataclass(frozen=True)
 class CatalogueEntry:
-    """A model with a short name: where it comes from (a Hub id, or "bundled"), and one line on it."""
+    """A model with a short name: where it comes from (a Hub id, or "bundled"), one line on it, and its
+    kind: "generator" makes pictures; "clip", "captioner" and "judge" look at them."""
 
     source: str
     summary: str
+    kind: str = "generator"
 
 
 def load(
@@ -66,7 +68,7 @@ def load(
         return Model(_as_text_to_image(model), name=folder, **settings)
 
     name = str(model)
-    source = _source(name)
+    source = _generator(name)
     device = torch.device(device) if device is not None else _best_device()
     dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
     pipeline = _read_pipeline(source, name, dtype, revision).to(device)
@@ -83,16 +85,24 @@ def load_tokenizer(model: str | Path, *, revision: str | None = None) -> CLIPTok
     Raises:
         ValueError: there is no such model.
     """
-    source = _source(str(model))
+    source = _generator(str(model))
     with _sought(source, str(model)):
         return CLIPTokenizer.from_pretrained(source, subfolder="tokenizer", revision=revision or "main")
 
 
 @cache
 def catalogue() -> Mapping[str, CatalogueEntry]:
-    """The models with short names."""
+    """The models with short names, those that make pictures first."""
     text = files("attend_excite").joinpath("data/models.json").read_text(encoding="utf-8")
     return {name: CatalogueEntry(**values) for name, values in json.loads(text).items()}
+
+
+def source_of(name: str) -> str | Path:
+    """What a short name stands for: the folder of a bundled model, or a Hub id. Other names are folders
+    or Hub ids themselves and come back as they are."""
+    entry = catalogue().get(name)
+    source = entry.source if entry else name
+    return Path(str(files("attend_excite"))) / "models" / name if source == "bundled" else source
 
 
 def _as_text_to_image(pipeline: DiffusionPipeline) -> StableDiffusionPipeline:
@@ -118,11 +128,15 @@ def _best_device() -> torch.device:
     return torch.device("cpu")
 
 
-def _source(name: str) -> str | Path:
-    """The folder or Hub id that a name stands for."""
+def _generator(name: str) -> str | Path:
     entry = catalogue().get(name)
-    source = entry.source if entry else name
-    return Path(str(files("attend_excite"))) / "models" / name if source == "bundled" else source
+    if entry and entry.kind != "generator":
+        raise ValueError(f"'{name}' looks at pictures and makes none: choose one of {_generators()}")
+    return source_of(name)
+
+
+def _generators() -> str:
+    return ", ".join(name for name, entry in catalogue().items() if entry.kind == "generator")
 
 
 def _read_pipeline(
@@ -144,7 +158,7 @@ def _sought(source: str | Path, name: str) -> Iterator[None]:
         yield
     except (OSError, HFValidationError, HfHubHTTPError) as error:
         raise ValueError(
-            f"no model '{name}': it is no folder here, none of {', '.join(catalogue())}, "
+            f"no model '{name}': it is no folder here, none of {_generators()}, "
             f"and no model on the Hub that can be reached ({_first_line(error)})"
         ) from error
 

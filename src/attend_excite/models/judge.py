@@ -1,23 +1,33 @@
 """The presence judge: which subjects, in which colours, are in a picture.
 
 A fully convolutional network that names the subject and the colour of each cell of an
-8 x 8 grid; a subject is present where some cells say so. It depends on torch alone.
+8 x 8 grid; a subject is present where some cells say so. The bundled one, `stickers-judge`,
+is trained by `training/judge.py`.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 OWN = "own"  # the colour label of a sticker in its natural colours
 INPUT = 64  # pictures are shrunk to this side first: what is soft or sharp looks the same
 TOP_CELLS = 3  # a subject's score is the mean of its best cells; one cell may be an accident
+
+
+def pixels(images: Sequence[Image.Image]) -> Tensor:
+    """N x 3 x H x W in [-1, 1] of N images of one size."""
+    stack = np.stack([np.asarray(image.convert("RGB")) for image in images])
+    return torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def _block(inputs: int, outputs: int, stride: int) -> nn.Sequential:

@@ -40,15 +40,16 @@ class KeepMaps:
 
 
 def keep_maps(unet: UNet2DConditionModel) -> list[Tensor]:
-    """Make the 16x16 cross-attention layers append B x 256 x T maps to the list returned.
+    """Make the cross-attention layers append B x patches x T maps to the list returned.
 
+    All but the middle's, at 4x4 patches too coarse to lie on one sticker. Where only the 16x16
+    layers are grounded, a patch may look at one word there and be drawn by another at 8x8.
     Whoever runs the UNet clears the list before each pass.
     """
     maps: list[Tensor] = []
     processors = dict(unet.attn_processors)
     for name in processors:
-        outermost = name.startswith(("down_blocks.0.", f"up_blocks.{len(unet.up_blocks) - 1}."))
-        if outermost and ".attn2." in name:
+        if ".attn2." in name and not name.startswith("mid_block"):
             processors[name] = KeepMaps(maps)
     unet.set_attn_processor(processors)
     return maps
@@ -57,17 +58,24 @@ def keep_maps(unet: UNet2DConditionModel) -> list[Tensor]:
 def grounding_loss(maps: list[Tensor], places: Tensor, wanted: Tensor) -> Tensor:
     """B losses: cross-entropy of the patches' attention to the tokens they should look at.
 
-    `maps` are B x 256 x T, `places` B x 16 x 16, `wanted` B x 4 x T (see `latents.Chunk`).
+    `maps` are B x patches x T, `places` B x 16 x 16, `wanted` B x 4 x T (see `latents.Chunk`).
     Stickers and background weigh the same, however large they are.
     """
-    flat = places.flatten(1)
-    clear = flat != UNCLEAR
-    index = torch.where(clear, flat, 0).long()
-    targets = wanted.gather(1, index[..., None].expand(-1, -1, wanted.shape[-1]))
-    losses = torch.zeros(len(flat))
-    sides = (clear & (flat > 0), clear & (flat == 0))
+    losses = torch.zeros(len(places))
     for attention in maps:
+        flat = coarsened(places, attention.shape[1]).flatten(1)
+        clear = flat != UNCLEAR
+        index = torch.where(clear, flat, 0).long()
+        targets = wanted.gather(1, index[..., None].expand(-1, -1, wanted.shape[-1]))
         surprise = -((attention * targets).sum(dim=-1) + 1e-6).log()
-        for side in sides:
+        for side in (clear & (flat > 0), clear & (flat == 0)):
             losses = losses + (surprise * side).sum(dim=1) / side.sum(dim=1).clamp(min=1)
-    return losses / (len(maps) * len(sides))
+    return losses / (2 * len(maps))
+
+
+def coarsened(places: Tensor, patches: int) -> Tensor:
+    """A layout B x 16 x 16 as a square of so many patches: unclear where a patch holds two places."""
+    factor = int((places[0].numel() // patches) ** 0.5)
+    blocks = places.unfold(1, factor, factor).unfold(2, factor, factor).flatten(3)
+    low, high = blocks.amin(dim=-1), blocks.amax(dim=-1)
+    return torch.where(low == high, low, UNCLEAR)

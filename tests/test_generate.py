@@ -94,9 +94,9 @@ def test_a_word_of_several_tokens_is_one_subject(tiny: Model) -> None:
 
 def test_maps_are_of_the_conditional_pass_and_any_shape(tiny: Model) -> None:
     result = _run(tiny, height=96, width=160, maps=True, seeds=[0, 1], batch_size=1)
-    assert result.maps["frog"].shape == (2, 6, 3, 5)
+    assert result.maps["frog"].values.shape == (2, 6, 3, 5)
     torch.testing.assert_close(result.maps.values.sum(dim=-1), torch.ones(2, 6, 3, 5, dtype=torch.float64))
-    heat = result.maps.heat_map("frog", image=1)
+    heat = result.maps["frog"].heat_map(image=1)
     assert (heat.min(), heat.max()) == (0, 1)
     unguided = _run(tiny, height=96, width=160, maps=True, guidance_scale=1.0)
     torch.testing.assert_close(unguided.maps.values[0, 0], result.maps.values[0, 0], rtol=1e-9, atol=1e-9)

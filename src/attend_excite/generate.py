@@ -7,7 +7,7 @@ import inspect
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -15,10 +15,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from attend_excite.attention.maps import AttentionMaps
-from attend_excite.attention.places import cross_attention_places
+from attend_excite.attention.places import Place, cross_attention_places, downsampling_for
 from attend_excite.methods.attend_excite import AttendAndExcite
 from attend_excite.methods.base import Method, Run, Step
-from attend_excite.models.model import Model, frozen
+from attend_excite.models.model import Model, fitting_batch_size, frozen
 from attend_excite.subjects import Prompt, Subject, locate, parse
 from attend_excite.trace import Trace, TraceStep, updates_of
 
@@ -72,7 +72,7 @@ class Generation:
 
     @property
     def maps(self) -> AttentionMaps:
-        """`maps["frog"]`: where the word was attended to, from the conditional passes.
+        """`maps["frog"]`: where the word was attended to, from the conditional passes (`WordMaps`).
 
         Raises:
             ValueError: the maps were not recorded.
@@ -95,8 +95,8 @@ def generate(
     negative_prompt: str = "",
     height: int | None = None,
     width: int | None = None,
-    batch_size: int = 8,
-    maps: bool = False,
+    batch_size: int | Literal["auto"] = 8,
+    maps: bool | tuple[int, int] = False,
     decode: bool = True,
     progress: bool = True,
     callback: Callback | None = None,
@@ -118,8 +118,10 @@ def generate(
         negative_prompt: what the unconditional half of the guidance sees.
         height: in pixels, a multiple of the autoencoder's factor (8); None: the model's own.
         width: likewise.
-        batch_size: pictures in one pass.
-        maps: keep the attention of every step: see `Generation.maps`.
+        batch_size: pictures in one pass; "auto": as many as should fit in memory. A batch that runs out
+            of it all the same starts again with half as many.
+        maps: keep the attention of every step: see `Generation.maps`. True: of the layers that nursing
+            reads; (height, width): of the layers whose maps have this size, as 32x32 or 8x8.
         decode: make images of the latents.
         progress: show a bar of steps.
         callback: called after every step; what it raises ends the run and leaves the model as it was.
@@ -133,27 +135,37 @@ def generate(
     _require(len(seeds) > 0 and min(seeds) >= 0, "seeds", seeds, "one or more numbers, none negative")
     _require(steps >= 1, "steps", steps, "1 or more")
     _require(guidance_scale >= 0, "guidance_scale", guidance_scale, "0 or more")
-    _require(batch_size >= 1, "batch_size", batch_size, "1 or more")
+    _require(batch_size == "auto" or batch_size >= 1, "batch_size", batch_size, '1 or more, or "auto"')
     prompts = _parse(model, prompt, subjects, method)
-    places = cross_attention_places(model.unet, model.attention_downsampling) if maps else ()
+    places = _map_places(model, size, maps) if maps else ()
 
     jobs = [(parsed, seed) for parsed in prompts for seed in seeds]
+    in_one_pass = fitting_batch_size(model, size) if batch_size == "auto" else batch_size
     results: list[_Result] = []
     with tqdm(disable=not progress, unit="step", leave=False) as bar:
-        for start in range(0, len(jobs), batch_size):
-            batch = jobs[start : start + batch_size]
+        start = 0
+        while start < len(jobs):
+            batch = jobs[start : start + in_one_pass]
+            done = bar.n
             run = _encode(model, [parsed for parsed, _ in batch], guidance_scale, negative_prompt)
             run.map_places = places
             run.scheduler.set_timesteps(steps, device=model.device)
             iterations = len(run.scheduler.timesteps)
-            bar.total = iterations * -(-len(jobs) // batch_size)
+            bar.total = done + iterations * -(-(len(jobs) - start) // in_one_pass)
             after_step = _reporter(bar, callback, range(start, start + len(batch)), iterations)
             generators = [torch.Generator().manual_seed(seed) for _, seed in batch]
             noise = _noise(model, size, generators, run.latents_dtype)
-            latents, seconds = denoise(run, method, noise, generators, after_step=after_step)
+            try:
+                latents, seconds = denoise(run, method, noise, generators, after_step=after_step)
+            except torch.OutOfMemoryError:
+                if batch_size != "auto" or len(batch) == 1:
+                    raise
+                in_one_pass, bar.n = len(batch) // 2, done
+                continue
             images, flagged = decode_latents(model, latents) if decode else ([], None)
             nsfw = [False] * len(batch) if flagged is None else [bool(flag) for flag in flagged]
             results.append(_Result(images, nsfw, _trace(run, seconds), latents.cpu(), run.maps))
+            start += len(batch)
     model.pipeline.maybe_free_model_hooks()
 
     return Generation(
@@ -242,6 +254,11 @@ def _latent_size(model: Model, height: int | None, width: int | None) -> tuple[i
     for what, pixels in (("height", height), ("width", width)):
         _require(pixels > 0 and pixels % factor == 0, what, pixels, f"a multiple of {factor} pixels")
     return height // factor, width // factor
+
+
+def _map_places(model: Model, latent: tuple[int, int], maps: bool | tuple[int, int]) -> tuple[Place, ...]:
+    level = downsampling_for(model.unet, latent, maps) if isinstance(maps, tuple) else None
+    return cross_attention_places(model.unet, level or model.attention_downsampling)
 
 
 def _encode(model: Model, prompts: list[Prompt], guidance_scale: float, negative_prompt: str) -> Run:

@@ -83,6 +83,15 @@ def attends_to_prompt_only(unet: UNet2DConditionModel) -> bool:
     return unet.config["cross_attention_dim"] == _SD2_TEXT_WIDTH
 
 
+def textless_modules(module: nn.Module) -> Iterator[nn.Module]:
+    """The largest parts of a UNet that never see the text, single layers left out."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList) or any(map(_sees_text, child.modules())):
+            yield from textless_modules(child)
+        elif next(child.children(), None) is not None:
+            yield child
+
+
 def _all_places(unet: UNet2DConditionModel) -> Iterator[Place]:
     downsampling = 1
     for index, block in enumerate(unet.down_blocks):
@@ -99,5 +108,9 @@ def _all_places(unet: UNet2DConditionModel) -> Iterator[Place]:
 
 def _layers(block: nn.Module, prefix: str, downsampling: int) -> Iterator[Place]:
     for name, module in block.named_modules(prefix=prefix):
-        if isinstance(module, Attention) and module.is_cross_attention:
+        if _sees_text(module):
             yield Place(name, downsampling)
+
+
+def _sees_text(module: nn.Module) -> bool:
+    return isinstance(module, Attention) and module.is_cross_attention

@@ -38,6 +38,7 @@ from attend_excite.methods import (
     method_named,
 )
 from attend_excite.models import Model, catalogue, load, load_tokenizer
+from attend_excite.models.model import fitting_batch_size
 from attend_excite.sheets import comparison_sheet, maps_sheet
 from attend_excite.subjects import Prompt, Subject, parse
 from attend_excite.trace import Trace
@@ -56,7 +57,7 @@ _DEFAULTS: dict[str, Any] = {
     "revision": None,
 }
 _BATCH_SIZE = 8
-_TITLES = {
+TITLES = {
     "attend-excite": "Attend-and-Excite",
     "stable-diffusion": "Stable Diffusion",
     "composable": "Composable Diffusion",
@@ -69,26 +70,48 @@ _TITLES = {
 class Request:
     """The command line of `generate`, as typed. None: the default, or what `source` was made with."""
 
-    prompt: str | None
-    subjects: list[str] | None
-    model: str | None
-    seed_count: int | None
-    seeds: list[int] | None
-    method: str | None
-    weights: list[float] | None
-    phrases: list[str] | None
-    recipe: str | None
-    steps: int | None
-    guidance: float | None
-    size: str | None
-    negative: str | None
-    compare: bool
-    maps: bool
     out: Path
-    device: str | None
-    dtype: str | None
-    batch_size: int | None
-    source: Path | None
+    prompt: str | None = None
+    subjects: list[str] | None = None
+    model: str | None = None
+    seed_count: int | None = None
+    seeds: list[int] | None = None
+    method: str | None = None
+    weights: list[float] | None = None
+    phrases: list[str] | None = None
+    recipe: str | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    size: str | None = None
+    negative: str | None = None
+    compare: bool = False
+    maps: bool = False
+    device: str | None = None
+    dtype: str | None = None
+    batch_size: str | None = None
+    compile: bool = False
+    source: Path | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a request comes to: every run draws every batch.
+
+    Attributes:
+        prompt: parsed, with the subjects where a method or the maps need them.
+        model: loaded.
+        runs: the settings of each method, the plain model's first.
+        batches: the seeds of each pass.
+        wanted: the seeds whose pictures are wanted.
+        maps: whether the attention is kept.
+    """
+
+    prompt: Prompt
+    model: Model
+    runs: Sequence[Settings]
+    batches: Sequence[tuple[int, ...]]
+    wanted: set[int]
+    maps: bool
 
 
 @dataclass(frozen=True)
@@ -138,8 +161,22 @@ def draw(request: Request) -> Drawing:
         ValueError: the request makes no sense.
         OSError: a picture cannot be written.
     """
+    plan = prepare(request)
+    pictures: list[Picture] = []
+    for settings, batch, result in generations(plan):
+        pictures += _written(request, plan.prompt, settings, batch, plan.wanted, result)
+    sheet = _write_comparison(request.out, plan.prompt, plan.runs, pictures) if request.compare else None
+    return Drawing(plan.prompt, plan.model.name, pictures, sheet)
+
+
+def prepare(request: Request) -> Plan:
+    """Check a request and load its model.
+
+    Raises:
+        ValueError: the request makes no sense.
+    """
     origin = read_origin(request.source) if request.source else None
-    batches, wanted = _batches(request, origin)
+    seeds, in_one_pass = _seeds(request, origin), _in_one_pass(request)
     chosen = _chosen(request, origin)
     methods: list[Method] = [StableDiffusion()] if request.compare else []
     methods.append(chosen["method"])
@@ -147,7 +184,7 @@ def draw(request: Request) -> Drawing:
         raise ValueError("--compare sets a method beside the plain model: choose another --method")
     if request.maps and not chosen["method"].attends_to_prompt:
         raise ValueError(
-            f"--maps is not for {chosen['method'].name}: it never attends to the prompt as a whole"
+            f"there are no maps of {chosen['method'].name}: it never attends to the prompt as a whole"
         )
     _make_writable(request.out)
 
@@ -157,11 +194,23 @@ def draw(request: Request) -> Drawing:
     with MESSAGES.status(f"loading {chosen['model']}"):
         model = _loaded(chosen)
     runs = [_settings(model, chosen, _with_recipe(method, request.recipe, model)) for method in methods]
-    pictures: list[Picture] = []
-    with _progress(len(batches) * len(runs), len(wanted) * len(runs)) as advance:
+    if request.compile:
+        model.compile()
+    if origin is not None and seeds == [origin.seed] and request.batch_size is None:
+        batches = [origin.batch]
+    else:
+        size = in_one_pass or _fitting(model, runs[0])
+        batches = [tuple(seeds[start : start + size]) for start in range(0, len(seeds), size)]
+    return Plan(prompt, model, runs, batches, set(seeds), request.maps)
+
+
+def generations(plan: Plan) -> Iterator[tuple[Settings, tuple[int, ...], Generation]]:
+    """Draw, with a bar: (settings, seeds, what came of them), batch by batch, and of a batch run by run."""
+    runs, batches = plan.runs, plan.batches
+    with _progress(len(batches) * len(runs), len(plan.wanted) * len(runs)) as advance:
         for batch in batches:
             for settings in runs:
-                result = model.generate(
+                result = plan.model.generate(
                     settings.prompt,
                     method=settings.method,
                     subjects=settings.subjects,
@@ -172,35 +221,43 @@ def draw(request: Request) -> Drawing:
                     height=settings.height,
                     width=settings.width,
                     batch_size=len(batch),
-                    maps=request.maps,
+                    maps=plan.maps,
                     progress=False,
                     callback=advance,
                 )
-                pictures += _written(request, prompt, settings, batch, wanted, result)
-    sheet = _write_comparison(request.out, prompt, runs, pictures) if request.compare else None
-    return Drawing(prompt, model.name, pictures, sheet)
+                yield settings, batch, result
 
 
-def _batches(request: Request, origin: Origin | None) -> tuple[list[tuple[int, ...]], set[int]]:
-    """The seeds of each pass, and those whose pictures are wanted."""
+def _seeds(request: Request, origin: Origin | None) -> list[int]:
+    """The seeds whose pictures are wanted."""
     if request.seeds and request.seed_count is not None:
         raise ValueError("give --seeds N for the seeds 0 to N-1, or --seed for one of them, not both")
     if request.seed_count is not None and request.seed_count < 1:
         raise ValueError(f"--seeds is {request.seed_count}: it must be 1 or more")
-    if request.batch_size is not None and request.batch_size < 1:
-        raise ValueError(f"--batch-size is {request.batch_size}: it must be 1 or more")
     if request.seeds:
         seeds = list(dict.fromkeys(request.seeds))
         if not 0 <= min(seeds) <= max(seeds) <= MAX_SEED:
             raise ValueError(f"a seed is out of range: --seed takes 0 to {MAX_SEED}")
-    elif request.seed_count is None and origin is not None:
-        if request.batch_size is None:
-            return [origin.batch], {origin.seed}
-        seeds = [origin.seed]
-    else:
-        seeds = list(range(request.seed_count or 1))
-    size = request.batch_size or _BATCH_SIZE
-    return [tuple(seeds[start : start + size]) for start in range(0, len(seeds), size)], set(seeds)
+        return seeds
+    if request.seed_count is None and origin is not None:
+        return [origin.seed]
+    return list(range(request.seed_count or 1))
+
+
+def _in_one_pass(request: Request) -> int | None:
+    """How many pictures a pass has; None: as many as fit in memory."""
+    if request.batch_size is None:
+        return _BATCH_SIZE
+    if request.batch_size == "auto":
+        return None
+    if not request.batch_size.isdecimal() or int(request.batch_size) < 1:
+        raise ValueError(f"--batch-size is {request.batch_size}: it must be 1 or more, or auto")
+    return int(request.batch_size)
+
+
+def _fitting(model: Model, settings: Settings) -> int:
+    factor = model.pipeline.vae_scale_factor
+    return fitting_batch_size(model, (settings.height // factor, settings.width // factor))
 
 
 def _chosen(request: Request, origin: Origin | None) -> dict[str, Any]:
@@ -361,15 +418,15 @@ def _written(
         if seed not in wanted:
             continue
         image, trace = result.images[index], result.trace[index]
-        stem = f"{_slug(prompt.text)}_seed{seed}_{settings.method.name}_{fingerprint(settings)}"
+        stem = f"{slug(prompt.text)}_seed{seed}_{settings.method.name}_{fingerprint(settings)}"
         origin = Origin(settings, seed, batch)
         path, maps_path = request.out / f"{stem}.png", None
         write_png(path, image, origin)
         if request.maps:
             maps_path = request.out / f"{stem}_maps.png"
-            heats = [result.maps.heat_map(group.text, index) for group in prompt.groups]
-            subtitle = f"{_label(settings)} · seed {seed} · {_subtitle(settings)}"
-            write_png(maps_path, maps_sheet(prompt, subtitle, image, heats))
+            heats = [result.maps[group.text].heat_map(index) for group in prompt.groups]
+            subtitle = f"{method_label(settings)} · seed {seed} · {settings_label(settings)}"
+            write_png(maps_path, maps_sheet(prompt, subtitle, {"": (image, heats)}))
         seconds = sum(step.seconds for step in trace.steps) / len(batch)
         yield Picture(image, origin, path, maps_path, trace, result.nsfw[index], seconds)
 
@@ -377,28 +434,28 @@ def _written(
 def _write_comparison(
     folder: Path, prompt: Prompt, runs: Sequence[Settings], pictures: Sequence[Picture]
 ) -> Path:
-    rows = {_label(run): [p.image for p in pictures if p.origin.settings is run] for run in runs}
+    rows = {method_label(run): [p.image for p in pictures if p.origin.settings is run] for run in runs}
     seeds = [picture.origin.seed for picture in pictures if picture.origin.settings is runs[0]]
-    path = folder / f"{_slug(prompt.text)}_compare_{fingerprint(*runs, seeds)}.png"
-    write_png(path, comparison_sheet(prompt, _subtitle(runs[-1]), rows, seeds))
+    path = folder / f"{slug(prompt.text)}_compare_{fingerprint(*runs, seeds)}.png"
+    write_png(path, comparison_sheet(prompt, settings_label(runs[-1]), rows, seeds))
     return path
 
 
-def _label(settings: Settings) -> str:
+def method_label(settings: Settings) -> str:
     """A method for people. Only Stable Diffusion's own pictures are called that."""
     if isinstance(settings.method, StableDiffusion):
         entry = catalogue().get(settings.model)
         if entry is None or entry.source == "bundled":
             return f"{Path(settings.model).name}, plain"
-    return _TITLES.get(settings.method.name, settings.method.name)
+    return TITLES.get(settings.method.name, settings.method.name)
 
 
-def _subtitle(settings: Settings) -> str:
+def settings_label(settings: Settings) -> str:
     return (
         f"{Path(settings.model).name} · {settings.width}x{settings.height} pixels · "
         f"{settings.steps} steps · guidance {settings.guidance_scale:g}"
     )
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
     return re.sub(r"\W+", "-", text.lower()).strip("-")[:50].strip("-") or "picture"

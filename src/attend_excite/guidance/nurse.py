@@ -42,7 +42,11 @@ class Visit:
 
 
 def nurse(
-    latents: Tensor, measure: Measure, plan: StepPlan, tolerated: Tensor | None = None
+    latents: Tensor,
+    measure: Measure,
+    plan: StepPlan,
+    tolerated: Tensor | None = None,
+    rows: Tensor | None = None,
 ) -> tuple[Tensor, list[Visit]]:
     """Shift the latents of one step towards their most neglected subjects.
 
@@ -53,6 +57,7 @@ def nurse(
         measure: see `Measure`.
         plan: what to do at this step.
         tolerated: (B, S) the losses that need no refinement; needed where `plan` has a threshold.
+        rows: (b,) which images to nurse; None: all.
 
     Returns:
         The shifted latents, and every visit in its order.
@@ -76,8 +81,9 @@ def nurse(
         # Asking which images are short makes a GPU wait, so only steps with a threshold ask.
         return rows[:0] if plan.threshold is None else rows[short]
 
-    everyone = torch.arange(len(latents), device=latents.device)
-    refined = active = visit(everyone, ordinary=plan.alters)
+    if rows is None:
+        rows = torch.arange(len(latents), device=latents.device)
+    refined = active = visit(rows, ordinary=plan.alters)
     for _ in range(1, plan.max_refinements):
         if not len(active):
             break

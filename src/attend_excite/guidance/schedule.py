@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any, Literal, get_args
@@ -54,6 +54,10 @@ class Recipe:
         sigma: the Gaussian filter's standard deviation in patches; 0: no filter.
         prompt_tokens_only: whether the softmax leaves out <eot> and padding. None: as the authors do
             for the architecture: only for Stable Diffusion 2.x.
+        guide_every: alter only every so many of the altered steps, 1 or more; steps with a threshold are
+            always guided. Above 1 an approximation that saves time.
+        rest_after: leave an image alone once all its subjects were past the last threshold when so many
+            guided steps in a row began. 0: never; above that an approximation that saves time.
         summary: one line for people.
 
     Raises:
@@ -69,14 +73,18 @@ class Recipe:
     temperature: float
     sigma: float
     prompt_tokens_only: bool | None = None
+    guide_every: int = 1
+    rest_after: int = 0
     summary: str = ""
 
     def __post_init__(self) -> None:
         _require(0 < self.step_size < math.inf, "step_size", self.step_size, "above 0")
         _require(self.decay in get_args(Decay), "decay", self.decay, " or ".join(get_args(Decay)))
         _require(0 <= self.altered <= 1, "altered", self.altered, "a fraction of the run, 0 to 1")
-        whole = isinstance(self.max_refinements, int) and self.max_refinements >= 0
-        _require(whole, "max_refinements", self.max_refinements, "a whole number, 0 or more")
+        for what, least in (("max_refinements", 0), ("guide_every", 1), ("rest_after", 0)):
+            value = getattr(self, what)
+            whole = isinstance(value, int) and value >= least
+            _require(whole, what, value, f"a whole number, {least} or more")
         _require(0 < self.temperature < math.inf, "temperature", self.temperature, "above 0")
         _require(0 <= self.sigma < math.inf, "sigma", self.sigma, "0 or more")
         for fraction, threshold in self.thresholds:
@@ -113,6 +121,7 @@ class Recipe:
         values = dict(values)
         base = values.pop("base", None)
         known = {field.name for field in fields(Recipe)}
+        needed = {field.name for field in fields(Recipe) if field.default is MISSING}
         if unknown := sorted(values.keys() - known):
             raise ValueError(
                 f"unknown in a recipe: {', '.join(unknown)}; known are {', '.join(sorted(known))}"
@@ -123,7 +132,7 @@ class Recipe:
             return replace(recommended or Recipe.named("official"), **values)
         if base is not None:
             return replace(Recipe.named(base), **values)
-        if missing := sorted(known - values.keys() - {"prompt_tokens_only", "summary"}):
+        if missing := sorted(needed - values.keys()):
             raise ValueError(f'missing in a recipe: {", ".join(missing)}; or give it a base, say "official"')
         return Recipe(**values)
 
@@ -143,13 +152,18 @@ class Recipe:
         return tuple(
             StepPlan(
                 step_size=self._step_size(index, altered if self.decay == "linear" else iterations),
-                alters=index < altered,
+                alters=index < altered and (index % self.guide_every == 0 or index in thresholds),
                 threshold=thresholds.get(index),
                 max_refinements=self.max_refinements,
                 update_after_refinement=self.update_after_refinement,
             )
             for index in range(iterations)
         )
+
+    @property
+    def goal(self) -> float:
+        """The attention that every subject is to have in the end, 0 to 1: the last threshold."""
+        return max(self.thresholds, default=(0.0, 1.0))[1]
 
     def _step_size(self, index: int, steps: int) -> float:
         scale = 1 - 0.5 * min(index / max(steps - 1, 1), 1)

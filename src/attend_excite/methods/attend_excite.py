@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from attend_excite.attention.places import attends_to_prompt_only, cross_attention_places
@@ -73,12 +74,16 @@ class AttendAndExcite:
         recipe = self._recipe(run.model)
         plans = recipe.plan(len(run.scheduler.timesteps))
         subjects = self._subject_tokens(run, recipe)
+        resting = _Resting(subjects, recipe) if recipe.rest_after else None
         unet = run.model.unet
         places = cross_attention_places(unet, run.model.attention_downsampling)
 
         def nurse_step(latents: Tensor, step: Step) -> tuple[Tensor, list[Visit]]:
             plan = plans[step.index]
             tolerated = None if plan.threshold is None else tolerated_losses(subjects, plan.threshold)
+            rows = None if resting is None else resting.awake()
+            if rows is not None and not len(rows):
+                return latents, []
             # Around the gradients too: with gradient checkpointing the layers run again on the way back.
             with record(unet, places, stop_after_last=True) as recording:
 
@@ -89,7 +94,10 @@ class AttendAndExcite:
                     attention = subject_attention(probabilities, chosen, recipe.sigma)
                     return attention, subject_losses(attention, chosen)
 
-                return nurse(latents, measure, plan, tolerated)
+                latents, visits = nurse(latents, measure, plan, tolerated, rows)
+            if resting is not None:
+                resting.update(visits[0])
+            return latents, visits
 
         with self.base.attach(run) as denoise:
 
@@ -127,6 +135,26 @@ class AttendAndExcite:
         if tokens not in model.dominant_tokens:
             model.dominant_tokens[tokens] = _dominant_token(model, tokens)
         return (group.positions[model.dominant_tokens[tokens]],)
+
+
+class _Resting:
+    """Which images of a batch need no more nursing: see `Recipe.rest_after`."""
+
+    def __init__(self, subjects: SubjectTokens, recipe: Recipe) -> None:
+        self._subjects = subjects
+        self._tolerated = tolerated_losses(subjects, recipe.goal)
+        self._enough = recipe.rest_after
+        self._in_a_row = torch.zeros(len(self._tolerated), dtype=torch.long, device=self._tolerated.device)
+
+    def awake(self) -> Tensor:
+        """(b,) the images that are still nursed."""
+        return (self._in_a_row < self._enough).nonzero().flatten()
+
+    def update(self, first: Visit) -> None:
+        """Count a guided step, by what its first visit found."""
+        losses = subject_losses(first.attention, self._subjects.rows(first.rows))
+        met = (losses <= self._tolerated[first.rows]).all(dim=1)
+        self._in_a_row[first.rows] = torch.where(met, self._in_a_row[first.rows] + 1, 0)
 
 
 def _dominant_token(model: Model, tokens: tuple[str, ...]) -> int:

@@ -28,6 +28,7 @@ class Subject:
     """What is measured: the same weights in both pipelines, and the inputs of a run.
 
     Attributes:
+        size: one of `SIZES`.
         ours: our drop-in class.
         theirs: diffusers' deprecated class.
         text: (1, tokens, width) text embeddings, and `empty_text` likewise.
@@ -36,6 +37,7 @@ class Subject:
         step_size: the recipe's step for the model.
     """
 
+    size: str
     ours: StableDiffusionAttendAndExcitePipeline
     theirs: deprecated.StableDiffusionAttendAndExcitePipeline
     text: Tensor
@@ -97,4 +99,4 @@ def build(size: str) -> Subject:
     theirs = deprecated.StableDiffusionAttendAndExcitePipeline(**parts, requires_safety_checker=False)
     for pipeline in (ours, theirs):
         pipeline.set_progress_bar_config(disable=True)
-    return Subject(ours, theirs, text.detach(), empty.detach(), side, map_side, step_size)
+    return Subject(size, ours, theirs, text.detach(), empty.detach(), side, map_side, step_size)

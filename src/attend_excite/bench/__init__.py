@@ -1,0 +1,1 @@
+"""Speed and memory against diffusers' deprecated class, side by side: what `attend-excite bench` measures."""

@@ -1,0 +1,56 @@
+"""`attend-excite bench`: speed and memory beside diffusers' deprecated class, on this machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from attend_excite.cli.messages import MESSAGES, failures_as_sentences, quieten_libraries
+
+
+def bench(
+    size: Annotated[
+        Literal["stickers", "quarter", "full"],
+        typer.Option(
+            help="The bundled model, or random weights in the shape of Stable Diffusion 1.4: with a quarter "
+            "of its channels, or whole, which takes 10 GB of memory and long."
+        ),
+    ] = "quarter",
+    steps: Annotated[int, typer.Option(help="Denoising steps of a whole image.")] = 50,
+    rounds: Annotated[int, typer.Option(help="Turns that each of the two takes.")] = 3,
+    only: Annotated[
+        str,
+        typer.Option(help="Time only figures whose names this regular expression finds something in."),
+    ] = "",
+    document: Annotated[
+        Path | None, typer.Option("--json", help="Write all that was measured to this file.")
+    ] = None,
+    chart: Annotated[
+        Path | None, typer.Option(help="Draw the ratios to this file, an .svg, .png or .pdf.")
+    ] = None,
+) -> None:
+    """Time this package and diffusers' deprecated class in turns, on the CPU.
+
+    Both have the same weights, noise and threads, and before anything is timed they must give the same
+    result. Times are medians with their smallest and largest value, ratios are taken turn by turn, and
+    memory is that of a fresh process.
+    """
+    with failures_as_sentences():
+        from attend_excite.bench.measure import measure
+        from attend_excite.bench.report import save_chart, show
+        from attend_excite.cli.summary import RESULTS
+        from attend_excite.metadata import written_whole
+
+        quieten_libraries()
+        with MESSAGES.status("starting") as status:
+            report = measure(size, steps=steps, rounds=rounds, only=only, tell=status.update)
+        show(report, RESULTS)
+        if document:
+            with written_whole(document) as partial:
+                partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        if chart:
+            with written_whole(chart) as partial:
+                save_chart(report, partial)

@@ -1,4 +1,4 @@
-"""Draw the pictures of the docs: python docs/make_pictures.py gallery, or methods."""
+"""Draw the pictures of the docs: python docs/make_pictures.py gallery, methods, or explain."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from attend_excite import Generation, load
+from attend_excite import AttendAndExcite, Generation, Model, StableDiffusion, load
+from attend_excite.explain import curves_figure, evolution_figure, maps_figure
 from attend_excite.methods import METHODS
 from attend_excite.sheets import PAPER, comparison_sheet
 
@@ -59,19 +60,43 @@ def grid(drawn: Mapping[str, Generation], subtitle: str, columns: int) -> Image.
     return whole.reduce(2)
 
 
+def explain(model: Model, steps: int) -> None:
+    """The figures of one picture, with and without."""
+    methods = {"plain": StableDiffusion(), "Attend-and-Excite": AttendAndExcite()}
+    runs = {
+        label: model.generate("a cat and a frog", method=method, steps=steps, maps=True)
+        for label, method in methods.items()
+    }
+    subtitle = f"{model.name}, seed 0, {steps} steps"
+    save(HERE / "explain" / "maps.webp", maps_figure(runs, subtitle=subtitle))
+    evolution = evolution_figure(runs["Attend-and-Excite"], subtitle=f"Attend-and-Excite, {subtitle}")
+    save(HERE / "explain" / "evolution.webp", evolution.reduce(2))
+    path = HERE / "explain" / "curves.webp"
+    curves_figure(runs, model.recipe, subtitle=subtitle).savefig(path, dpi=100)
+    print(f"{path.name}: {path.stat().st_size // 1024} kB")
+
+
+def save(path: Path, picture: Image.Image) -> None:
+    picture.save(path, quality=80, method=6)
+    print(f"{path.name}: {path.stat().st_size // 1024} kB")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("picture", choices=("gallery", "methods"))
+    parser.add_argument("picture", choices=("gallery", "methods", "explain"))
     parser.add_argument("--model", default="stickers", help="name, folder or Hub id")
     parser.add_argument("--steps", type=int, default=50, help="denoising steps")
     arguments = parser.parse_args()
+    model = load(arguments.model)
+    if arguments.picture == "explain":
+        explain(model, arguments.steps)
+        return
     prompts: Sequence[str] = METHODS_PROMPTS
     names: Sequence[str] = tuple(METHODS)
     path = HERE / "methods" / "sheet.webp"
     if arguments.picture == "gallery":
         prompts, names, path = gallery_prompts(), ("stable-diffusion", "attend-excite"), HERE / "gallery.webp"
 
-    model = load(arguments.model)
     drawn = {
         # The bundled model's own pictures are not Stable Diffusion's.
         "plain" if name == "stable-diffusion" else name: model.generate(
@@ -79,9 +104,7 @@ def main() -> None:
         )
         for name in names
     }
-    picture = grid(drawn, f"{model.name}, {arguments.steps} steps", columns=2)
-    picture.save(path, quality=80, method=6)
-    print(f"{path.name}: {path.stat().st_size // 1024} kB")
+    save(path, grid(drawn, f"{model.name}, {arguments.steps} steps", columns=2))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def test_large_pictures_keep_their_size() -> None:
 
 def test_maps_are_named_in_the_subjects_colours() -> None:
     heat = torch.eye(16)
-    sheet = maps_sheet(PROMPT, "seed 0", Image.new("RGB", (128, 128), "red"), [heat, heat])
+    sheet = maps_sheet(PROMPT, "seed 0", {"": (Image.new("RGB", (128, 128), "red"), [heat, heat])})
     assert _squares(sheet, "red") == 256 * 256
     # In the title and above the map.
     assert all(_squares(sheet, colour) > 50 for colour in SUBJECT_COLOURS[:2])

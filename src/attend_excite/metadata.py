@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -120,9 +121,16 @@ def write_png(path: Path, picture: Image.Image, origin: Origin | None = None) ->
     chunks = PngInfo()
     if origin is not None:
         chunks.add_itxt(KEY, json.dumps({"format": FORMAT} | _encode(origin), ensure_ascii=False))
-    partial = path.with_name(f".partial-{os.getpid()}.png")
-    try:
+    with written_whole(path) as partial:
         picture.save(partial, pnginfo=chunks)
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Write a file whole, or not at all: under the name that this gives, which becomes `path` at the end."""
+    partial = path.with_name(f".partial-{os.getpid()}{path.suffix}")
+    try:
+        yield partial
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

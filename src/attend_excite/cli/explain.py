@@ -1,0 +1,89 @@
+"""`attend-excite explain`: why a picture came out as it did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from attend_excite.cli.messages import MESSAGES, failures_as_sentences, quieten_libraries, warn
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+def explain(
+    picture: Annotated[Path, typer.Argument(help="A PNG that `attend-excite generate` wrote.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the pictures.", show_default="PICTURE_explained")
+    ] = None,
+    animation: Annotated[
+        Literal["webp", "gif"], typer.Option(help="What the animation is written as.")
+    ] = "webp",
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu, cuda, mps, …", show_default="where the picture was drawn, if it is here"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Draw a picture again with and without Attend-and-Excite, and show what each word was attended to."""
+    with failures_as_sentences():
+        from attend_excite.cli.summary import RESULTS, print_json
+
+        quieten_libraries()
+        files = _explained(picture, out or picture.with_name(f"{picture.stem}_explained"), animation, device)
+        if as_json:
+            print_json({name: str(path) for name, path in files.items()})
+        else:
+            for name, path in files.items():
+                RESULTS.print(f"{name}: {path}", markup=False, highlight=False)
+
+
+def _explained(picture: Path, out: Path, animation: str, device: str | None) -> dict[str, Path]:
+    """The files that were written, by what they show."""
+    from attend_excite.cli.drawing import Request, generations, method_label, prepare, settings_label
+    from attend_excite.explain import (
+        animation_frames,
+        curves_figure,
+        evolution_figure,
+        maps_figure,
+        save_animation,
+    )
+    from attend_excite.metadata import read_origin, write_png, written_whole
+
+    origin = read_origin(picture)
+    # A picture of the plain model is set beside the one that nursing would have made.
+    method = "attend-excite" if origin.settings.method.name == "stable-diffusion" else None
+    plan = prepare(Request(out, source=picture, method=method, device=device, compare=True, maps=True))
+    runs = {method_label(settings): result for settings, _, result in generations(plan)}
+    image = plan.batches[0].index(origin.seed)
+    if not _is_among(picture, [run.images[image] for run in runs.values()]):
+        warn(f"the model now draws another picture than '{picture}': what is explained is the new one")
+
+    nursed = plan.runs[-1]
+    subtitle = f"seed {origin.seed} · {settings_label(nursed)}"
+    files = {
+        "maps": out / "maps.png",
+        "evolution": out / "evolution.png",
+        "curves": out / "curves.png",
+        "animation": out / f"animation.{animation}",
+    }
+    with MESSAGES.status("writing"):
+        write_png(files["maps"], maps_figure(runs, image, subtitle=subtitle))
+        label, run = list(runs.items())[-1]
+        write_png(files["evolution"], evolution_figure(run, image, subtitle=f"{label} · {subtitle}"))
+        recipe = getattr(nursed.method, "recipe", None)
+        with written_whole(files["curves"]) as partial:
+            curves_figure(runs, recipe, image, subtitle=subtitle).savefig(partial)
+        save_animation(files["animation"], animation_frames(runs, image, subtitle=subtitle))
+    return files
+
+
+def _is_among(path: Path, images: Sequence[Image.Image]) -> bool:
+    """Whether the picture in a file is one of these to the bit."""
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        return any(picture.size == image.size and picture.tobytes() == image.tobytes() for image in images)

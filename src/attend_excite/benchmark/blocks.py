@@ -1,0 +1,254 @@
+"""What a report is made of: tables, figures and pictures, and how figures are worded."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image
+
+from attend_excite.benchmark import figures, store
+from attend_excite.benchmark.comparison import Comparison
+from attend_excite.benchmark.figures import Bar, Drawn, Panel
+from attend_excite.benchmark.results import (
+    ALL,
+    FULL_METHOD,
+    MINIMUM,
+    PLAIN,
+    Measure,
+    Results,
+    is_ablation,
+)
+from attend_excite.benchmark.score import is_bundled
+from attend_excite.benchmark.statistics import Estimate
+
+_SHOWN_SEEDS = 4
+_THUMBNAIL = 128
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Of a table: what it says, what it says in small, and whether it is the best of its column."""
+
+    text: str
+    small: str = ""
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; the first column names the rows."""
+
+    kind: ClassVar[str] = "table"
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure; `name` is that of its files."""
+
+    kind: ClassVar[str] = "plot"
+    name: str
+    title: str
+    drawn: Drawn
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A small picture as WebP; `name` is that of its file."""
+
+    name: str
+    webp: bytes
+    label: str
+
+    @property
+    def uri(self) -> str:
+        """The picture itself, for a page of one file."""
+        return f"data:image/webp;base64,{base64.b64encode(self.webp).decode()}"
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Pictures: a labelled row a system, seeds side by side; None where there is none."""
+
+    kind: ClassVar[str] = "sheet"
+    title: str
+    rows: Sequence[tuple[str, Sequence[Thumbnail | None]]]
+    note: str = ""
+
+
+Block = Table | Plot | Sheet
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, what is to be said under it, and what is to be seen."""
+
+    title: str
+    paragraphs: Sequence[str]
+    blocks: Sequence[Block]
+
+
+def bar_plot(
+    results: Results, comparison: Comparison, measures: Sequence[Measure], name: str, title: str
+) -> Plot:
+    """Bars of some measures, a row each, with a panel a subset."""
+    rows = {}
+    for measure in measures:
+        panels = []
+        for subset in results.subsets:
+            made = []
+            for system in comparison.systems:
+                figure = comparison.figures[system, subset, measure]
+                scale = 100 if measure.rate else 1
+                mean = Estimate(
+                    *(scale * value for value in (figure.mean.value, figure.mean.low, figure.mean.high))
+                )
+                apart_by = figure.difference
+                note = value_text(measure, figure.mean.value)
+                if not np.isnan(apart_by.value):
+                    note += f" ({difference_text(measure, apart_by, short=True)})"
+                made.append(Bar(short_name(results, system), mean, note, system == FULL_METHOD))
+            bound = results.bound(subset) if measure == MINIMUM else float("nan")
+            panels.append(Panel(subset_name(subset), made, bound))
+        bounded = measure == MINIMUM and bool(results.upper_bound)
+        unit = ", %" if measure.rate else " (dashed: upper bound)" if bounded else ""
+        rows[measure.title + unit] = panels
+    return Plot(name, title, figures.bars(rows))
+
+
+def table_of(results: Results, comparison: Comparison, measure: Measure, title: str) -> Table:
+    """One measure: a row a system, a column a subset."""
+    rows = [
+        [
+            Cell(name_of(results, system)),
+            *(cell_of(comparison, system, subset, measure) for subset in results.subsets),
+        ]
+        for system in comparison.systems
+    ]
+    if measure == MINIMUM and results.upper_bound:
+        bounds = [results.bound(subset) for subset in results.subsets]
+        rows.append(
+            [Cell("upper bound, real images"), *(Cell(value_text(measure, bound)) for bound in bounds)]
+        )
+    unit = "percentage points" if measure.rate else "how far"
+    note = (
+        f"In brackets: {unit} from Attend-and-Excite; “ns”: the interval of the difference has nought in it."
+    )
+    return Table(title, ["", *map(subset_name, results.subsets)], rows, note)
+
+
+def cell_of(comparison: Comparison, system: str, subset: str, measure: Measure) -> Cell:
+    """A figure, how far it is from the reference, and its interval."""
+    figure = comparison.figures[system, subset, measure]
+    text = value_text(measure, figure.mean.value)
+    if not np.isnan(figure.difference.value):
+        text += f" ({difference_text(measure, figure.difference, short=True)})"
+    return Cell(
+        text, interval_text(measure, figure.mean, mean=True), comparison.best(subset, measure) == system
+    )
+
+
+def sheet_of(results: Results, prompt: int, systems: Sequence[str], note: str = "") -> Sheet:
+    """One prompt's images: the first seeds that the systems share."""
+    shared = results.shared([name for name in systems if name in results.systems])
+    rows = [
+        row
+        for row, at, there in zip(results.rows, results.prompt_of, shared, strict=True)
+        if at == prompt and there
+    ]
+    seeds = sorted({row["seed"] for row in rows})[:_SHOWN_SEEDS]
+    found = {(row["system"], row["seed"]): row for row in rows}
+    return Sheet(
+        results.prompts[prompt]["prompt"],
+        [
+            (
+                short_name(results, system),
+                [
+                    _thumbnail(results, found[system, seed]) if (system, seed) in found else None
+                    for seed in seeds
+                ],
+            )
+            for system in systems
+        ],
+        note,
+    )
+
+
+def _thumbnail(results: Results, row: Mapping[str, Any]) -> Thumbnail:
+    image = store.read_image(results.run, row["image"]).convert("RGB")
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=78, method=6)
+    label = f"{row['prompt']}, {name_of(results, row['system'])}, seed {row['seed']}"
+    return Thumbnail(row["job"], buffer.getvalue(), label)
+
+
+_TITLES = {
+    "attend-excite": "Attend-and-Excite",
+    "stable-diffusion": "Stable Diffusion",
+    "composable": "Composable Diffusion",
+    "structure": "StructureDiffusion",
+    "reweight": "Attention re-weighting",
+}
+
+
+def name_of(results: Results, system: str) -> str:
+    """A system for people. Only Stable Diffusion's own images are called that."""
+    if system == PLAIN and is_bundled(results.settings["model"]):
+        return f"{results.settings['model']}, plain"
+    if is_ablation(system):
+        return f"Attend-and-Excite, {short_name(results, system)}"
+    return _TITLES.get(system, system)
+
+
+def short_name(results: Results, system: str) -> str:
+    """The same where there is little room."""
+    if is_ablation(system):
+        return system.removeprefix(f"{FULL_METHOD} ").replace("-", " ")
+    return name_of(results, system)
+
+
+def subset_name(name: str) -> str:
+    """A subset for people."""
+    return {"": "all", ALL: "all prompts"}.get(name, name)
+
+
+def value_text(measure: Measure, value: float) -> str:
+    """ "12.5 %" or "0.301"."""
+    return f"{100 * value:.1f} %" if measure.rate else f"{value:.3f}"
+
+
+def number_text(value: float) -> str:
+    """ "0.30", and a dash for NaN."""
+    return "–" if np.isnan(value) else f"{value:.2f}"
+
+
+def difference_text(measure: Measure, found: Estimate, *, interval: bool = False, short: bool = False) -> str:
+    """ "+5.1 %" or "+5.1 points", and "ns" where it may as well be nought."""
+    if np.isnan(found.value):
+        return "–"
+    unit = ("" if short else " points") if measure.rate else " %"
+    sure = "" if found.excludes(0) else " ns"
+    between = f", {_signed(found.low)} to {_signed(found.high)}" if interval else ""
+    return f"{_signed(found.value)}{unit}{between}{'' if interval else sure}"
+
+
+def interval_text(measure: Measure, found: Estimate, *, mean: bool = False) -> str:
+    """From where to where: of a difference, or of a mean. Empty where it is not known."""
+    if np.isnan(found.low):
+        return ""
+    if not mean:
+        return f"{_signed(found.low)} to {_signed(found.high)}"
+    return f"{value_text(measure, found.low)} to {value_text(measure, found.high)}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.1f}".replace("-", "\N{MINUS SIGN}")

@@ -1,0 +1,121 @@
+"""Systems against Attend-and-Excite: every average, how sure it is, and how far apart they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attend_excite.benchmark import statistics
+from attend_excite.benchmark.results import FULL_METHOD, Measure, Results
+from attend_excite.benchmark.statistics import NOTHING, Estimate, Values
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A system's average over a subset's prompts.
+
+    Attributes:
+        mean: over prompts, of the means of their images.
+        difference: from the reference on the prompts that both have: percentage points of rates, else per
+            cent of the reference; NaN for the reference itself.
+        prompts: how many.
+        images: how many.
+    """
+
+    mean: Estimate
+    difference: Estimate
+    prompts: int
+    images: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Figures of some systems.
+
+    Attributes:
+        name: of the comparison, in tables of numbers.
+        systems: in the order of the tables.
+        reference: the system that the others are compared with.
+        figures: (system, subset, measure) -> its figure.
+    """
+
+    name: str
+    systems: Sequence[str]
+    reference: str
+    figures: dict[tuple[str, str, Measure], Figure]
+
+    def best(self, subset: str, measure: Measure) -> str:
+        """The system with the best mean."""
+        means = {system: self.figures[system, subset, measure].mean.value for system in self.systems}
+        known = {system: value for system, value in means.items() if not np.isnan(value)}
+        pick = min if measure.lower_is_better else max
+        return pick(known, key=known.__getitem__, default="")
+
+    def numbers(self) -> list[dict[str, Any]]:
+        """A row a figure."""
+        return [
+            {
+                "comparison": self.name,
+                "system": system,
+                "subset": subset,
+                "measure": measure.key,
+                "mean": figure.mean.value,
+                "low": figure.mean.low,
+                "high": figure.mean.high,
+                "reference": self.reference,
+                "difference": figure.difference.value,
+                "difference_low": figure.difference.low,
+                "difference_high": figure.difference.high,
+                "difference_unit": "points" if measure.rate else "%",
+                "prompts": figure.prompts,
+                "images": figure.images,
+            }
+            for (system, subset, measure), figure in self.figures.items()
+        ]
+
+
+def compare(
+    results: Results,
+    name: str,
+    systems: Sequence[str],
+    images: NDArray[np.bool_] | None = None,
+    reference: str = FULL_METHOD,
+) -> Comparison:
+    """All measures of some systems, subset by subset.
+
+    Args:
+        results: of the run.
+        name: of the comparison.
+        systems: to compare.
+        images: (images,), those to take; None: all.
+        reference: the system that the others are compared with, where it is among them.
+    """
+    figures = {}
+    for measure in results.measures:
+        means = {system: results.means(system, measure, images) for system in systems}
+        for subset, prompts in results.subsets.items():
+            for system in systems:
+                values = means[system][prompts]
+                scored = (results.system_of == system) & prompts[results.prompt_of]
+                scored &= ~np.isnan(results.values[measure])
+                figures[system, subset, measure] = Figure(
+                    mean=statistics.mean(values),
+                    difference=NOTHING
+                    if system == reference or reference not in means
+                    else apart(measure, values, means[reference][prompts]),
+                    prompts=int((~np.isnan(values)).sum()),
+                    images=int((scored if images is None else scored & images).sum()),
+                )
+    return Comparison(name, systems, reference, figures)
+
+
+def apart(measure: Measure, values: Values, reference: Values) -> Estimate:
+    """How far means on the same prompts are apart: percentage points of rates, else per cent."""
+    if not measure.rate:
+        return statistics.relative_difference(values, reference)
+    found = statistics.difference(values, reference)
+    return Estimate(100 * found.value, 100 * found.low, 100 * found.high)

@@ -1,0 +1,184 @@
+"""What is to be drawn: every system on every prompt with every seed, in batches that are always the same."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from attend_excite.benchmark.prompts import BenchmarkPrompt
+from attend_excite.benchmark.store import name_of
+from attend_excite.guidance.schedule import Recipe
+from attend_excite.metadata import revision_of
+from attend_excite.methods import METHODS, AttendAndExcite, Method, method_named
+from attend_excite.models import Model, source_of
+
+_WEIGHT_FILES = {".bin", ".json", ".safetensors", ".txt"}
+
+
+@dataclass(frozen=True)
+class System:
+    """A row of the tables.
+
+    Attributes:
+        name: a method's name, or for an ablation "attend-excite" and the recipe's: "attend-excite bare".
+        method: with Attend-and-Excite's numbers in full.
+        recipe: the recipe's name; None: what the model recommends, or the method has none.
+    """
+
+    name: str
+    method: Method
+    recipe: str | None
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What all images of a run share.
+
+    Attributes:
+        model: the name, folder or Hub id for `load`.
+        revision: the commit of a model from the Hub, or a digest of a folder's files; None: neither.
+        dtype: of the weights.
+        steps: denoising steps.
+        guidance: scale of classifier-free guidance.
+        height: in pixels.
+        width: in pixels.
+
+    Raises:
+        ValueError: a number is out of its range.
+    """
+
+    model: str
+    revision: str | None
+    dtype: str
+    steps: int
+    guidance: float
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"the steps are {self.steps}: there must be 1 or more")
+        if self.guidance < 0:
+            raise ValueError(f"the guidance is {self.guidance}: it must be 0 or more")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to draw.
+
+    Attributes:
+        prompt: what of.
+        seed: of its noise.
+        system: how.
+        conditions: what it shares with the others.
+    """
+
+    prompt: BenchmarkPrompt
+    seed: int
+    system: System
+    conditions: Conditions
+
+    @cached_property
+    def name(self) -> str:
+        """16 hex digits from all that decides what the image looks like."""
+        conditions = asdict(self.conditions)
+        # Where the weights are known it doesn't matter under what name they were found.
+        model = conditions.pop("model")
+        conditions["revision"] = self.conditions.revision or model
+        method = asdict(_unsummarised(self.system.method)) | {"name": self.system.method.name}
+        return name_of(conditions, method, self.prompt.text, self.prompt.subjects, self.seed)
+
+
+Batch = tuple[Job, ...]
+"""Jobs of one system that are drawn in one pass: each of some prompts with each of some seeds."""
+
+
+def systems_named(names: Sequence[str], recommended: Recipe) -> list[System]:
+    """Systems by name.
+
+    Args:
+        names: methods, and "attend-excite RECIPE" for ablations; empty: the paper's methods.
+        recommended: the model's own recipe.
+
+    Raises:
+        ValueError: there is no such method or recipe, or a method that has no recipes is given one.
+    """
+    systems = []
+    for name in dict.fromkeys(" ".join(name.split()) for name in names or METHODS):
+        method_name, _, recipe = name.partition(" ")
+        method = method_named(method_name)
+        if isinstance(method, AttendAndExcite):
+            numbers = Recipe.named(recipe, recommended) if recipe else recommended
+            method = replace(method, recipe=numbers)
+        elif recipe:
+            raise ValueError(f"'{name}': only attend-excite has recipes, {method_name} has none")
+        systems.append(System(name, method, recipe or None))
+    return systems
+
+
+def conditions_of(model: Model, steps: int, guidance: float) -> Conditions:
+    """The conditions of a run on a loaded model, which draws pictures of its own size.
+
+    Args:
+        model: the model.
+        steps: denoising steps.
+        guidance: scale of classifier-free guidance.
+    """
+    height, width = model.default_size
+    dtype = str(model.unet.dtype).removeprefix("torch.")
+    return Conditions(model.name, _revision(model), dtype, steps, guidance, height, width)
+
+
+def plan(
+    prompts: Sequence[BenchmarkPrompt],
+    seeds: Sequence[int],
+    systems: Sequence[System],
+    conditions: Conditions,
+    batch_size: int,
+) -> list[Batch]:
+    """All jobs, in batches that depend on nothing but these arguments.
+
+    An image's pixels depend on its batch by a rounding error, so a run that goes on where another was killed
+    must batch as that one did. Systems take turns, so that what there is of a run can be compared.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+    if not seeds or min(seeds) < 0:
+        raise ValueError("the benchmark needs at least one seed, and none below 0")
+    if batch_size < 1:
+        raise ValueError(f"the batch size is {batch_size}: it must be 1 or more")
+    prompts_a_batch = max(1, batch_size // len(seeds))
+    return [
+        tuple(Job(prompt, seed, system, conditions) for prompt in some_prompts for seed in some_seeds)
+        for some_prompts in _chunks(prompts, prompts_a_batch)
+        for some_seeds in _chunks(seeds, batch_size)
+        for system in systems
+    ]
+
+
+def _chunks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _unsummarised(method: Any) -> Any:
+    """The method without its recipe's line for people, which changes no image."""
+    if not isinstance(method, AttendAndExcite) or not isinstance(method.recipe, Recipe):
+        return method
+    return replace(method, recipe=replace(method.recipe, summary=""))
+
+
+def _revision(model: Model) -> str | None:
+    folder = Path(source_of(model.name))
+    if not folder.is_dir():
+        return revision_of(model)
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in _WEIGHT_FILES):
+        with path.open("rb") as file:
+            digest.update(f"{path.relative_to(folder)}".encode())
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]

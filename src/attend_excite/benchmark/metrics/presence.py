@@ -1,0 +1,101 @@
+"""Is each subject there, and in its colour? The bundled judge's verdict on sticker pictures."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from attend_excite.benchmark.metrics.base import Metric, Row
+from attend_excite.models import source_of
+from attend_excite.models.judge import Judge, pixels
+
+
+@cache
+def colours() -> tuple[str, ...]:
+    """The paper's eleven (Table 3)."""
+    text = files("attend_excite").joinpath("data/benchmark.json").read_text("utf-8")
+    return tuple(json.loads(text)["colours"])
+
+
+def colour_of(subject: str, prompt: str) -> str | None:
+    """The colour right before a subject in its prompt: "yellow" for "bowl" in "a dog and a yellow bowl"."""
+    found = re.search(rf"\b({'|'.join(colours())}) {re.escape(subject)}\b", prompt)
+    return found[1] if found else None
+
+
+def verdict(
+    scores: Sequence[float], present: Sequence[bool], coloured: Sequence[bool | None]
+) -> dict[str, Any]:
+    """The columns of a verdict on one image.
+
+    Args:
+        scores: how sure the judge is of each subject, 0 to 1.
+        present: whether that is enough.
+        coloured: whether each subject has its colour; None: the prompt names none.
+
+    Returns:
+        The same, and `neglected`: a subject is missing; `miscoloured`: one is there in a wrong colour;
+        `right`: neither.
+    """
+    neglected = not all(present)
+    wrong = any(there and fits is False for there, fits in zip(present, coloured, strict=True))
+    return {
+        "scores": list(scores),
+        "present": list(present),
+        "coloured": list(coloured),
+        "neglected": neglected,
+        "miscoloured": wrong,
+        "right": not neglected and not wrong,
+    }
+
+
+class JudgedPresence(Metric):
+    """The presence judge's `verdict` on the subjects that it knows.
+
+    Args:
+        judge: a short name, or a folder that `Judge.load` reads.
+        device: where it goes.
+
+    Raises:
+        ValueError: there is no such judge, or it knows none of a prompt's subjects.
+    """
+
+    name = "presence"
+
+    def __init__(self, judge: str, device: str | torch.device = "cpu") -> None:
+        super().__init__(judge)
+        folder = Path(source_of(judge))
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"'{judge}' is no presence judge: it must be a folder with its config.json")
+        self._judge_model = Judge.load(folder).to(device)
+        self._device = device
+
+    def _judge(self, images: Sequence[Image.Image], rows: Sequence[Row]) -> list[dict[str, Any]]:
+        seen = self._judge_model(pixels(images).to(self._device))
+        return [self._verdict(row, seen.scores[at], seen.colours[at]) for at, row in enumerate(rows)]
+
+    def _verdict(self, row: Row, scores: torch.Tensor, hues: torch.Tensor) -> dict[str, Any]:
+        judge = self._judge_model
+        thresholds = judge.get_buffer("thresholds")
+        places = [judge.subjects.index(name) for name in row["subjects"] if name in judge.subjects]
+        if not places:
+            raise ValueError(
+                f"{self.scored_by} knows none of the subjects of '{row['prompt']}': "
+                "leave it out with --judge none"
+            )
+        wanted = [colour_of(judge.subjects[place], row["prompt"]) for place in places]
+        # The last colour is a sticker's own, which is no answer: a red apple in its own colour is red.
+        seen = [judge.colours[int(hues[place, :-1].argmax())] for place in places]
+        return verdict(
+            scores[places].tolist(),
+            (scores[places] >= thresholds[places]).tolist(),
+            [None if colour is None else colour == hue for colour, hue in zip(wanted, seen, strict=True)],
+        )

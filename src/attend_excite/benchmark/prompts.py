@@ -1,0 +1,167 @@
+"""What the benchmark draws: the paper's three subsets (Section 5, Table 3), or a file of anyone's prompts."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from itertools import combinations, groupby, product
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from attend_excite.subjects import Subject, parse
+
+ANIMALS, ANIMAL_AND_OBJECT, OBJECTS = "animals", "animal and object", "objects"
+
+COLOUR_SEED = 0
+"""The seed of the colours of `paper_prompts`."""
+
+# The keys of the authors' list.
+_OFFICIAL_KEYS = {"animals": ANIMALS, "animals_objects": ANIMAL_AND_OBJECT, "objects": OBJECTS}
+_CSV_COLUMNS = ("prompt", "subset", "subjects")
+
+
+@dataclass(frozen=True)
+class BenchmarkPrompt:
+    """A prompt and what its images must show.
+
+    Attributes:
+        text: what to draw.
+        subset: the group that it is averaged in; "" for none.
+        subjects: as `parse` takes them; None: to be found.
+    """
+
+    text: str
+    subset: str = ""
+    subjects: tuple[str, ...] | None = None
+
+    @property
+    def shown(self) -> list[str]:
+        """The subjects that must show, by name; empty where they are not known."""
+        subjects = [Subject.from_text(subject) for subject in self.subjects or ()]
+        return [subject.text for subject in subjects if not subject.negated]
+
+
+def paper_prompts(seed: int = COLOUR_SEED) -> list[BenchmarkPrompt]:
+    """The 276 prompts of the paper: 66 animal pairs, 144 of an animal and an object, 66 object pairs.
+
+    The paper draws a colour at random for each object and doesn't print which. "a lion with a crown": what
+    is worn has none. The grammar is the authors' own: "a orange", "a glasses".
+
+    Args:
+        seed: of the colours.
+    """
+    words = json.loads(files("attend_excite").joinpath("data/benchmark.json").read_text(encoding="utf-8"))
+    draw = random.Random(seed)
+
+    def coloured(thing: str) -> str:
+        return f"{draw.choice(words['colours'])} {thing}"
+
+    prompts = [(ANIMALS, f"a {a} and a {b}", (a, b)) for a, b in combinations(words["animals"], 2)]
+    for animal, thing in product(words["animals"], words["objects"]):
+        rest = f"with a {thing}" if thing in words["worn"] else f"and a {coloured(thing)}"
+        prompts.append((ANIMAL_AND_OBJECT, f"a {animal} {rest}", (animal, thing)))
+    for a, b in combinations(words["objects"], 2):
+        prompts.append((OBJECTS, f"a {coloured(a)} and a {coloured(b)}", (a, b)))
+    return [BenchmarkPrompt(text, subset, subjects) for subset, text, subjects in prompts]
+
+
+def read_prompts(path: str | Path) -> list[BenchmarkPrompt]:
+    """Prompts from a file, each of them once.
+
+    The file is JSON with the three keys of the authors' list (`animals`, `animals_objects`, `objects`), each
+    a list of prompts; or, if its name ends in .csv, a table with the columns `prompt` and perhaps `subset`
+    and `subjects` ("cat; yellow bowl"); or text with a prompt a line, subjects perhaps in [brackets].
+
+    Raises:
+        ValueError: the file cannot be read, or has no prompt.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ValueError(f"the prompts '{path}' cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the prompts '{path}' are not text in UTF-8") from error
+    if Path(path).suffix.lower() == ".csv":
+        prompts = _from_csv(text, path)
+    elif text.lstrip().startswith("{"):
+        prompts = _from_json(text, path)
+    else:
+        prompts = [BenchmarkPrompt(line.strip()) for line in text.splitlines()]
+    different: dict[str, BenchmarkPrompt] = {}
+    for prompt in prompts:
+        different.setdefault(prompt.text, prompt)
+    different.pop("", None)
+    if not different:
+        raise ValueError(f"there is no prompt in '{path}'")
+    return list(different.values())
+
+
+def sample(prompts: Sequence[BenchmarkPrompt], per_subset: int, seed: int = 0) -> list[BenchmarkPrompt]:
+    """So many prompts of each subset, drawn at random with a seed, in the order they had.
+
+    Raises:
+        ValueError: `per_subset` is below 1.
+    """
+    if per_subset < 1:
+        raise ValueError(f"the prompts per subset are {per_subset}: it must be 1 or more")
+    draw = random.Random(seed)
+    chosen: list[BenchmarkPrompt] = []
+    for _, group in groupby(sorted(prompts, key=lambda prompt: prompt.subset), lambda prompt: prompt.subset):
+        members = list(group)
+        chosen += draw.sample(members, min(per_subset, len(members)))
+    return sorted(chosen, key=list(prompts).index)
+
+
+def with_subjects(prompt: BenchmarkPrompt, tokenizer: PreTrainedTokenizerBase) -> BenchmarkPrompt:
+    """The prompt with its subjects named: those in its brackets or else its nouns.
+
+    One in which none can be found stays as it is, and fails where it is drawn.
+    """
+    if prompt.subjects is not None:
+        return prompt
+    try:
+        parsed = parse(prompt.text, tokenizer)
+    except ValueError:
+        return prompt
+    return replace(prompt, text=parsed.text, subjects=tuple(group.text for group in parsed.groups))
+
+
+def _from_json(text: str, path: str | Path) -> list[BenchmarkPrompt]:
+    try:
+        lists: dict[str, Any] = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"the prompts '{path}' are not JSON: {error}") from error
+    known = ", ".join(_OFFICIAL_KEYS)
+    for key, prompts in lists.items():
+        if key not in _OFFICIAL_KEYS:
+            raise ValueError(f"'{path}' has the key '{key}': the authors' list has {known}")
+        if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
+            raise ValueError(f"'{key}' in '{path}' must be a list of prompts")
+    return [
+        BenchmarkPrompt(prompt.strip(), _OFFICIAL_KEYS[key])
+        for key, prompts in lists.items()
+        for prompt in prompts
+    ]
+
+
+def _from_csv(text: str, path: str | Path) -> list[BenchmarkPrompt]:
+    table = csv.DictReader(io.StringIO(text))
+    columns = table.fieldnames or []
+    if "prompt" not in columns or not set(columns) <= set(_CSV_COLUMNS):
+        raise ValueError(
+            f"'{path}' has the columns {', '.join(columns)}: it must have 'prompt' and may have 'subset' and "
+            "'subjects' (separated by semicolons)"
+        )
+    prompts = []
+    for row in table:
+        text, subset, subjects = ((row.get(name) or "").strip() for name in _CSV_COLUMNS)
+        named = [subject.strip() for subject in subjects.split(";")]
+        prompts.append(BenchmarkPrompt(text, subset, tuple(filter(None, named)) or None))
+    return prompts

@@ -1,0 +1,169 @@
+"""The report on a run: one page with the paper's tables and figures, and every number beside it."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import csv, parquet
+
+from attend_excite.benchmark import store
+from attend_excite.benchmark.blocks import Plot, Sheet
+from attend_excite.benchmark.comparison import Comparison
+from attend_excite.benchmark.results import Results, read_results
+from attend_excite.benchmark.sections import comparisons_of, cost_numbers, sections_of, summary_of, title_of
+
+_STUDY_COLUMNS = (
+    *("votes", "shown", "share", "low", "high", "bootstrap_low", "bootstrap_high"),
+    *("strength", "strength_low", "strength_high"),
+)
+
+
+def write_report(
+    run: str | Path,
+    out: str | Path,
+    *,
+    other: str | Path | None = None,
+    study: Path | None = None,
+) -> None:
+    """Write `report.md`, `report.html` (of one piece), `figures/`, `pictures/` and `numbers/`.
+
+    Args:
+        run: the run's folder, or its URL.
+        out: the report's folder, or its URL.
+        other: another run to set beside it.
+        study: the result of a user study, as `attend-excite study analyse` writes it.
+
+    Raises:
+        ValueError: there is no run, it has no images or scores, or the study's result cannot be read.
+    """
+    results = read_results(run)
+    if not results.measures:
+        raise ValueError(f"the images of '{run}' have no scores yet: run attend-excite benchmark score")
+    votes = None if study is None else _read_study(study)
+    others = None if other is None else read_results(other)
+    comparisons = comparisons_of(results)
+    sections = [
+        section for section in sections_of(results, comparisons, votes, others) if section is not None
+    ]
+    page = {
+        "title": title_of(results),
+        "summary": summary_of(results, comparisons["systems"]),
+        "sections": sections,
+    }
+
+    target, root = store.open_folder(out)
+    for path, content in _files(page, results, comparisons, votes):
+        store.write_file(target, f"{root}/{path}", content)
+
+
+def _files(
+    page: Mapping[str, Any],
+    results: Results,
+    comparisons: Mapping[str, Comparison],
+    votes: Mapping[str, Any] | None,
+) -> Iterator[tuple[str, bytes]]:
+    for section in page["sections"]:
+        for block in section.blocks:
+            if isinstance(block, Plot):
+                yield f"figures/{block.name}.svg", block.drawn.svg.encode()
+                yield f"figures/{block.name}.png", block.drawn.png
+            elif isinstance(block, Sheet):
+                for thumbnail in (shown for _, row in block.rows for shown in row if shown):
+                    yield f"pictures/{thumbnail.name}.webp", thumbnail.webp
+    tables = {
+        "averages": [row for comparison in comparisons.values() for row in comparison.numbers()],
+        "prompts": _prompt_numbers(results),
+        "images": _image_numbers(results),
+        "cost": cost_numbers(results),
+    }
+    if votes is not None:
+        tables["study"] = _study_numbers(votes)
+    for name, rows in tables.items():
+        table = pa.Table.from_pylist(rows)
+        text, binary = io.BytesIO(), io.BytesIO()
+        csv.write_csv(table, text)
+        parquet.write_table(table, binary)
+        yield f"numbers/{name}.csv", text.getvalue()
+        yield f"numbers/{name}.parquet", binary.getvalue()
+    for name in ("report.md", "report.html"):
+        yield name, _template(f"{name}.j2").render(page).encode()
+
+
+@cache
+def _template(name: str) -> Any:
+    try:
+        from jinja2 import Environment, StrictUndefined
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "the report needs jinja2: pip install 'attend-excite[benchmark]'"
+        ) from error
+
+    environment = Environment(
+        autoescape=name.endswith(".html.j2"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    text = files("attend_excite").joinpath("data", name).read_text(encoding="utf-8")
+    return environment.from_string(text)
+
+
+def _prompt_numbers(results: Results) -> list[dict[str, Any]]:
+    means = {
+        (system, measure): results.means(system, measure)
+        for system in results.systems
+        for measure in results.measures
+    }
+    return [
+        {
+            "prompt": prompt["prompt"],
+            "subset": prompt["subset"],
+            "subjects": "; ".join(prompt["subjects"]),
+            "system": system,
+        }
+        | {measure.key: _known(means[system, measure][at]) for measure in results.measures}
+        for at, prompt in enumerate(results.prompts)
+        for system in results.systems
+    ]
+
+
+def _image_numbers(results: Results) -> list[dict[str, Any]]:
+    columns = ("job", "prompt", "subset", "seed", "system", "seconds", "unet_passes", "updates")
+    return [
+        {name: row[name] for name in columns}
+        | {measure.key: _known(values[at]) for measure, values in results.values.items()}
+        | {"caption": results.captions[at]}
+        for at, row in enumerate(results.rows)
+    ]
+
+
+def _study_numbers(votes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"subset": subset, "system": system} | {name: shares.get(name) for name in _STUDY_COLUMNS}
+        for subset, of_systems in votes["subsets"].items()
+        for system, shares in of_systems.items()
+    ]
+
+
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _read_study(path: Path) -> dict[str, Any]:
+    try:
+        votes = json.loads(path.read_text(encoding="utf-8"))
+        whole = {"subsets", "respondents", "excluded", "simulated"} <= votes.keys()
+    except (OSError, ValueError, AttributeError):
+        whole = False
+    if not whole:
+        raise ValueError(f"'{path}' is no result of a user study: make one with attend-excite study analyse")
+    return votes

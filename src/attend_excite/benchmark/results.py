@@ -1,0 +1,231 @@
+"""A run and its scores as columns: what a report is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attend_excite.benchmark import statistics, store
+from attend_excite.benchmark.score import UPPER_BOUND
+from attend_excite.benchmark.statistics import Values
+
+FULL_METHOD, PLAIN, REWEIGHT = "attend-excite", "stable-diffusion", "reweight"
+ALL = "all"
+"""The subset of all prompts."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A figure that each image has.
+
+    Attributes:
+        metric: the folder of scores that it is in.
+        column: its column there.
+        title: for people.
+        rate: it is 0 or 1, told in per cent, and compared in percentage points; else it is compared in per
+            cent of Attend-and-Excite's, as in the paper.
+        lower_is_better: so it is.
+    """
+
+    metric: str
+    column: str
+    title: str
+    rate: bool = False
+    lower_is_better: bool = False
+
+    @property
+    def key(self) -> str:
+        """Its name in tables of numbers."""
+        return f"{self.metric} {self.column}"
+
+
+FULL = Measure("clip", "full", "Full prompt similarity")
+MINIMUM = Measure("clip", "minimum", "Minimum object similarity")
+TEXT = Measure("captions", "similarity", "Text-text similarity")
+YES = Measure("vqa", "yes", "VQA score")
+NEGLECT, MISCOLOURED, RIGHT = (
+    Measure("presence", "neglected", "A subject is missing", rate=True, lower_is_better=True),
+    Measure("presence", "miscoloured", "A colour is wrong", rate=True, lower_is_better=True),
+    Measure("presence", "right", "All there, in their colours", rate=True),
+)
+DETECTED = (
+    Measure("detector", "neglected", "A subject is not detected", rate=True, lower_is_better=True),
+    Measure("detector", "miscoloured", "A detected colour is wrong", rate=True, lower_is_better=True),
+    Measure("detector", "right", "All detected, in their colours", rate=True),
+)
+MEASURES = (FULL, MINIMUM, TEXT, YES, NEGLECT, MISCOLOURED, RIGHT, *DETECTED)
+
+
+@dataclass(frozen=True)
+class Results:
+    """The images of a run that were drawn and not blacked out, with their scores.
+
+    Attributes:
+        run: its folder or URL.
+        settings: what the run is.
+        rows: one an image: the run's columns.
+        prompts: the run's prompts, in its order: `prompt`, `subset`, `subjects`.
+        systems: those with images, in the run's order.
+        values: a measure -> (images,), NaN where an image has no score.
+        captions: (images,), where there are any.
+        judges: a metric -> who scored.
+        upper_bound: a subject -> the CLIP similarity of real images.
+        left_out: a system -> (blacked out, failed).
+    """
+
+    run: str
+    settings: dict[str, Any]
+    rows: list[dict[str, Any]]
+    prompts: list[dict[str, Any]]
+    systems: list[str]
+    values: dict[Measure, Values]
+    captions: list[str | None]
+    judges: dict[str, str]
+    upper_bound: dict[str, float]
+    left_out: dict[str, tuple[int, int]]
+
+    @property
+    def measures(self) -> list[Measure]:
+        """Those that some image has."""
+        return list(self.values)
+
+    @property
+    def main_systems(self) -> list[str]:
+        """All but the ablations and re-weighting, which the paper compares apart (appendix C.1)."""
+        return [name for name in self.systems if not is_ablation(name) and name != REWEIGHT]
+
+    @property
+    def ablations(self) -> list[str]:
+        """Attend-and-Excite without one of its parts."""
+        return [name for name in self.systems if is_ablation(name)]
+
+    @cached_property
+    def subsets(self) -> dict[str, NDArray[np.bool_]]:
+        """A subset -> (prompts,), and all of them last where there are several."""
+        names = list(dict.fromkeys(prompt["subset"] for prompt in self.prompts))
+        subsets = {
+            name or (ALL if len(names) == 1 else "other"): np.array(
+                [prompt["subset"] == name for prompt in self.prompts]
+            )
+            for name in names
+        }
+        return subsets if len(subsets) == 1 else subsets | {ALL: np.ones(len(self.prompts), dtype=bool)}
+
+    @cached_property
+    def prompt_of(self) -> NDArray[np.int64]:
+        """(images,): the index of each image's prompt."""
+        places = {prompt["prompt"]: at for at, prompt in enumerate(self.prompts)}
+        return np.array([places[row["prompt"]] for row in self.rows], dtype=np.int64)
+
+    @cached_property
+    def system_of(self) -> NDArray[np.str_]:
+        """(images,): each image's system."""
+        return np.array([row["system"] for row in self.rows], dtype=str)
+
+    def means(self, system: str, measure: Measure, images: NDArray[np.bool_] | None = None) -> Values:
+        """(prompts,): a system's mean on each prompt, of its images or of some of them."""
+        chosen = self.system_of == system
+        if images is not None:
+            chosen &= images
+        return statistics.per_prompt(self.prompt_of[chosen], self.values[measure][chosen], len(self.prompts))
+
+    def shared(self, systems: Sequence[str]) -> NDArray[np.bool_]:
+        """(images,): those of the prompts and seeds that all of some systems have."""
+        keys = [(row["prompt"], row["seed"]) for row in self.rows]
+        of_systems = [
+            {key for key, system in zip(keys, self.system_of, strict=True) if system == name}
+            for name in systems
+        ]
+        common = set.intersection(*of_systems)
+        return np.array([key in common for key in keys], dtype=bool)
+
+    def bound(self, subset: str) -> float:
+        """The upper bound of the minimum object similarity: the mean over the subset's subjects (Section
+        5.2); NaN where real images of one are lacking."""
+        prompts = [prompt for prompt, there in zip(self.prompts, self.subsets[subset], strict=True) if there]
+        subjects = {subject for prompt in prompts for subject in prompt["subjects"]}
+        if not subjects or subjects - self.upper_bound.keys():
+            return float("nan")
+        return float(np.mean([self.upper_bound[subject] for subject in sorted(subjects)]))
+
+
+def is_ablation(system: str) -> bool:
+    """ "attend-excite no-smoothing" is."""
+    return system.startswith(f"{FULL_METHOD} ")
+
+
+def read_results(run: str | Path) -> Results:
+    """Read a run and all its scores.
+
+    Raises:
+        ValueError: there is no run, it has no images, or a metric's scores are by several judges.
+    """
+    settings = store.read_settings(run)
+    everything = store.read_rows(run).to_pylist()
+    rows = [row for row in everything if row["image"] is not None and not row["nsfw"]]
+    if not rows:
+        raise ValueError(f"the run '{run}' has no images yet: draw some with attend-excite benchmark run")
+    scores = {
+        metric: {row["job"]: row for row in store.read_scores(run, metric).to_pylist()}
+        for metric in dict.fromkeys(measure.metric for measure in MEASURES)
+    }
+    there = list(dict.fromkeys(row["system"] for row in everything))
+    return Results(
+        run=str(run),
+        settings=settings,
+        rows=rows,
+        prompts=_prompts(settings, rows),
+        systems=[name for name in dict.fromkeys([*settings.get("systems", []), *there]) if name in there],
+        values={
+            measure: _column(scores[measure.metric], rows, measure.column)
+            for measure in MEASURES
+            if scores[measure.metric]
+        },
+        captions=[scores["captions"].get(row["job"], {}).get("caption") for row in rows],
+        judges={metric: _judge(run, metric, of_jobs) for metric, of_jobs in scores.items() if of_jobs},
+        upper_bound={
+            row["job"]: row["similarity"] for row in store.read_scores(run, UPPER_BOUND).to_pylist()
+        },
+        left_out={
+            name: (
+                sum(bool(row["nsfw"]) for row in everything if row["system"] == name),
+                sum(row["image"] is None for row in everything if row["system"] == name),
+            )
+            for name in there
+        },
+    )
+
+
+def _prompts(settings: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The prompts that have images, in the run's order."""
+    found = {
+        row["prompt"]: {
+            "prompt": row["prompt"],
+            "subset": row["subset"] or "",
+            "subjects": row["subjects"] or [],
+        }
+        for row in rows
+    }
+    order = [prompt["prompt"] for prompt in settings.get("prompts", [])]
+    return [found[text] for text in dict.fromkeys([*order, *found]) if text in found]
+
+
+def _column(scores: dict[str, dict[str, Any]], rows: Sequence[dict[str, Any]], column: str) -> Values:
+    values = [scores.get(row["job"], {}).get(column) for row in rows]
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def _judge(run: str | Path, metric: str, scores: dict[str, dict[str, Any]]) -> str:
+    judges = sorted({score["scored_by"] for score in scores.values()})
+    if len(judges) > 1:
+        raise ValueError(
+            f"some scores of {metric} in '{run}' are by {judges[0]}, others by {judges[1]}: "
+            "finish attend-excite benchmark score"
+        )
+    return judges[0]

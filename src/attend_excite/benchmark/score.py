@@ -1,0 +1,228 @@
+"""Judges the images of a run: each is read once, and what was judged stays judged."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from attend_excite.benchmark import metrics, store
+from attend_excite.benchmark.metrics import Clip, Metric
+from attend_excite.benchmark.metrics.clip import Wording
+from attend_excite.models import catalogue
+
+UPPER_BOUND = "upper-bound"
+"""The folder of what CLIP says of real images: a row a subject, whose `job` is the subject."""
+
+_WRITE_EVERY = 512
+_READERS = 4
+_IMAGE_FILES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+@dataclass(frozen=True)
+class Judges:
+    """The names of the models that judge; None: that metric is left out.
+
+    Attributes:
+        clip: image-text similarity, and the texts of the others.
+        captioner: text-text similarity.
+        judge: presence, of sticker pictures.
+        detector: presence, of any.
+        vqa: P("yes").
+    """
+
+    clip: str | None = None
+    captioner: str | None = None
+    judge: str | None = None
+    detector: str | None = None
+    vqa: str | None = None
+
+    def replaced(self, names: Mapping[str, str | None]) -> Judges:
+        """With others by name: "none" leaves one out, None keeps it.
+
+        Raises:
+            ValueError: a judge that needs CLIP is left without it.
+        """
+        judges = replace(
+            self, **{key: None if name == "none" else name for key, name in names.items() if name}
+        )
+        if judges.clip is None and (judges.captioner or judges.detector):
+            raise ValueError("captions and the detector's colours need CLIP: leave those out too")
+        return judges
+
+    def metrics(self, device: str | torch.device, wording: Wording) -> list[Metric]:
+        """The metrics, with their models loaded.
+
+        Raises:
+            ValueError: there is no such model.
+        """
+        wanted: list[Metric] = []
+        if self.clip:
+            clip = Clip(self.clip, device, wording)
+            wanted.append(metrics.ClipSimilarity(clip))
+            if self.captioner:
+                wanted.append(metrics.CaptionSimilarity(self.captioner, clip, device))
+            if self.detector:
+                wanted.append(metrics.DetectedPresence(self.detector, clip, device))
+        if self.judge:
+            wanted.append(metrics.JudgedPresence(self.judge, device))
+        if self.vqa:
+            wanted.append(metrics.VqaScore(self.vqa, device))
+        return wanted
+
+
+STICKERS = Judges(clip="stickers-clip", captioner="stickers-captioner", judge="stickers-judge")
+PAPER = Judges(clip="openai/clip-vit-base-patch16", captioner="Salesforce/blip-image-captioning-base")
+
+
+def judges_for(model: str) -> Judges:
+    """Who judges a model's images unless told otherwise: the bundled judges those of the bundled model, the
+    paper's all others."""
+    return STICKERS if is_bundled(model) else PAPER
+
+
+def is_bundled(model: str) -> bool:
+    """Whether a model comes with the package."""
+    entry = catalogue().get(model)
+    return entry is not None and entry.source == "bundled"
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What `score` did.
+
+    Attributes:
+        scored: images that were judged now.
+        before: images that all metrics had judged before.
+        nsfw: images that were blacked out and are left out (A.3).
+        failed: images that could not be drawn.
+        seconds: that it took, loading of models excluded.
+    """
+
+    scored: int
+    before: int
+    nsfw: int
+    failed: int
+    seconds: float
+
+    @property
+    def images_a_second(self) -> float:
+        """NaN where nothing was judged."""
+        return self.scored / self.seconds if self.scored else float("nan")
+
+
+def score(
+    run: str | Path,
+    metrics: Sequence[Metric],
+    *,
+    batch_size: int = 32,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tally:
+    """Judge the images of a run that are not judged yet, and write the scores beside them.
+
+    An image is read once, for all metrics that lack it. Scores are written as they come, so that an end at
+    any moment loses a few hundred of them. Scores by another model, or in another wording, are made anew.
+
+    Args:
+        run: the run's folder, or its URL.
+        metrics: who judges.
+        batch_size: images at once.
+        progress: called with the images judged and the images to judge, after every batch.
+
+    Raises:
+        ValueError: there is no run.
+    """
+    store.read_settings(run)
+    rows = store.read_rows(run).to_pylist()
+    shown = [row for row in rows if row["image"] is not None and not row["nsfw"]]
+    missing = {metric: _missing(run, metric, shown) for metric in metrics}
+    wanted = set().union(*missing.values())
+    todo = [row for row in shown if row["job"] in wanted]
+
+    began = time.perf_counter()
+    try:
+        for batch, images, done in _batches(run, todo, batch_size):
+            for metric in metrics:
+                chosen = [at for at, row in enumerate(batch) if row["job"] in missing[metric]]
+                if chosen:
+                    metric.update([images[at] for at in chosen], [batch[at] for at in chosen])
+            if done // _WRITE_EVERY != (done - len(batch)) // _WRITE_EVERY:
+                _write(run, metrics)
+            if progress is not None:
+                progress(done, len(todo))
+    finally:
+        _write(run, metrics)
+    return Tally(
+        scored=len(todo),
+        before=len(shown) - len(todo),
+        nsfw=sum(bool(row["nsfw"]) for row in rows),
+        failed=sum(row["image"] is None for row in rows),
+        seconds=time.perf_counter() - began,
+    )
+
+
+def score_real_images(run: str | Path, clip: Clip, folder: Path) -> None:
+    """What CLIP says of real images: no generated one can be expected to do better (Figure 8's upper bound).
+
+    Args:
+        run: the run's folder, or its URL.
+        clip: what compares image and text: "a cat", over the templates.
+        folder: one folder of images a subject, each with the subject's name; 50 images each in the paper.
+
+    Raises:
+        ValueError: the folder has no such folders with images.
+    """
+    folders = {path.name: _image_files(path) for path in sorted(folder.iterdir()) if path.is_dir()}
+    if not any(folders.values()):
+        raise ValueError(f"'{folder}' has no images: it must hold a folder of images for each subject")
+    rows = []
+    for subject, paths in folders.items():
+        if paths:
+            with torch.inference_mode():
+                images = clip.images([Image.open(path).convert("RGB") for path in paths])
+                similarity = float((images @ clip.prompt(f"a {subject}")).mean())
+            rows.append(
+                {"job": subject, "scored_by": clip.name, "similarity": similarity, "images": len(paths)}
+            )
+    store.write_scores(run, UPPER_BOUND, rows)
+
+
+def _image_files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if path.suffix.lower() in _IMAGE_FILES]
+
+
+def _missing(run: str | Path, metric: Metric, rows: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The jobs that a metric has yet to judge."""
+    scores = store.read_scores(run, metric.name).to_pylist()
+    judged = {score["job"] for score in scores if score["scored_by"] == metric.scored_by}
+    return {row["job"] for row in rows} - judged
+
+
+def _batches(
+    run: str | Path, rows: Sequence[dict[str, Any]], size: int
+) -> Iterator[tuple[list[dict[str, Any]], list[Image.Image], int]]:
+    """Rows, their images, and how many rows there have been; the next images are read meanwhile."""
+
+    def read(row: Mapping[str, Any]) -> Image.Image:
+        return store.read_image(run, row["image"]).convert("RGB")
+
+    batches = [list(rows[start : start + size]) for start in range(0, len(rows), size)]
+    with ThreadPoolExecutor(_READERS) as readers:
+        coming = [readers.submit(read, row) for row in batches[0]] if batches else []
+        for number, batch in enumerate(batches):
+            images = [image.result() for image in coming]
+            following = batches[number + 1] if number + 1 < len(batches) else []
+            coming = [readers.submit(read, row) for row in following]
+            yield batch, images, size * number + len(batch)
+
+
+def _write(run: str | Path, metrics: Sequence[Metric]) -> None:
+    for metric in metrics:
+        if scores := metric.compute():
+            store.write_scores(run, metric.name, scores)

@@ -1,0 +1,538 @@
+"""What the report says, section by section: the paper's tables and figures, and what else a run tells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attend_excite.benchmark import figures, statistics
+from attend_excite.benchmark.blocks import (
+    Cell,
+    Plot,
+    Section,
+    Table,
+    bar_plot,
+    cell_of,
+    difference_text,
+    interval_text,
+    name_of,
+    number_text,
+    sheet_of,
+    short_name,
+    subset_name,
+    table_of,
+    value_text,
+)
+from attend_excite.benchmark.comparison import Comparison, apart, compare
+from attend_excite.benchmark.results import (
+    ALL,
+    DETECTED,
+    FULL,
+    FULL_METHOD,
+    MINIMUM,
+    MISCOLOURED,
+    NEGLECT,
+    PLAIN,
+    REWEIGHT,
+    RIGHT,
+    TEXT,
+    YES,
+    Measure,
+    Results,
+    is_ablation,
+)
+from attend_excite.benchmark.score import is_bundled
+from attend_excite.benchmark.statistics import Values
+
+_SHOWN_PROMPTS = 4
+_MOST_SUBJECTS = 40
+
+
+def title_of(results: Results) -> str:
+    """The title of a run's report."""
+    return f"{results.settings['model']}: who draws everything that the prompt asks for?"
+
+
+def summary_of(results: Results, systems: Comparison) -> list[str]:
+    """What a report says first: how much was drawn, and the plain model against Attend-and-Excite."""
+    seeds = {row["seed"] for row in results.rows}
+    lines = [
+        f"{len(results.rows):,} images: {len(results.prompts)} prompts, {len(seeds)} seeds, "
+        f"{len(results.systems)} systems, one model ({results.settings['model']})."
+    ]
+    if is_bundled(results.settings["model"]):
+        lines.append(
+            "This is the small sticker model that comes with attend-excite, judged by small models of its "
+            "own kind. Nothing here is a result of Stable Diffusion."
+        )
+    if {PLAIN, FULL_METHOD} <= set(systems.systems):
+        for measure in (NEGLECT, RIGHT, DETECTED[0], MINIMUM, TEXT):
+            if measure in results.values:
+                lines.append(_plain_against_ours(results, systems, measure))
+    nsfw, failed = (sum(counts) for counts in zip(*results.left_out.values(), strict=True))
+    if nsfw or failed:
+        lines.append(
+            f"Left out: {nsfw} images that the safety checker blacked out and {failed} that failed "
+            "(by system, under cost)."
+        )
+    return lines
+
+
+def _plain_against_ours(results: Results, systems: Comparison, measure: Measure) -> str:
+    subset = list(results.subsets)[-1]
+    plain, ours = (systems.figures[name, subset, measure] for name in (PLAIN, FULL_METHOD))
+    difference = apart(measure, results.means(FULL_METHOD, measure), results.means(PLAIN, measure))
+    return (
+        f"{measure.title}: {value_text(measure, plain.mean.value)} plain, "
+        f"{value_text(measure, ours.mean.value)} with Attend-and-Excite "
+        f"({difference_text(measure, difference, interval=True)})."
+    )
+
+
+def comparisons_of(results: Results) -> dict[str, Comparison]:
+    """Of all that the paper compares: the systems, re-weighting (appendix C.1), the ablations (B)."""
+    found = {"systems": compare(results, "systems", results.main_systems)}
+    for name, systems in (("reweighting", [REWEIGHT]), ("ablations", results.ablations)):
+        if systems and set(systems) <= set(results.systems) and FULL_METHOD in results.systems:
+            together = [*systems, FULL_METHOD]
+            found[name] = compare(results, name, together, results.shared(together))
+    return found
+
+
+def sections_of(
+    results: Results,
+    comparisons: Mapping[str, Comparison],
+    votes: Mapping[str, Any] | None,
+    others: Results | None,
+) -> Iterator[Section | None]:
+    """The sections of a report in their order; None for what the run has nothing on."""
+    systems = comparisons["systems"]
+    yield _presence(
+        results, systems, (NEGLECT, MISCOLOURED, RIGHT), "The presence judge's verdict", "presence"
+    )
+    yield _presence(results, systems, DETECTED, "The detector's verdict", "detector")
+    yield _similarities(results, comparisons)
+    yield _captions(results, systems)
+    yield _vqa(results, systems)
+    yield None if votes is None else _votes(results, votes)
+    yield _reweighting(results, comparisons)
+    yield _findings(results)
+    yield _pairs(results)
+    yield _side_by_side(results)
+    yield _extremes(results)
+    yield _ablations(results, comparisons)
+    yield _metrics_judged(results)
+    yield _cost(results)
+    yield None if others is None else _two_runs(results, others)
+    yield _circumstances(results)
+
+
+def _presence(
+    results: Results, systems: Comparison, measures: Sequence[Measure], title: str, name: str
+) -> Section | None:
+    wanted = [measure for measure in measures if measure in results.values]
+    if not wanted:
+        return None
+    return Section(
+        title,
+        [
+            f"By {results.judges[wanted[0].metric]}. An image neglects a subject where one of those that "
+            "its prompt names is not there; a colour is wrong where a subject that is there has another than "
+            "the prompt names."
+        ],
+        [
+            bar_plot(
+                results, systems, wanted, name, "Of all images, by subset; intervals of 95 % over prompts."
+            ),
+            *(table_of(results, systems, measure, measure.title) for measure in wanted),
+        ],
+    )
+
+
+def _similarities(results: Results, comparisons: Mapping[str, Comparison]) -> Section | None:
+    if FULL not in results.values:
+        return None
+    systems = comparisons["systems"]
+    return Section(
+        "CLIP image-text similarity (Figure 8)",
+        [
+            f"By {results.judges['clip']}. The minimum is over the parts of the prompt that speak of one "
+            "subject each. In brackets: how far below or above Attend-and-Excite.",
+        ],
+        [
+            bar_plot(results, systems, [FULL, MINIMUM], "similarity", "Figure 8, for this model."),
+            table_of(results, systems, FULL, FULL.title),
+            table_of(results, systems, MINIMUM, MINIMUM.title),
+        ],
+    )
+
+
+def _captions(results: Results, systems: Comparison) -> Section | None:
+    if TEXT not in results.values:
+        return None
+    return Section(
+        "Text-text similarity (Table 1)",
+        [f"Between the prompt and a caption of the image, by {results.judges['captions']}."],
+        [table_of(results, systems, TEXT, "Table 1, for this model.")],
+    )
+
+
+def _vqa(results: Results, systems: Comparison) -> Section | None:
+    if YES not in results.values:
+        return None
+    return Section(
+        "VQA score",
+        [
+            f"The chance that {results.judges['vqa']} answers yes when asked whether the image shows the "
+            "prompt."
+        ],
+        [table_of(results, systems, YES, YES.title)],
+    )
+
+
+def _votes(results: Results, votes: Mapping[str, Any]) -> Section:
+    subsets = list(votes["subsets"])
+    names = list(dict.fromkeys(system for shares in votes["subsets"].values() for system in shares))
+    rows = []
+    for name in names:
+        cells = [Cell(name_of(results, name) if name != "none" else "none is better")]
+        for subset in subsets:
+            shares = {
+                system: share
+                for system, share in votes["subsets"][subset].items()
+                if share["share"] is not None
+            }
+            share = shares.get(name)
+            best = max(shares, key=lambda system: shares[system]["share"], default="")
+            cells.append(
+                Cell("–")
+                if share is None
+                else Cell(
+                    f"{100 * share['share']:.1f} %",
+                    f"{100 * share['low']:.1f} to {100 * share['high']:.1f}",
+                    name == best,
+                )
+            )
+        rows.append(cells)
+    people = "simulated respondents" if votes["simulated"] else "respondents"
+    return Section(
+        "User study (Table 2)",
+        [
+            f"{votes['respondents']} {people} chose the set of images that shows the prompt best; "
+            f"{len(votes['excluded'])} more are left out by the study's rules."
+            + (
+                " The votes are made up by a program to test the study: no person cast them."
+                if votes["simulated"]
+                else ""
+            )
+        ],
+        [Table("Table 2, for this model: share of the votes.", ["", *map(subset_name, subsets)], rows)],
+    )
+
+
+def _reweighting(results: Results, comparisons: Mapping[str, Comparison]) -> Section | None:
+    comparison = comparisons.get("reweighting")
+    if comparison is None:
+        return None
+    similarities = [measure for measure in (FULL, MINIMUM) if measure in results.values]
+    plots = (
+        [bar_plot(results, comparison, similarities, "reweighting", "Figure 14, for this model.")]
+        if similarities
+        else []
+    )
+    tables = [
+        table_of(results, comparison, measure, title)
+        for measure, title in (
+            (TEXT, "Table 4, for this model: text-text similarity."),
+            (NEGLECT, NEGLECT.title),
+            (RIGHT, RIGHT.title),
+        )
+        if measure in results.values
+    ]
+    return Section(
+        "Attention re-weighting (Table 4, Figure 14)",
+        [
+            "Prompt-to-Prompt's re-weighting makes the subjects' attention stronger where it is; it cannot "
+            "move it. On the prompts and seeds that both have."
+        ],
+        [*plots, *tables],
+    )
+
+
+# What the paper found: the first above the second, in which scores.
+_SIMILARITIES = (MINIMUM, FULL, TEXT)
+_FINDINGS = (
+    *((FULL_METHOD, other, _SIMILARITIES) for other in (PLAIN, "structure", "composable", REWEIGHT)),
+    (PLAIN, "structure", (MINIMUM,)),
+    (PLAIN, "composable", (TEXT,)),
+)
+
+
+def _findings(results: Results) -> Section | None:
+    tables = []
+    for measure in _SIMILARITIES:
+        rows = [
+            _finding(results, better, worse, measure)
+            for better, worse, measures in _FINDINGS
+            if measure in measures and measure in results.values and {better, worse} <= set(results.systems)
+        ]
+        if rows:
+            tables.append(Table(measure.title, ["", *map(subset_name, results.subsets)], rows))
+    if not tables:
+        return None
+    return Section(
+        "Where it agrees with the paper",
+        [
+            "What the paper finds with Stable Diffusion 1.4, and whether it holds here. In small: how far "
+            "the second system is from the first, with the interval."
+        ],
+        tables,
+    )
+
+
+def _finding(results: Results, better: str, worse: str, measure: Measure) -> list[Cell]:
+    images = results.shared([better, worse])
+    first, second = (results.means(name, measure, images) for name in (better, worse))
+    cells = [Cell(f"{name_of(results, better)} above {name_of(results, worse)}")]
+    for prompts in results.subsets.values():
+        found = apart(measure, second[prompts], first[prompts])
+        verdict = "yes" if found.high < 0 else "no" if found.low > 0 else "not told apart"
+        cells.append(Cell(verdict, difference_text(measure, found, interval=True)))
+    return cells
+
+
+def _pairs(results: Results) -> Section | None:
+    measure = next((measure for measure in (NEGLECT, DETECTED[0]) if measure in results.values), None)
+    subjects = list(dict.fromkeys(name for prompt in results.prompts for name in prompt["subjects"]))
+    shown = {PLAIN, FULL_METHOD} <= set(results.systems)
+    if measure is None or not shown or not 3 <= len(subjects) <= _MOST_SUBJECTS:
+        return None
+    of_pairs = []
+    for system in (PLAIN, FULL_METHOD):
+        rates: dict[tuple[str, str], list[float]] = {}
+        for prompt, rate in zip(results.prompts, results.means(system, measure), strict=True):
+            if len(prompt["subjects"]) == 2 and not np.isnan(rate):
+                first, second = sorted(prompt["subjects"], key=subjects.index)
+                rates.setdefault((first, second), []).append(rate)
+        of_pairs.append({pair: float(np.mean(of_pair)) for pair, of_pair in rates.items()})
+    drawn = figures.pairs(
+        subjects, of_pairs[0], of_pairs[1], (name_of(results, PLAIN), name_of(results, FULL_METHOD))
+    )
+    return Section(
+        "Neglect, pair by pair",
+        ["Each cell is one pair of subjects; blank cells were not drawn."],
+        [Plot("pairs", "How often one of the two subjects is missing.", drawn)],
+    )
+
+
+def _side_by_side(results: Results) -> Section | None:
+    if len(results.main_systems) < 2:
+        return None
+    sheets = []
+    for name, prompts in results.subsets.items():
+        if name != ALL or len(results.subsets) == 1:
+            places = np.flatnonzero(prompts)
+            chosen = places[len(places) // 2]
+            systems = [name for name in results.systems if not is_ablation(name)]
+            sheets.append(sheet_of(results, int(chosen), systems))
+    return Section(
+        "The systems side by side",
+        ["The prompt in the middle of each subset's list, with the same seeds for all. Nothing was picked."],
+        sheets,
+    )
+
+
+def _extremes(results: Results) -> Section | None:
+    measures = [measure for measure in (RIGHT, DETECTED[2], MINIMUM) if measure in results.values]
+    if not measures or not {PLAIN, FULL_METHOD} <= set(results.systems):
+        return None
+    means = {
+        measure: [results.means(name, measure) for name in (PLAIN, FULL_METHOD)]
+        for measure in {measures[0], measures[-1]}
+    }
+    gains = [ours - plain for plain, ours in (means[measures[0]], means[measures[-1]])]
+    order = [int(at) for at in np.lexsort((gains[1], gains[0])) if not np.isnan(gains[0][at])]
+    count = min(_SHOWN_PROMPTS, len(order) // 2)
+    sheets = []
+    for kind, chosen in (("helped most", order[::-1][:count]), ("helped least", order[:count])):
+        for at in chosen:
+            plain, ours = (value_text(measures[0], float(values[at])) for values in means[measures[0]])
+            sheets.append(
+                sheet_of(
+                    results, at, [PLAIN, FULL_METHOD], f"{kind}: {measures[0].title.lower()} {plain} → {ours}"
+                )
+            )
+    return Section(
+        "Best and worst prompts",
+        [
+            "The prompts that Attend-and-Excite helps most and least against the plain model, by "
+            f"“{measures[0].title.lower()}”; where that is equal, by “{measures[-1].title.lower()}”."
+        ],
+        sheets,
+    )
+
+
+def _ablations(results: Results, comparisons: Mapping[str, Comparison]) -> Section | None:
+    comparison = comparisons.get("ablations")
+    if comparison is None:
+        return None
+    wanted = [
+        measure for measure in (NEGLECT, RIGHT, DETECTED[0], MINIMUM, TEXT) if measure in results.values
+    ]
+    shared = results.shared(comparison.systems)
+    places = np.unique(results.prompt_of[shared])
+    middle = np.linspace(0, len(places) - 1, min(_SHOWN_PROMPTS, len(places))).round().astype(int)
+    subset = list(results.subsets)[-1]
+    rows = []
+    for system in comparison.systems:
+        cells = [Cell(short_name(results, system))]
+        cells += [cell_of(comparison, system, subset, measure) for measure in wanted]
+        rows.append(cells)
+    return Section(
+        "Ablations (Figures 11 and 12)",
+        [
+            f"On the {len(places)} prompts and the seeds that all of them have. In brackets: how far from "
+            "Attend-and-Excite in full; “ns”: its interval has nought in it."
+        ],
+        [
+            Table("", ["", *(measure.title for measure in wanted)], rows),
+            *(sheet_of(results, int(places[at]), comparison.systems) for at in middle),
+        ],
+    )
+
+
+def _metrics_judged(results: Results) -> Section | None:
+    truths = (NEGLECT, RIGHT) if NEGLECT in results.values else (DETECTED[0], DETECTED[2])
+    scores = [measure for measure in (FULL, MINIMUM, TEXT, YES) if measure in results.values]
+    if truths[0] not in results.values or not scores:
+        return None
+    tables = []
+    for truth, label in zip(truths, ("All subjects there", "All there, in their colours"), strict=True):
+        rows = []
+        for measure in scores:
+            prompts, values, right = _scored(results, measure, truth)
+            within = statistics.chance_of_order_within(prompts, values, right)
+            between = f"{number_text(within.low)} to {number_text(within.high)}"
+            correlation = np.corrcoef(values, right)[0, 1] if 0 < right.mean() < 1 else np.nan
+            rows.append(
+                [
+                    Cell(measure.title),
+                    Cell(number_text(statistics.chance_of_order(values, right))),
+                    Cell(number_text(within.value), between),
+                    Cell(number_text(float(correlation))),
+                ]
+            )
+        heads = ["", "of any two images", "of two of one prompt", "correlation"]
+        tables.append(Table(f"Right is: {label.lower()}.", heads, rows))
+    shown = {measure.title: _scored(results, measure, truths[0])[1:] for measure in scores}
+    drawn = figures.separation(shown, ("all subjects there", "a subject is missing"))
+    return Section(
+        "Do the scores measure what they claim to?",
+        [
+            f"Against the verdict of {results.judges[truths[0].metric]}: how often, of two images, the one "
+            "that is right has the higher score (1 always, 0.5 by chance), and the correlation of score and "
+            "verdict."
+        ],
+        [*tables, Plot("separation", "Scores of images with all their subjects and of the others.", drawn)],
+    )
+
+
+def _scored(
+    results: Results, score: Measure, truth: Measure
+) -> tuple[NDArray[np.int64], Values, NDArray[np.bool_]]:
+    """(images,) each: prompt, score, and whether the image is right, of those that have both."""
+    both = ~np.isnan(results.values[score]) & ~np.isnan(results.values[truth])
+    right = results.values[truth][both] == (0 if truth.lower_is_better else 1)
+    return results.prompt_of[both], results.values[score][both], right
+
+
+def _cost(results: Results) -> Section:
+    numbers = cost_numbers(results)
+    plain = next((row["seconds"] for row in numbers if row["system"] == PLAIN), None)
+    rows = [
+        [
+            Cell(name_of(results, row["system"])),
+            Cell(f"{row['seconds']:.2f}", f"× {row['seconds'] / plain:.2f}" if plain else ""),
+            Cell(f"{row['unet_passes']:.1f}"),
+            Cell(f"{row['updates']:.1f}"),
+            *(Cell(f"{row[name]:,}") for name in ("images", "blacked_out", "failed")),
+        ]
+        for row in numbers
+    ]
+    return Section(
+        "Cost of an image",
+        [
+            "Averages of what the run wrote down. Seconds are an image's share of its batch, on the machines "
+            "that drew it: compare them only where all systems ran on the same."
+        ],
+        [Table("", ["", "seconds", "UNet passes", "updates", "images", "blacked out", "failed"], rows)],
+    )
+
+
+def _two_runs(results: Results, others: Results) -> Section:
+    """Systems and measures that both have, on the prompts that both have."""
+    places = {prompt["prompt"]: at for at, prompt in enumerate(others.prompts)}
+    common = [
+        (at, places[prompt["prompt"]])
+        for at, prompt in enumerate(results.prompts)
+        if prompt["prompt"] in places
+    ]
+    here, there = ([pair[side] for pair in common] for side in (0, 1))
+    measures = [measure for measure in results.measures if measure in others.values]
+    rows = []
+    for system in (name for name in results.systems if name in others.systems):
+        for measure in measures:
+            first, second = results.means(system, measure)[here], others.means(system, measure)[there]
+            found = apart(measure, second, first)
+            if not np.isnan(found.value):
+                rows.append(
+                    [
+                        Cell(f"{name_of(results, system)}: {measure.title.lower()}"),
+                        Cell(value_text(measure, statistics.mean(first).value)),
+                        Cell(value_text(measure, statistics.mean(second).value)),
+                        Cell(difference_text(measure, found), interval_text(measure, found)),
+                    ]
+                )
+    judges = [
+        f"{metric} by {results.judges[metric]} and by {others.judges[metric]}"
+        for metric in results.judges
+        if others.judges.get(metric, results.judges[metric]) != results.judges[metric]
+    ]
+    warning = f" Judged by different models: {'; '.join(judges)}." if judges else ""
+    return Section(
+        f"Beside another run: {others.settings['model']}",
+        [f"{others.run}, on the {len(common)} prompts that both have.{warning}"],
+        [Table("", ["", "this run", "the other", "difference"], rows)],
+    )
+
+
+def _circumstances(results: Results) -> Section:
+    settings = results.settings
+    wanted = ("model", "revision", "dtype", "steps", "guidance", "width", "height")
+    facts = [(name, str(settings[name])) for name in wanted if settings.get(name) is not None]
+    facts += [(package, version) for package, version in settings.get("versions", {}).items()]
+    facts += [(f"{metric} judged by", judge) for metric, judge in results.judges.items()]
+    recipes = {row["system"]: row["recipe"] for row in results.rows if row["recipe"]}
+    facts += [(f"recipe of {system}", recipe) for system, recipe in recipes.items()]
+    return Section(
+        "What ran",
+        ["Every number of this page, and those it is made of, is in numbers/, as CSV and as Parquet."],
+        [Table("", ["", ""], [[Cell(name), Cell(value)] for name, value in facts])],
+    )
+
+
+def cost_numbers(results: Results) -> list[dict[str, Any]]:
+    rows = []
+    for system in results.systems:
+        mine = [row for row in results.rows if row["system"] == system]
+        averages = {
+            name: float(np.mean([row[name] for row in mine]))
+            for name in ("seconds", "unet_passes", "updates")
+        }
+        nsfw, failed = results.left_out[system]
+        counts = {"images": len(mine), "blacked_out": nsfw, "failed": failed}
+        rows.append({"system": system} | counts | averages)
+    return rows

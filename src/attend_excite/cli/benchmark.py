@@ -1,0 +1,173 @@
+"""`attend-excite benchmark`: the paper's evaluation, from prompts to a report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from attend_excite.cli.messages import failures_as_sentences, quieten_libraries
+
+benchmark = typer.Typer(help="The paper's evaluation: draw, score, report.", no_args_is_help=True)
+
+_DRAWING, _MACHINE = "Drawing", "Model and machine"
+_JUDGED_BY = "the bundled one for stickers, else the paper's"
+
+
+@benchmark.command()
+def run(
+    out: Annotated[
+        str, typer.Option(help="The run's folder, or an fsspec URL. What is there already isn't drawn again.")
+    ],
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="A prompt a line, JSON with the authors' three lists, or CSV: prompt, subset, subjects.",
+            show_default="the paper's 276",
+        ),
+    ] = None,
+    per_subset: Annotated[
+        int | None, typer.Option(help="Only so many prompts of each subset, at random.", show_default="all")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Draw the seeds 0 to N-1 of each prompt.", metavar="N")] = 4,
+    system: Annotated[
+        list[str] | None,
+        typer.Option(
+            help='A method, or "attend-excite RECIPE" for an ablation; again for each.',
+            show_default="the five methods",
+            rich_help_panel=_DRAWING,
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Denoising steps.", rich_help_panel=_DRAWING)] = 50,
+    guidance: Annotated[
+        float, typer.Option(help="Scale of classifier-free guidance.", rich_help_panel=_DRAWING)
+    ] = 7.5,
+    model: Annotated[
+        str,
+        typer.Option(help="A name, a folder in diffusers layout or a Hub id.", rich_help_panel=_MACHINE),
+    ] = "stickers",
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu, cuda, mps, …", show_default="the best there is", rich_help_panel=_MACHINE),
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"] | None,
+        typer.Option(
+            help="Of the weights.", show_default="float16 on CUDA, else float32", rich_help_panel=_MACHINE
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images in one pass.", rich_help_panel=_MACHINE)] = 8,
+    executor: Annotated[
+        Literal["local", "ray"],
+        typer.Option(help="Draw in this process, or on a Ray cluster.", rich_help_panel=_MACHINE),
+    ] = "local",
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Ray: so many.", show_default="one a GPU, or else a CPU", rich_help_panel=_MACHINE),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Ray: of the cluster.", show_default="one is started here", rich_help_panel=_MACHINE
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it will cost; write nothing.")] = False,
+) -> None:
+    """Draw every prompt with every seed and system. The same command goes on where it was stopped."""
+    with failures_as_sentences():
+        from attend_excite.cli.benchmark_run import Request, draw_benchmark
+
+        quieten_libraries()
+        draw_benchmark(
+            Request(
+                out=out,
+                prompts=prompts,
+                per_subset=per_subset,
+                seeds=seeds,
+                systems=tuple(system or ()),
+                steps=steps,
+                guidance=guidance,
+                model=model,
+                device=device,
+                dtype=dtype,
+                batch_size=batch_size,
+                executor=executor,
+                workers=workers,
+                address=address,
+                dry_run=dry_run,
+            )
+        )
+
+
+@benchmark.command()
+def score(
+    run: Annotated[str, typer.Argument(help="The run's folder, or its URL.")],
+    clip: Annotated[
+        str | None,
+        typer.Option(help="CLIP: image-text and text-text similarity.", show_default=_JUDGED_BY),
+    ] = None,
+    captioner: Annotated[
+        str | None, typer.Option(help="BLIP: text-text similarity.", show_default=_JUDGED_BY)
+    ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            help="A presence judge of sticker images.", show_default="the bundled one, for stickers"
+        ),
+    ] = None,
+    detector: Annotated[
+        str | None,
+        typer.Option(
+            help="An open-vocabulary detector, as google/owlv2-base-patch16-ensemble.", show_default="none"
+        ),
+    ] = None,
+    vqa: Annotated[
+        str | None,
+        typer.Option(help='A vision-language model, asked for its P("yes").', show_default="none"),
+    ] = None,
+    wording: Annotated[
+        Literal["official", "paper"],
+        typer.Option(help="Templates and parts of prompts as in the authors' code, or in correct English."),
+    ] = "official",
+    real: Annotated[
+        Path | None,
+        typer.Option(help="A folder of real images for each subject: the upper bound.", show_default="none"),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, mps, …", show_default="the best there is")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images at once.")] = 32,
+) -> None:
+    """Judge the images that aren't judged yet. A judge is a short name, a folder or a Hub id; "none" leaves
+    it out."""
+    with failures_as_sentences():
+        from attend_excite.cli.benchmark_score import score_benchmark
+
+        quieten_libraries()
+        names = {"clip": clip, "captioner": captioner, "judge": judge, "detector": detector, "vqa": vqa}
+        score_benchmark(run, names, wording, real, device, batch_size)
+
+
+@benchmark.command()
+def report(
+    run: Annotated[str, typer.Argument(help="The run's folder, or its URL.")],
+    out: Annotated[
+        str | None, typer.Option(help="The report's folder, or its URL.", show_default="RUN/report")
+    ] = None,
+    compare: Annotated[str | None, typer.Option(help="Another run to set beside it.")] = None,
+    study: Annotated[
+        Path | None, typer.Option(help="The result of a user study, from attend-excite study analyse.")
+    ] = None,
+) -> None:
+    """Write the paper's tables and figures for a run, as one page, and every number beside it."""
+    with failures_as_sentences():
+        from attend_excite.benchmark.report import write_report
+        from attend_excite.cli.messages import MESSAGES
+        from attend_excite.cli.summary import RESULTS
+
+        quieten_libraries()
+        folder = out or f"{run.rstrip('/')}/report"
+        with MESSAGES.status("writing the report"):
+            write_report(run, folder, other=compare, study=study)
+        RESULTS.print(f"{folder}/report.html", markup=False)

@@ -1,0 +1,179 @@
+"""Draw the benchmark that a command line asks for, and show how it goes."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from rich.filesize import decimal
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from attend_excite.benchmark.claims import Claims
+from attend_excite.benchmark.estimate import Estimate, estimate
+from attend_excite.benchmark.jobs import Batch, plan, systems_named
+from attend_excite.benchmark.prompts import paper_prompts, read_prompts, sample, with_subjects
+from attend_excite.benchmark.run import Executor, Here, Queue, Row, begin
+from attend_excite.benchmark.store import read_rows
+from attend_excite.cli.messages import MESSAGES, warn
+from attend_excite.cli.summary import RESULTS, table
+from attend_excite.guidance.schedule import Recipe
+from attend_excite.models import load, load_tokenizer
+
+# Errors that are told one by one; beyond them a count is enough.
+_ERRORS_TOLD = 5
+
+
+@dataclass(frozen=True)
+class Request:
+    """The command line of `benchmark run`, as typed."""
+
+    out: str
+    prompts: Path | None
+    per_subset: int | None
+    seeds: int
+    systems: tuple[str, ...]
+    steps: int
+    guidance: float
+    model: str
+    device: str | None
+    dtype: str | None
+    batch_size: int
+    executor: str
+    workers: int | None
+    address: str | None
+    dry_run: bool
+
+
+def draw_benchmark(request: Request) -> None:
+    """Draw what isn't drawn yet, or say what that will cost.
+
+    Raises:
+        ValueError: the request makes no sense, or doesn't go with what the folder holds.
+        OSError: an image or row cannot be written.
+    """
+    if request.executor == "local" and (request.workers or request.address):
+        raise ValueError("--workers and --address are for --executor ray")
+    systems_named(request.systems, Recipe.named("official"))  # A mistake shows before a model is loaded.
+    prompts = paper_prompts() if request.prompts is None else read_prompts(request.prompts)
+    if request.per_subset is not None:
+        prompts = sample(prompts, request.per_subset)
+    tokenizer = load_tokenizer(request.model)
+    prompts = [with_subjects(prompt, tokenizer) for prompt in prompts]
+    with _executor(request) as executor:
+        with MESSAGES.status(f"loading {request.model}"):
+            conditions, recommended = executor.describe(request.steps, request.guidance)
+        systems = systems_named(request.systems, recommended)
+        seeds = range(request.seeds)
+        batches = plan(prompts, seeds, systems, conditions, request.batch_size)
+        if isinstance(executor, Here) and request.dry_run:
+            with MESSAGES.status("measuring"):
+                estimates = estimate(request.out, executor.model, batches)
+            _print_estimates(estimates, request.workers or 1)
+            return
+        begin(request.out, conditions, prompts, seeds, systems)
+        with Claims(request.out) as claims:
+            _draw(executor, Queue(request.out, batches, claims), batches)
+    _print_rows(request.out, batches)
+
+
+@contextmanager
+def _executor(request: Request) -> Iterator[Executor]:
+    """What draws, or in a dry run what measures: one worker does for that."""
+    if request.executor == "local" or request.dry_run:
+        dtype = None if request.dtype is None else getattr(torch, request.dtype)
+        with MESSAGES.status(f"loading {request.model}"):
+            model = load(request.model, device=request.device, dtype=dtype)
+        yield Here(model)
+        return
+    from attend_excite.benchmark.ray_executor import ray_workers
+
+    with ray_workers(
+        request.model,
+        device=request.device,
+        dtype=request.dtype,
+        workers=request.workers,
+        address=request.address,
+    ) as executor:
+        yield executor
+
+
+def _draw(executor: Executor, queue: Queue, batches: Sequence[Batch]) -> None:
+    """Draw all that is left, under a bar."""
+    jobs = {job.name for batch in batches for job in batch}
+    before, drawn, failed = len(jobs & queue.done), 0, 0
+    began = time.monotonic()
+    if before:
+        MESSAGES.print(f"{before} of {len(jobs)} images are there")
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed} of {task.total} images, {task.fields[pace]}"),
+        TimeRemainingColumn(),
+    )
+    # Over minutes: batches are slow, and those of different systems unevenly so.
+    with Progress(*columns, console=MESSAGES, transient=True, speed_estimate_period=600) as bar:
+        task = bar.add_task("drawing", total=len(jobs), completed=before, pace="")
+        for rows in executor.draw(queue):
+            drawn += len(rows)
+            failed += sum(row["error"] is not None for row in rows)
+            bar.update(
+                task,
+                completed=len(jobs & queue.done) + failed,
+                description="drawing" if rows else "waiting for images that others draw",
+                pace=f"{drawn / (time.monotonic() - began):.2f} a second, {failed} failed",
+            )
+
+
+def _print_rows(run: str, batches: Sequence[Batch]) -> None:
+    """What there is now, system by system, and why the rest failed."""
+    jobs = {job.name for batch in batches for job in batch}
+    rows = [row for row in read_rows(run).to_pylist() if row["job"] in jobs]
+    systems = table("system", "images", "failed", "black", "seconds an image", "UNet passes", "updates")
+    for system in dict.fromkeys(batch[0].system.name for batch in batches):
+        mine = [row for row in rows if row["system"] == system]
+        drawn = [row for row in mine if row["error"] is None]
+        systems.add_row(
+            system,
+            str(len(drawn)),
+            str(len(mine) - len(drawn)),
+            str(sum(row["nsfw"] for row in drawn)),
+            *(_mean(drawn, column) for column in ("seconds", "unet_passes", "updates")),
+        )
+    RESULTS.print(systems)
+    errors = Counter((row["error"], row["prompt"], row["system"]) for row in rows if row["error"] is not None)
+    for (error, prompt, system), count in errors.most_common(_ERRORS_TOLD):
+        warn(f"'{prompt}' by {system}, {count} times: {error}")
+    if len(errors) > _ERRORS_TOLD:
+        warn(f"{len(errors) - _ERRORS_TOLD} more prompts failed: the rows say why")
+
+
+def _mean(rows: Sequence[Row], column: str) -> str:
+    return f"{fmean(row[column] for row in rows):.3g}" if rows else "–"
+
+
+def _print_estimates(estimates: Sequence[Estimate], workers: int) -> None:
+    costs = table("system", "images to draw", "UNet passes", "time", "disk", "measured on")
+    for of_system in estimates:
+        costs.add_row(
+            of_system.system,
+            str(of_system.images),
+            *_costs([of_system], workers),
+            f"{of_system.measured} images" if of_system.measured else "nothing: none can be drawn",
+        )
+    costs.add_row("all", str(sum(each.images for each in estimates)), *_costs(estimates, workers), "")
+    RESULTS.print(costs)
+
+
+def _costs(estimates: Sequence[Estimate], workers: int) -> tuple[str, str, str]:
+    """UNet passes, time and disk of some systems together."""
+    passes, seconds, size = (
+        sum(getattr(each, name) for each in estimates) for name in ("unet_passes", "seconds", "size")
+    )
+    return f"{passes:,.0f}", str(timedelta(seconds=round(seconds / workers))), decimal(round(size))

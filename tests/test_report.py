@@ -1,0 +1,182 @@
+"""Reports on made-up runs of a few images, whose figures are known."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+pytest.importorskip("pyarrow", reason="the benchmark's extra is not installed")
+pytest.importorskip("jinja2", reason="the benchmark's extra is not installed")
+
+from pyarrow import parquet
+
+from attend_excite.benchmark import store
+from attend_excite.benchmark.report import write_report
+from attend_excite.benchmark.score import UPPER_BOUND
+
+_PROMPTS = {
+    "a cat and a dog": ("animals", ["cat", "dog"]),
+    "a cat and a frog": ("animals", ["cat", "frog"]),
+    "a red car and a blue bowl": ("objects", ["car", "bowl"]),
+    "a red car and a pink clock": ("objects", ["car", "clock"]),
+}
+# By system: the minimum object similarity on each prompt, and whether a subject is missing there.
+_PLAIN = ([0.20, 0.24, 0.30, 0.26], [True, True, False, True])
+_OURS = ([0.25, 0.25, 0.25, 0.25], [False, False, False, True])
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return _made_up(tmp_path / "run", "stickers", {"stable-diffusion": _PLAIN, "attend-excite": _OURS})
+
+
+def test_the_report_says_what_the_scores_say(run: Path) -> None:
+    store.write_scores(
+        run,
+        UPPER_BOUND,
+        [
+            {"job": name, "scored_by": "c", "similarity": 0.5, "images": 1}
+            for name in ("cat", "dog", "frog", "car", "bowl", "clock")
+        ],
+    )
+    write_report(run, run / "report")
+    text = (run / "report" / "report.md").read_text("utf-8")
+    assert "Nothing here is a result of Stable Diffusion" in text
+    assert "8 images: 4 prompts, 1 seeds, 2 systems" in text
+    assert "A subject is missing: 75.0 % plain, 25.0 % with Attend-and-Excite" in text
+    # All prompts: plain 0.25 on average, and so is ours; animals 0.22 against 0.25, which is 12 % less.
+    assert re.search(r"stickers, plain \| 0\.220 \(.12\.0 %", text)
+    assert "| upper bound, real images | 0.500 | 0.500 | 0.500 |" in text
+    assert "stable-diffusion" not in text
+    numbers = parquet.read_table(run / "report" / "numbers" / "averages.parquet").to_pylist()
+    assert len(numbers) == 2 * 3 * 5  # systems, subsets, measures
+    (animals,) = (
+        row
+        for row in numbers
+        if (row["system"], row["subset"], row["measure"]) == ("stable-diffusion", "animals", "clip minimum")
+    )
+    assert animals["mean"] == pytest.approx(0.22)
+    assert animals["difference"] == pytest.approx(-12.0)
+    assert (animals["prompts"], animals["images"]) == (2, 2)
+    assert len((run / "report" / "numbers" / "images.csv").read_text("utf-8").splitlines()) == 9
+
+
+def test_the_page_is_of_one_piece(run: Path) -> None:
+    write_report(run, run / "report")
+    page = (run / "report" / "report.html").read_text("utf-8")
+    assert (
+        re.findall(r'(?:src|href)="(?!data:|#)([^"]*)"', re.sub(r"<svg.*?</svg>", "", page, flags=re.S)) == []
+    )
+    assert page.count("data:image/webp;base64,") >= 8
+    assert "<svg" in page
+    assert "currentColor" in page
+    text = (run / "report" / "report.md").read_text("utf-8")
+    for name in re.findall(r"\]\(([^)]+)\)", text):
+        assert (run / "report" / name).is_file(), name
+    assert Image.open(run / "report" / "figures" / "similarity.png").width > 400
+    for picture in (run / "report" / "pictures").iterdir():
+        assert max(Image.open(picture).size) <= 128
+
+
+def test_ablations_are_compared_on_what_they_share(tmp_path: Path) -> None:
+    some = ([0.25, None, None, 0.15], [True, None, None, True])
+    run = _made_up(
+        tmp_path / "run",
+        "stickers",
+        {"stable-diffusion": _PLAIN, "attend-excite": _OURS, "attend-excite no-smoothing": some},
+    )
+    write_report(run, tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text("utf-8")
+    assert "On the 2 prompts and the seeds that all of them have" in text
+    # 0.25 and 0.15 against 0.25 and 0.25.
+    assert re.search(r"\| no smoothing \| 100\.0 % \(\+50\.0.*0\.200 \(.20\.0 %", text)
+
+
+def test_black_images_are_left_out_and_counted(tmp_path: Path) -> None:
+    run = _made_up(tmp_path / "run", "sd-1.4", {"stable-diffusion": _PLAIN, "attend-excite": _OURS}, nsfw=0)
+    write_report(run, tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text("utf-8")
+    assert "6 images: 3 prompts" in text
+    assert "2 images that the safety checker blacked out" in text
+    assert "Nothing here is a result" not in text
+    assert "| Stable Diffusion |" in text
+
+
+def test_two_runs_side_by_side(run: Path, tmp_path: Path) -> None:
+    better = ([2 * value for value in _OURS[0]], [False] * 4)
+    other = _made_up(tmp_path / "other", "stickers", {"attend-excite": better})
+    write_report(run, tmp_path / "report", other=other)
+    text = (tmp_path / "report" / "report.md").read_text("utf-8")
+    assert "on the 4 prompts that both have" in text
+    assert re.search(r"Attend-and-Excite: minimum object similarity \| 0\.250 \| 0\.500 \| \+100\.0 %", text)
+    assert re.search(r"Attend-and-Excite: a subject is missing \| 25\.0 % \| 0\.0 % \| .25\.0 points", text)
+
+
+def test_the_study_is_table_2(run: Path, tmp_path: Path) -> None:
+    def share(value: float) -> dict[str, float]:
+        return {"votes": 1, "share": value, "low": value - 0.1, "high": value + 0.1}
+
+    shares = {"attend-excite": share(0.7), "stable-diffusion": share(0.2), "none": share(0.1)}
+    result = {"respondents": 5, "excluded": [], "simulated": True, "subsets": {"animals": shares}}
+    (tmp_path / "study.json").write_text(json.dumps(result))
+    write_report(run, tmp_path / "report", study=tmp_path / "study.json")
+    text = (tmp_path / "report" / "report.md").read_text("utf-8")
+    assert "5 simulated respondents" in text
+    assert "| Attend-and-Excite | **70.0 %**<br>60.0 to 80.0 |" in text
+    assert "| none is better | 10.0 %" in text
+    (tmp_path / "study.json").write_text("[]")
+    with pytest.raises(ValueError, match="no result of a user study"):
+        write_report(run, tmp_path / "report", study=tmp_path / "study.json")
+
+
+def test_a_run_without_scores_says_what_to_do(tmp_path: Path) -> None:
+    run = _made_up(tmp_path / "run", "stickers", {"attend-excite": _OURS}, scored=False)
+    with pytest.raises(ValueError, match="attend-excite benchmark score"):
+        write_report(run, tmp_path / "report")
+
+
+def test_scores_of_two_judges_are_not_mixed(run: Path) -> None:
+    job = store.read_rows(run).to_pylist()[0]["job"]
+    store.write_scores(run, "clip", [{"job": job, "scored_by": "another", "full": 0.1, "minimum": 0.1}])
+    with pytest.raises(ValueError, match="finish attend-excite benchmark score"):
+        write_report(run, run / "report")
+
+
+def _made_up(
+    run: Path,
+    model: str,
+    systems: dict[str, tuple[list[Any], list[Any]]],
+    *,
+    nsfw: int | None = None,
+    scored: bool = True,
+) -> Path:
+    """An image a system and prompt; None: it wasn't drawn; `nsfw`: the prompt that is blacked out."""
+    rows, similarities, verdicts = [], [], []
+    for system, (minima, missing) in systems.items():
+        for at, (prompt, (subset, subjects)) in enumerate(_PROMPTS.items()):
+            if minima[at] is None:
+                continue
+            job = f"{len(rows):016x}"
+            path = store.write_image(run, job, Image.new("RGB", (160, 160), (40 * at, 90, 10 * len(rows))))
+            rows.append(
+                {"job": job, "prompt": prompt, "subset": subset, "subjects": subjects, "seed": 0}
+                | {"system": system, "method": system.split()[0], "model": model, "image": path}
+                | {"nsfw": at == nsfw, "seconds": 1.5, "unet_passes": 50, "updates": 0}
+            )
+            if at == nsfw:
+                continue
+            head = {"job": job, "scored_by": "judge"}
+            similarities.append(head | {"full": minima[at] + 0.1, "minimum": minima[at]})
+            wrong = {"miscoloured": False, "right": not missing[at]}
+            verdicts.append(head | {"neglected": missing[at]} | wrong)
+    store.write_settings(run, {"model": model, "steps": 50, "systems": list(systems), "versions": {}})
+    store.write_rows(run, rows)
+    if scored:
+        store.write_scores(run, "clip", similarities)
+        store.write_scores(run, "presence", verdicts)
+    return run

@@ -1,0 +1,155 @@
+"""`attend-excite study`: make, serve and keep a user study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from attend_excite.cli.messages import failures_as_sentences
+
+study = typer.Typer(help="Ask people which system draws best, as in Table 2.", no_args_is_help=True)
+
+StudyFolder = Annotated[Path, typer.Argument(help="Folder of the study.", metavar="STUDY")]
+Database = Annotated[
+    str | None,
+    typer.Option(
+        help="SQLAlchemy's URL: sqlite:////path/votes.sqlite or postgresql://user:password@host/name.",
+        envvar="STUDY_DATABASE",
+        show_default="votes.sqlite in the study's folder",
+    ),
+]
+RespondentId = Annotated[str, typer.Argument(help="The number at the foot of the respondent's pages.")]
+_RULES = "Who is left out of the analysis"
+
+
+@study.command()
+def create(
+    run: Annotated[str, typer.Argument(help="Folder of a benchmark run.")],
+    out: Annotated[Path, typer.Option(help="Folder for the study; must not exist.")] = Path("study"),
+    prompts_per_subset: Annotated[int, typer.Option(help="Prompts drawn from each subset.")] = 10,
+    seeds: Annotated[int, typer.Option(help="Images of each set.")] = 4,
+    system: Annotated[
+        list[str] | None, typer.Option(help="Compare this system; again for each.", show_default="all")
+    ] = None,
+    checks: Annotated[int, typer.Option(help="Pages that check attention.")] = 3,
+    repeats: Annotated[int, typer.Option(help="Pages shown twice.")] = 3,
+    allow_none: Annotated[bool, typer.Option("--allow-none", help='Offer "none is better".')] = False,
+    consent: Annotated[
+        Path | None,
+        typer.Option(help="A text file to agree to; empty lines part the paragraphs.", show_default="ours"),
+    ] = None,
+    draw_seed: Annotated[int, typer.Option(help="Seed of the draw of prompts and seeds.")] = 0,
+    least_checks: Annotated[
+        float, typer.Option(help="Share of checks to pass.", rich_help_panel=_RULES)
+    ] = 0.6,
+    least_seconds: Annotated[
+        float, typer.Option(help="Median of the seconds a page.", rich_help_panel=_RULES)
+    ] = 1.0,
+    least_answered: Annotated[
+        float, typer.Option(help="Share of pages to answer.", rich_help_panel=_RULES)
+    ] = 1.0,
+) -> None:
+    """Draw a study from a benchmark run and freeze it."""
+    with failures_as_sentences():
+        from attend_excite.study.create import CONSENT, Rules, create_study
+
+        made = create_study(
+            run,
+            out,
+            prompts_per_subset=prompts_per_subset,
+            seeds=seeds,
+            systems=system,
+            checks=checks,
+            repeats=repeats,
+            allow_none=allow_none,
+            rules=Rules(least_checks, least_seconds, least_answered),
+            consent=CONSENT if consent is None else consent.read_text(encoding="utf-8").strip(),
+            draw_seed=draw_seed,
+        )
+        print(
+            f"{out}: {len(made.pages)} pages, {checks} to check attention, {repeats} to repeat another\n"
+            f"systems: {', '.join(made.systems)}, drawn by {made.model}\n"
+            f"seeds: {', '.join(map(str, made.seeds))}\n"
+            f"frozen as {made.hash}"
+        )
+
+
+@study.command()
+def serve(
+    folder: StudyFolder,
+    database: Database = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+) -> None:
+    """Serve a study's pages until stopped."""
+    with failures_as_sentences():
+        from attend_excite.study.database import default_url
+        from attend_excite.study.server import create_app, run
+
+        app = create_app(folder, database or default_url(folder))
+        print(
+            f"the study: http://{host}:{port}/\n"
+            f"its progress: http://{host}:{port}/progress?token={app.state.site.owner_token}",
+            flush=True,
+        )
+        run(app, host, port)
+
+
+@study.command()
+def export(
+    folder: StudyFolder,
+    file: Annotated[Path, typer.Argument(help="To be written: votes.csv, or tasks.json for Label Studio.")],
+    database: Database = None,
+) -> None:
+    """Write the votes as CSV, or the study with its votes in Label Studio's format."""
+    with failures_as_sentences():
+        from attend_excite.study.create import read_study
+        from attend_excite.study.database import default_url, votes
+        from attend_excite.study.export import write_votes
+
+        cast = votes(database or default_url(folder))
+        for written in write_votes(file, read_study(folder), cast):
+            print(written)
+
+
+@study.command("import")
+def import_votes(
+    folder: StudyFolder,
+    file: Annotated[Path, typer.Argument(help="CSV with the columns respondent, page, choice, seconds.")],
+    database: Database = None,
+) -> None:
+    """Add votes that were cast elsewhere: all of the file, or none."""
+    with failures_as_sentences():
+        from attend_excite.study.create import read_study
+        from attend_excite.study.database import add_votes, default_url, open_database, read_secrets
+        from attend_excite.study.export import votes_in_csv
+
+        read, url = read_study(folder), database or default_url(folder)
+        engine = open_database(url, read)
+        cast = votes_in_csv(file, read, read_secrets(engine).cookie_key)
+        engine.dispose()
+        add_votes(url, read, cast)
+        print(f"{len(cast)} votes of {len({vote.respondent for vote in cast})} respondents added")
+
+
+@study.command()
+def export_respondent(folder: StudyFolder, respondent: RespondentId, database: Database = None) -> None:
+    """Print all that is stored of one respondent, as CSV."""
+    with failures_as_sentences():
+        from attend_excite.study.database import default_url, votes
+        from attend_excite.study.export import csv_text
+
+        print(csv_text(votes(database or default_url(folder), respondent)), end="")
+
+
+@study.command()
+def delete_respondent(folder: StudyFolder, respondent: RespondentId, database: Database = None) -> None:
+    """Delete all that is stored of one respondent."""
+    with failures_as_sentences():
+        from attend_excite.study.database import default_url
+        from attend_excite.study.database import delete_respondent as delete
+
+        delete(database or default_url(folder), respondent)
+        print(f"all of {respondent} is deleted")

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable
+import itertools
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import attend_excite
 from attend_excite import Model, load
+from attend_excite.benchmark import store
+from attend_excite.study.create import create_study
 
 torch.set_num_threads(1)
 BUNDLED = Path(attend_excite.__file__).parent / "models" / "stickers"
@@ -137,3 +147,63 @@ def _snapshot(model: Model) -> dict[str, object]:
 
 def _plain(value: object) -> object:
     return value.detach().numpy().tobytes() if isinstance(value, torch.Tensor) else copy.deepcopy(value)
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A benchmark run of plain squares: two subsets of four prompts, three systems, three seeds."""
+    folder = tmp_path_factory.mktemp("run")
+    rows = []
+    for index, (subset, prompt, system, seed) in enumerate(
+        itertools.product(
+            ("animals", "objects"), ("one", "two", "three", "four"), ("ours", "plain", "structure"), (3, 5, 8)
+        )
+    ):
+        job = store.name_of(subset, prompt, system, seed)
+        image = Image.new("RGB", (64, 64), (index * 3, 255 - index * 3, 128))
+        row = {
+            "job": job,
+            "prompt": f"{prompt} of the {subset}",
+            "subset": subset,
+            "seed": seed,
+            "system": system,
+            "model": "squares",
+            "image": store.write_image(folder, job, image),
+            "nsfw": False,
+        }
+        rows.append(row)
+    store.write_rows(folder, rows)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def study_folder(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of six pages: four prompts, one check, one repeat."""
+    folder = tmp_path_factory.mktemp("studies") / "study"
+    create_study(small_run, folder, prompts_per_subset=2, seeds=2, checks=1, repeats=1, allow_none=True)
+    return folder
+
+
+@pytest.fixture
+def serve_study(study_folder: Path, tmp_path: Path) -> Iterator[Callable[[], tuple[str, subprocess.Popen]]]:
+    """`address, process = serve_study()` starts the study's server as people do, on one database a test."""
+    started = []
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def serve() -> tuple[str, subprocess.Popen]:
+        options = ["--port", str(port), "--database", f"sqlite:///{tmp_path}/votes.sqlite"]
+        program = str(Path(sys.executable).with_name("attend-excite"))
+        started.append(subprocess.Popen([program, "study", "serve", str(study_folder), *options]))
+        for _ in range(600):
+            with contextlib.suppress(httpx.TransportError):
+                httpx.get(f"http://127.0.0.1:{port}/")
+                return f"http://127.0.0.1:{port}", started[-1]
+            time.sleep(0.1)
+        raise TimeoutError("the study's server doesn't answer")
+
+    yield serve
+    for process in started:
+        process.kill()
+        process.wait()

@@ -8,7 +8,14 @@ from typing import Annotated
 
 import typer
 
+from attend_excite.cli.bench import bench
+from attend_excite.cli.benchmark import benchmark
+from attend_excite.cli.explain import explain
 from attend_excite.cli.messages import failures_as_sentences, quieten_imports, quieten_libraries
+from attend_excite.cli.study import study
+from attend_excite.cli.study_analysis import analyse, simulate
+from attend_excite.cli.verify import verify
+from attend_excite.cli.web import web_page
 from attend_excite.guidance.schedule import recipe_names
 
 # torch and diffusers take seconds to import: only commands that need them do, when they run.
@@ -19,6 +26,14 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(benchmark, name="benchmark")
+app.command()(verify)
+app.add_typer(study, name="study")
+study.command()(analyse)
+study.command()(simulate)
+app.command()(bench)
+app.command()(explain)
+app.command("app")(web_page)
 
 ModelName = Annotated[
     str | None,
@@ -140,8 +155,22 @@ def generate(
         ),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Pictures in one pass.", show_default="8", rich_help_panel=_MODEL)
+        str | None,
+        typer.Option(
+            help="Pictures in one pass; auto: as many as fit in memory.",
+            metavar="N",
+            show_default="8",
+            rich_help_panel=_MODEL,
+        ),
     ] = None,
+    compile_model: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            help="Compile the model first: worth it for many pictures; pixels may differ in the last digits.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = False,
     compare: Annotated[
         bool,
         typer.Option(
@@ -185,6 +214,7 @@ def generate(
             device=device,
             dtype=dtype,
             batch_size=batch_size,
+            compile=compile_model,
             source=source,
         )
         drawing = draw(request)
@@ -223,7 +253,7 @@ def models() -> None:
         from attend_excite.cli.summary import RESULTS, table
         from attend_excite.models import catalogue
 
-        entries = table("name", "source", "what it is")
+        entries = table("name", "kind", "source", "what it is")
         for name, entry in catalogue().items():
-            entries.add_row(name, entry.source, entry.summary)
+            entries.add_row(name, entry.kind, entry.source, entry.summary)
         RESULTS.print(entries)

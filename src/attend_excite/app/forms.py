@@ -1,0 +1,161 @@
+"""What a visitor asks for, and the link that says it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import parse_qs, urlencode
+
+from attend_excite.app.limits import check_count
+from attend_excite.guidance.schedule import Recipe
+from attend_excite.metadata import Settings, revision_of
+from attend_excite.methods import AttendAndExcite, Method, method_named
+from attend_excite.models import Model
+from attend_excite.subjects import Subject
+
+RECOMMENDED = "recommended"
+"""The recipe that the model recommends."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """The page as it is filled in. None: as the recipe or the model has it.
+
+    Attributes:
+        prompt: what to draw.
+        subjects: the chosen words; None: those in brackets, or the nouns.
+        model: one of those that the server was started with; "": its first.
+        method: a method's name.
+        recipe: "recommended", or one of `recipe_names`.
+        step_size: the recipe's.
+        altered: likewise.
+        max_refinements: likewise.
+        sigma: likewise.
+        pictures: how many.
+        seed: of the first picture; the others count on from it.
+        steps: denoising steps.
+        guidance: of classifier-free guidance.
+        width: in pixels.
+        height: likewise.
+
+    Raises:
+        ValueError: `pictures` is out of range.
+    """
+
+    prompt: str = "a cat and a frog"
+    subjects: tuple[Subject, ...] | None = None
+    model: str = ""
+    method: str = "attend-excite"
+    recipe: str = RECOMMENDED
+    step_size: float | None = None
+    altered: float | None = None
+    max_refinements: int | None = None
+    sigma: float | None = None
+    pictures: int = 1
+    seed: int = 0
+    steps: int = 50
+    guidance: float = 7.5
+    width: int | None = None
+    height: int | None = None
+
+    def __post_init__(self) -> None:
+        check_count(self.pictures)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """One a picture."""
+        return tuple(range(self.seed, self.seed + self.pictures))
+
+    def to_query(self) -> str:
+        """The query part of the link that fills the page in like this."""
+        default = Form()
+        values: dict[str, Any] = {"prompt": self.prompt} | {
+            name: getattr(self, name)
+            for name in _NUMBERS | _TEXTS
+            if getattr(self, name) not in (None, getattr(default, name))
+        }
+        if self.subjects is not None:
+            values["subject"] = [_subject_text(subject) for subject in self.subjects]
+        return urlencode(values, doseq=True)
+
+    @staticmethod
+    def from_query(query: str) -> Form:
+        """The inverse of `to_query`. Nothing in it is trusted; what it lacks has its default.
+
+        Raises:
+            ValueError: a number is none, or a subject cannot be read.
+        """
+        given = parse_qs(query, max_num_fields=40)
+        values: dict[str, Any] = {name: given[name][-1] for name in _TEXTS if name in given}
+        for name, kind in _NUMBERS.items():
+            if name in given:
+                values[name] = _number(name, kind, given[name][-1])
+        if "subject" in given:
+            values["subjects"] = tuple(map(Subject.from_text, given["subject"]))
+        return Form(**values)
+
+    def recipe_of(self, model: Model) -> Recipe:
+        """The recipe with the numbers that were changed in it.
+
+        Raises:
+            ValueError: there is no such recipe, or a number is out of its range.
+        """
+        recipe = model.recipe if self.recipe == RECOMMENDED else Recipe.named(self.recipe, model.recipe)
+        knobs = {name: getattr(self, name) for name in ("step_size", "altered", "max_refinements", "sigma")}
+        return replace(recipe, **{name: value for name, value in knobs.items() if value is not None})
+
+    def settings(self, model: Model, method: Method | None = None) -> Settings:
+        """All that the pictures depend on besides their seeds.
+
+        Args:
+            model: the form's.
+            method: another one than the form's.
+
+        Raises:
+            ValueError: something makes no sense.
+        """
+        method = method or method_named(self.method)
+        if isinstance(method, AttendAndExcite):
+            method = replace(method, recipe=self.recipe_of(model))
+        height, width = model.default_size
+        return Settings(
+            model=model.name,
+            prompt=self.prompt,
+            method=method,
+            steps=self.steps,
+            guidance_scale=self.guidance,
+            height=self.height or height,
+            width=self.width or width,
+            dtype=str(model.unet.dtype).removeprefix("torch."),
+            device=model.device.type,
+            subjects=self.subjects,
+            revision=revision_of(model),
+        )
+
+
+_TEXTS: dict[str, type] = dict.fromkeys(("prompt", "model", "method", "recipe"), str)
+_NUMBERS: dict[str, type] = {
+    "step_size": float,
+    "altered": float,
+    "max_refinements": int,
+    "sigma": float,
+    "pictures": int,
+    "seed": int,
+    "steps": int,
+    "guidance": float,
+    "width": int,
+    "height": int,
+}
+
+
+def _number(name: str, kind: type, text: str) -> float:
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(f"the link says {name}={text[:40]}: it must be a number") from None
+
+
+def _subject_text(subject: Subject) -> str:
+    """The inverse of `Subject.from_text`."""
+    target = "" if subject.target in (None, float(not subject.negated)) else f"={subject.target:g}"
+    return f"{'-' if subject.negated else ''}{subject.text}{target}"

@@ -1,0 +1,111 @@
+"""What one visitor may ask of the server: enforced here, whatever the browser or a client sends."""
+
+from __future__ import annotations
+
+from attend_excite.guidance.schedule import Recipe
+from attend_excite.metadata import Settings
+from attend_excite.methods import AttendAndExcite, ComposableDiffusion, Method, StructureDiffusion
+from attend_excite.methods.composable import concepts
+from attend_excite.models import Model
+
+MAX_PROMPT = 500
+"""Characters."""
+
+MAX_PICTURES = 8
+"""Seeds of one run."""
+
+MAX_STEPS = 100
+MAX_GUIDANCE = 30.0
+
+MAX_PIXELS = 2.0
+"""Of a picture, as a multiple of the pixels that the model was trained on."""
+
+MIN_SIDE = 64
+"""In pixels."""
+
+MAX_SEED = 2**53 - 1
+"""The last whole number that a browser counts to exactly."""
+
+MAX_REFINEMENTS = 50
+MAX_PARTS = 8
+"""Thresholds of a recipe, concepts of Composable Diffusion, phrases of StructureDiffusion."""
+
+MAX_UPLOAD = 20 * 2**20
+"""Bytes of an uploaded picture."""
+
+MAX_WAITING = 20
+"""Runs in the queue."""
+
+KEPT_RUNS = 100
+"""Runs whose files the server keeps."""
+
+SENTENCES = (
+    f"Prompts of up to {MAX_PROMPT} characters, {MAX_PICTURES} pictures a run, {MAX_STEPS} steps, pictures "
+    f"of up to {MAX_PIXELS:g} times the model's own pixels, uploads of up to {MAX_UPLOAD // 2**20} MB, "
+    f"{MAX_WAITING} runs in the queue. The server keeps the files of its latest {KEPT_RUNS} runs, and loads "
+    "only the models that it was started with."
+)
+"""The limits for people."""
+
+
+def check(settings: Settings, seeds: tuple[int, ...], model: Model) -> None:
+    """Refuse a run that asks for too much.
+
+    Raises:
+        ValueError: it does, and this says of what.
+    """
+    check_prompt(settings.prompt)
+    check_prompt(settings.negative_prompt)
+    check_count(len(seeds))
+    for seed in seeds:
+        _require(0 <= seed <= MAX_SEED, "a seed", seed, f"0 to {MAX_SEED}")
+    _require(1 <= settings.steps <= MAX_STEPS, "steps", settings.steps, f"1 to {MAX_STEPS}")
+    guidance = settings.guidance_scale
+    _require(0 <= guidance <= MAX_GUIDANCE, "the guidance", f"{guidance:g}", f"0 to {MAX_GUIDANCE:g}")
+    height, width = model.default_size
+    most = int(MAX_PIXELS * height * width)
+    for what, side in (("the height", settings.height), ("the width", settings.width)):
+        _require(side >= MIN_SIDE, what, side, f"at least {MIN_SIDE} pixels")
+    size = f"{settings.width}x{settings.height}"
+    pixels = settings.width * settings.height
+    _require(pixels <= most, "the size", size, f"at most {most} pixels in all for {model.name}")
+    _check_method(settings.method, settings.prompt)
+
+
+def check_prompt(text: str) -> None:
+    """Refuse a text that is too long to be looked at.
+
+    Raises:
+        ValueError: it is.
+    """
+    if len(text) > MAX_PROMPT:
+        raise ValueError(f"the prompt has {len(text)} characters: at most {MAX_PROMPT} are read here")
+
+
+def check_count(pictures: int) -> None:
+    """Refuse too many pictures, or none.
+
+    Raises:
+        ValueError: so it is.
+    """
+    _require(1 <= pictures <= MAX_PICTURES, "the number of pictures", pictures, f"1 to {MAX_PICTURES}")
+
+
+def _check_method(method: Method, prompt: str) -> None:
+    if isinstance(method, AttendAndExcite):
+        if isinstance(method.recipe, Recipe):
+            most, places = method.recipe.max_refinements, len(method.recipe.thresholds)
+            _require(most <= MAX_REFINEMENTS, "refinements", most, f"at most {MAX_REFINEMENTS}")
+            _require(places <= MAX_PARTS, "the number of thresholds", places, f"at most {MAX_PARTS}")
+        _check_method(method.base, prompt)
+    if isinstance(method, ComposableDiffusion):
+        parts = len(concepts(prompt))
+        _require(parts <= MAX_PARTS, "the number of concepts", parts, f"at most {MAX_PARTS}")
+    if isinstance(method, StructureDiffusion) and method.phrases is not None:
+        phrases = len(method.phrases)
+        _require(phrases <= MAX_PARTS, "the number of phrases", phrases, f"at most {MAX_PARTS}")
+
+
+def _require(fine: bool, what: str, value: object, wanted: str) -> None:
+    if not fine:
+        raise ValueError(f"{what} is {value}: it must be {wanted}")

@@ -1,0 +1,52 @@
+"""The models that visitors may use, each loaded once for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from threading import Lock
+from typing import Any
+
+from attend_excite.models import Model, load, load_tokenizer
+
+_KEPT = 2
+"""Models in memory at a time."""
+
+
+class Models:
+    """Models by name. A visitor chooses among the names; the server loads nothing else.
+
+    Attributes:
+        names: the models, the first being the default.
+        in_use: held by whoever runs one: nothing of a model belongs to a visitor, but what a method puts
+            into it for a run does.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = tuple(dict.fromkeys(names))
+        self.in_use = Lock()
+        self._loading = Lock()
+        self._load = lru_cache(maxsize=_KEPT)(load)
+        self._load_tokenizer = lru_cache(load_tokenizer)
+
+    def get(self, name: str) -> Model:
+        """The model of that name, "" being the default, loaded at its first use.
+
+        Raises:
+            ValueError: it isn't one of `names`, or cannot be loaded.
+        """
+        with self._loading:
+            return self._load(self._allowed(name))
+
+    def tokenizer(self, name: str) -> Any:
+        """The tokenizer of the model of that name alone, which is there at once.
+
+        Raises:
+            ValueError: as for `get`.
+        """
+        return self._load_tokenizer(self._allowed(name))
+
+    def _allowed(self, name: str) -> str:
+        if name and name not in self.names:
+            raise ValueError(f"the model '{name}' is not served here: choose one of {', '.join(self.names)}")
+        return name or self.names[0]

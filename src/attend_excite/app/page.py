@@ -1,0 +1,230 @@
+"""The page: its halves, and how they work together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import gradio as gr
+from gradio import themes
+
+from attend_excite.app import history, limits, views
+from attend_excite.app.actions import Drawn, Redrawn, Report, Server, compare, draw, draw_again
+from attend_excite.app.api import add_endpoints
+from attend_excite.app.asking import Asking
+from attend_excite.app.events import AT_ONCE, IN_TURN, RUN, watched
+from attend_excite.app.forms import Form
+from attend_excite.app.models import Models
+from attend_excite.app.showing import Again, Comparison, Pictures
+
+_SESSIONS = 50
+"""Visitors whose last run the server keeps for a closer look."""
+
+_CACHE = (3600, 24 * 3600)
+"""Seconds between two looks at Gradio's copies of files, and the age at which they go."""
+
+_HEADER = (
+    '<header class="ae-header"><h1>Attend-and-Excite</h1><p>Draw everything that a prompt asks for. '
+    "Each picture beside that of the plain model, from the same noise.</p></header>"
+)
+_SCROLL_ON_PHONES = """(...values) => {
+  if (innerWidth < 800) document.querySelector("#ae-results").scrollIntoView({ behavior: "smooth" });
+  return values;
+}"""
+_READ_ADDRESS = "() => [location.search]"
+_SHOW_LINK = "(query) => { if (query) history.replaceState(null, '', `?${query}`); }"
+_COPY_LINK = """async (query) => {
+  history.replaceState(null, "", `?${query}`);
+  try { await navigator.clipboard.writeText(location.href); } catch { /* It stands in the address bar. */ }
+}"""
+
+
+@contextmanager
+def serving(
+    models: Sequence[str],
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    login: tuple[str, str] | None = None,
+    share: bool = False,
+) -> Iterator[gr.Blocks]:
+    """Serve the page as long as the block runs; `local_url` of what it gives is the page's address.
+
+    Args:
+        models: what visitors may choose from; the first is loaded before the page is there.
+        host: the address to listen on; the default is reached from this machine alone.
+        port: None: the first that is free from 7860 on.
+        login: the user and password that visitors must give.
+        share: ask Gradio for a public address that tunnels to this machine.
+
+    Raises:
+        ValueError: the first model cannot be loaded.
+        OSError: the port is taken.
+    """
+    with TemporaryDirectory(prefix="attend-excite-") as folder:
+        page = build(Server(Models(models), Path(folder)))
+        page.queue(max_size=limits.MAX_WAITING)
+        page.launch(
+            server_name=host,
+            server_port=port,
+            auth=login,
+            share=share,
+            theme=_theme(),
+            css=files("attend_excite.app").joinpath("page.css").read_text(encoding="utf-8"),
+            footer_links=["api", "settings"],
+            allowed_paths=[folder],
+            max_file_size=limits.MAX_UPLOAD,
+            state_session_capacity=_SESSIONS,
+            run_history=False,
+            enable_monitoring=False,
+            ssr_mode=False,
+            prevent_thread_lock=True,
+            quiet=True,
+        )
+        try:
+            yield page
+        finally:
+            page.close(verbose=False)
+
+
+def build(server: Server) -> gr.Blocks:
+    """The page, with all that it does.
+
+    Raises:
+        ValueError: the first model cannot be loaded.
+    """
+    server.models.get("")
+    with gr.Blocks(title="Attend-and-Excite", analytics_enabled=False, delete_cache=_CACHE) as page:
+        gr.HTML(_HEADER)
+        with gr.Row(elem_id="ae-page"):
+            with gr.Column(scale=5, min_width=340, elem_id="ae-form"):
+                asking = Asking(server)
+            with gr.Column(scale=8, min_width=340, elem_id="ae-results"), gr.Tabs() as tabs:
+                with gr.Tab("Pictures", id="pictures"):
+                    pictures = Pictures()
+                with gr.Tab("Compare methods", id="compare"):
+                    comparison = Comparison()
+                with gr.Tab("Draw again", id="again"):
+                    again = Again()
+                with gr.Tab("History", id="history"):
+                    past = views.clickable(views.history_view([]), elem_id="ae-history")
+        gr.HTML(f'<footer class="ae-footer">{limits.SENTENCES}</footer>')
+        remembered = gr.BrowserState([], storage_key="attend-excite", secret="attend-excite")
+        link = gr.Textbox(visible=False)
+
+        drawing = gr.on(
+            [asking.draw.click, asking.prompt.submit],
+            lambda: gr.Tabs(selected="pictures"),
+            None,
+            tabs,
+            js=_SCROLL_ON_PHONES,
+            **AT_ONCE,
+        ).then(
+            _run(server, asking, draw, pictures.stage, pictures.drawn),
+            asking.inputs,
+            [pictures.stage, pictures.drawn, asking.seed],
+            **RUN,
+        )
+        drawing.then(pictures.look, pictures.drawn, pictures.look_outputs, **AT_ONCE).then(
+            _remember, [pictures.drawn, remembered], [remembered, past, link], **AT_ONCE
+        ).then(None, link, None, js=_SHOW_LINK)
+        comparing = comparison.button.click(
+            _run(server, asking, compare, comparison.stage, comparison.drawn),
+            asking.inputs,
+            [comparison.stage, comparison.drawn, asking.seed],
+            **RUN,
+        )
+        comparing.then(comparison.offer, comparison.drawn, comparison.files, **AT_ONCE)
+        redrawing = again.file.upload(_run_again(server), again.file, again.stage, **RUN)
+        stages = [pictures.stage, comparison.stage, again.stage]
+        asking.stop.click(
+            lambda: [views.stopped_view()] * len(stages),
+            None,
+            stages,
+            cancels=[drawing, comparing, redrawing],
+            **AT_ONCE,
+        )
+
+        def restore(query: str) -> dict[Any, Any]:
+            if not query:
+                # Nothing to fill in; the visitor may be typing already.
+                return gr.skip()
+            try:
+                return asking.fill(Form.from_query(query.removeprefix("?")))
+            except ValueError as error:
+                gr.Warning(views.sentence(error))
+                return asking.fill(Form())
+
+        def restore_remembered(entries: Any, click: gr.EventData) -> dict[Any, Any]:
+            return restore(history.entries(entries)[click.index]["query"])
+
+        page.load(restore, link, asking.filled, js=_READ_ADDRESS, **AT_ONCE)
+        page.load(lambda entries: views.history_view(history.entries(entries)), remembered, past, **AT_ONCE)
+        past.click(restore_remembered, remembered, asking.filled, **AT_ONCE)
+        asking.copy_link.click(asking.read_link, asking.inputs, link, **AT_ONCE).success(
+            None, link, None, js=_COPY_LINK
+        )
+        add_endpoints(server, IN_TURN)
+    return page
+
+
+def _run(
+    server: Server,
+    asking: Asking,
+    action: Callable[[Server, Form, Report], None],
+    stage: Any,
+    drawn: Any,
+) -> Callable[..., AsyncIterator[dict[Any, Any]]]:
+    """What a press of a button does: read the form, do as it says, show it step by step."""
+
+    async def run(*values: Any) -> AsyncIterator[dict[Any, Any]]:
+        yield {drawn: None}
+        try:
+            form = asking.read(*values)
+        except ValueError as error:
+            yield {stage: views.problem_view(views.sentence(error))}
+            return
+        yield {asking.seed: form.seed}
+        async with aclosing(watched(partial(action, server, form), form.seeds)) as steps:
+            async for value in steps:
+                if isinstance(value, Drawn):
+                    yield {stage: views.drawn_view(value), drawn: value}
+                else:
+                    yield {stage: value}
+
+    return run
+
+
+def _run_again(server: Server) -> Callable[[str], AsyncIterator[str]]:
+    async def run(path: str) -> AsyncIterator[str]:
+        async with aclosing(watched(partial(draw_again, server, Path(path)), ())) as steps:
+            async for value in steps:
+                if isinstance(value, Redrawn):
+                    yield views.redrawn_view(value)
+                elif isinstance(value, str):
+                    yield value
+
+    return run
+
+
+def _remember(drawn: Drawn | None, entries: Any) -> tuple[Any, ...]:
+    if drawn is None:
+        return gr.skip(), gr.skip(), gr.skip()
+    entries = history.with_run(history.entries(entries), drawn)
+    return entries, views.history_view(entries), drawn.form.to_query()
+
+
+def _theme() -> themes.Base:
+    """Fonts of the visitor's own system: the page asks no other server for anything."""
+    return themes.Base(
+        primary_hue="orange",
+        neutral_hue="stone",
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+        radius_size="lg",
+    )

@@ -1,0 +1,137 @@
+"""The words of a prompt as chips: which of them are subjects, and how the model splits them into tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from attend_excite.app.limits import check_prompt
+from attend_excite.nouns import WORD
+from attend_excite.subjects import Prompt, Subject, parse
+
+
+@dataclass(frozen=True)
+class Word:
+    """One word of a prompt.
+
+    Attributes:
+        text: the word.
+        name: the subject that it can be, "cat#2" for the second cat; "" where it can be none.
+        pieces: as the model reads it, ("som", "brero"); empty behind the end of its context.
+        chosen: whether it is a subject.
+        negated: whether the picture is not to show it.
+        target: the attention wanted, or for a negated one allowed, 0 to 1.
+        touched: whether the visitor has changed it: then it stays so while the prompt is edited.
+    """
+
+    text: str
+    name: str
+    pieces: tuple[str, ...]
+    chosen: bool = False
+    negated: bool = False
+    target: float = 1.0
+    touched: bool = False
+
+
+def words_of(
+    prompt: str,
+    tokenizer: Any,
+    subjects: Sequence[Subject] | None = None,
+    earlier: Sequence[Word] = (),
+) -> tuple[tuple[Word, ...], str]:
+    """Look at a prompt.
+
+    Args:
+        prompt: as typed; [brackets] name its subjects.
+        tokenizer: of the model.
+        subjects: the chosen words; None: those in brackets, or the nouns.
+        earlier: the words before the last edit.
+
+    Returns:
+        The words, and a sentence on them, or "".
+
+    Raises:
+        ValueError: the prompt is too long, a bracket is not closed, or a subject isn't in the prompt.
+    """
+    check_prompt(prompt)
+    if not prompt.strip():
+        return (), "Type what the picture is to show."
+    parsed, note = _parsed(prompt, tokenizer, subjects)
+    kept = {word.name: word for word in earlier if word.touched}
+    spans = tokenizer(parsed.text, truncation=True, return_offsets_mapping=True)["offset_mapping"][1:-1]
+    words: list[Word] = []
+    for match in WORD.finditer(parsed.text):
+        text, (start, end) = match[0], match.span()
+        positions = [at for at, (first, last) in enumerate(spans, 1) if first < end and last > start]
+        pieces = tuple(parsed.text[slice(*spans[at - 1])] for at in positions)
+        name = _name(text, words) if text[0].isalnum() and pieces else ""
+        word = Word(text, name, pieces)
+        for group in parsed.groups:
+            if name and not set(positions).isdisjoint(group.positions):
+                touched = subjects is not None
+                word = replace(word, chosen=True, negated=group.negated, target=group.target, touched=touched)
+        words.append(kept.get(name, word) if name else word)
+    if cut := " ".join(word.text for word in words if not word.pieces):
+        note = f"The model reads {tokenizer.model_max_length} tokens: “{cut}” is cut."
+    return tuple(words), note
+
+
+def without_brackets(prompt: str, tokenizer: Any) -> str:
+    """The prompt as `parse` takes it beside a list of subjects.
+
+    Raises:
+        ValueError: the prompt is empty, or a bracket is not closed.
+    """
+    text = parse(prompt, tokenizer, ()).text
+    return text.replace("[", r"\[").replace("]", r"\]")
+
+
+def subjects_of(words: Sequence[Word]) -> tuple[Subject, ...]:
+    """What the picture is to show, and what not."""
+    return tuple(Subject(word.name, word.target, word.negated) for word in words if word.chosen)
+
+
+def words_from(values: Any) -> tuple[Word, ...]:
+    """The words that came back from the browser, none of them trusted.
+
+    Raises:
+        ValueError: they are no words.
+    """
+    try:
+        return tuple(_word_from(value) for value in values["words"])
+    except (KeyError, TypeError, ValueError):
+        raise ValueError("the chosen words cannot be read: load the page again") from None
+
+
+def words_document(words: Sequence[Word], note: str) -> dict[str, Any]:
+    """Plain data for the browser."""
+    return {"words": [asdict(word) for word in words], "note": note}
+
+
+def _word_from(value: Mapping[str, Any]) -> Word:
+    return Word(
+        text=str(value["text"]),
+        name=str(value["name"]),
+        pieces=tuple(map(str, value["pieces"])),
+        chosen=bool(value["chosen"]),
+        negated=bool(value["negated"]),
+        target=float(value["target"]),
+        touched=bool(value["touched"]),
+    )
+
+
+def _parsed(prompt: str, tokenizer: Any, subjects: Sequence[Subject] | None) -> tuple[Prompt, str]:
+    if subjects is not None:
+        return parse(prompt, tokenizer, subjects), ""
+    try:
+        return parse(prompt, tokenizer), ""
+    except ValueError:
+        # Without subjects only what is wrong with the prompt itself is left to be raised.
+        return parse(prompt, tokenizer, ()), "No noun found: choose the words that the picture must show."
+
+
+def _name(text: str, before: Sequence[Word]) -> str:
+    """As `subjects.parse` numbers the words of a prompt."""
+    earlier = sum(word.text.lower() == text.lower() for word in before)
+    return f"{text}#{earlier + 1}" if earlier else text

@@ -1,0 +1,180 @@
+"""The page as people use it, in a real Chromium."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+pytest.importorskip("gradio", reason="the web page needs gradio")
+pytest.importorskip("playwright", reason="driving a browser needs playwright")
+
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+
+CHROMIUM = Path("/usr/bin/chromium")
+PATIENCE = 30_000
+"""Milliseconds that a slow machine may take for anything."""
+
+pytestmark = pytest.mark.skipif(not CHROMIUM.is_file(), reason=f"there is no Chromium at {CHROMIUM}")
+
+
+@pytest.fixture(scope="module")
+def address(tiny_folder: Path) -> Iterator[str]:
+    from attend_excite.app.page import serving
+
+    with serving([str(tiny_folder)]) as page:
+        yield page.local_url
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        )
+
+
+@pytest.fixture(scope="module")
+def visitor(browser: Browser) -> BrowserContext:
+    return _visitor(browser)
+
+
+@pytest.fixture
+def page(visitor: BrowserContext) -> Iterator[Page]:
+    page = visitor.new_page()
+    yield page
+    page.close()
+
+
+def _visitor(browser: Browser) -> BrowserContext:
+    context = browser.new_context()
+    context.set_default_timeout(PATIENCE)
+    return context
+
+
+def _open(page: Page, address: str, **form: Any) -> Page:
+    """The page as a link fills it in: short runs, unless told."""
+    expect.set_options(timeout=PATIENCE)
+    values = {"steps": 4, "recipe": "no-refinement", "seed": 1} | form
+    page.goto(f"{address}?{'&'.join(f'{name}={quote(str(value))}' for name, value in values.items())}")
+    # The address has been read.
+    expect(page.get_by_label("First seed")).to_have_value(str(values["seed"]))
+    return page
+
+
+def _draw(page: Page) -> list[bytes]:
+    """Press Draw and take the pictures away."""
+    page.locator("#ae-draw").click()
+    expect(page.locator("#ae-closer")).to_be_visible()
+    links = page.locator("#ae-stage a")
+    urls = [links.nth(index).evaluate("link => link.href") for index in range(links.count())]
+    return [page.request.get(url).body() for url in urls]
+
+
+def _chip(page: Page, word: str) -> Any:
+    return page.locator(".ae-chip", has_text=word)
+
+
+def test_from_a_prompt_to_two_pictures(page: Page, address: str) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    _open(page, address)
+    page.locator("#ae-prompt textarea").fill("an elephant with a sombrero")
+    expect(_chip(page, "som|brero")).to_have_attribute("aria-pressed", "true")
+    expect(_chip(page, "with")).to_have_attribute("aria-pressed", "false")
+    plain, excited = _draw(page)
+    assert plain.startswith(b"\x89PNG")
+    assert plain != excited
+    expect(page.locator("#ae-stage h3")).to_have_text("an elephant with a sombrero")
+    page.get_by_role("tab", name="Attention").click()
+    expect(page.locator("#ae-maps img")).to_have_count(4)
+    # The address is a link to what was drawn, and the page asks no other server for anything.
+    assert "prompt=an+elephant+with+a+sombrero" in page.url
+    assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
+    page.get_by_role("tab", name="History").click()
+    expect(page.locator("#ae-history button")).to_have_text(re.compile("an elephant with a sombrero"))
+
+
+def test_the_maps_follow_the_step(page: Page, address: str) -> None:
+    _open(page, address)
+    _draw(page)
+    page.get_by_role("tab", name="Attention").click()
+    image = page.locator("#ae-maps img").first
+    last = image.get_attribute("src")
+    page.locator("#ae-step input[type=range]").press("Home")
+    expect(image).not_to_have_attribute("src", last or "")
+
+
+def test_another_token_is_chosen_from_the_keyboard(page: Page, address: str) -> None:
+    _open(page, address)
+    both = _draw(page)
+    _chip(page, "frog").press("Space")
+    expect(_chip(page, "frog")).to_have_attribute("aria-pressed", "false")
+    expect(page.locator(".ae-subjects li")).to_have_count(1)
+    page.locator(".ae-subjects input").press("ArrowLeft")
+    expect(page.locator(".ae-subjects output")).to_have_text("at least 0.95")
+    page.locator("#ae-draw").click()
+    page.wait_for_url("**subject=cat%3D0.95*")
+    one = page.locator("#ae-stage a").last.evaluate("link => link.href")
+    assert page.request.get(one).body() != both[1]
+
+
+def test_stop_ends_a_run_and_the_next_one_works(page: Page, address: str) -> None:
+    _open(page, address, steps=100)
+    page.locator("#ae-draw").click()
+    expect(page.locator("#ae-stage progress")).to_be_visible()
+    page.locator("#ae-stop").click()
+    expect(page.locator("#ae-stage")).to_have_text("Stopped.")
+    page.get_by_text("Model, steps and size").click()
+    page.locator("#ae-steps input[type=number]").fill("4")
+    page.locator("#ae-steps input[type=number]").press("Enter")
+    assert len(_draw(page)) == 2
+
+
+def test_a_dropped_picture_comes_out_the_same(page: Page, address: str, tmp_path: Path) -> None:
+    _open(page, address, seed=5)
+    (tmp_path / "mine.png").write_bytes(_draw(page)[1])
+    page.get_by_role("tab", name="Draw again").click()
+    page.locator("#ae-drop input[type=file]").set_input_files(tmp_path / "mine.png")
+    expect(page.locator("#ae-again-stage .ae-verdict")).to_have_text("The same picture, to the pixel.")
+
+
+def test_a_bad_prompt_is_told_in_a_sentence(page: Page, address: str) -> None:
+    _open(page, address)
+    page.locator("#ae-prompt textarea").fill("a [cat and a frog")
+    page.locator("#ae-draw").click()
+    expect(page.get_by_role("alert")).to_contain_text("Unbalanced brackets")
+    page.locator("#ae-prompt textarea").fill("a cat and a frog")
+    assert len(_draw(page)) == 2
+
+
+def test_two_visitors_at_once(browser: Browser, address: str) -> None:
+    prompts = ["a cat and a frog", "a horse and a bird"]
+    pages = [_open(_visitor(browser).new_page(), address, prompt=prompt) for prompt in prompts]
+    for page in pages:
+        page.locator("#ae-draw").click()
+    for page, prompt in zip(pages, prompts, strict=True):
+        expect(page.locator("#ae-closer")).to_be_visible()
+        expect(page.locator("#ae-stage h3")).to_have_text(prompt)
+        page.context.close()
+
+
+def test_what_a_link_says_is_shown_and_not_run(page: Page, address: str) -> None:
+    bad = "a cat ${window.ran = 1} {{x}} <img src=x onerror=window.ran=1>"
+    _open(page, address, prompt=bad, subject="-cat=0.25")
+    expect(page.locator("#ae-prompt textarea")).to_have_value(bad)
+    expect(page.locator(".ae-subjects output").first).to_have_text("at most 0.25")
+    _draw(page)
+    expect(page.locator("#ae-stage h3")).to_have_text(bad)
+    assert page.evaluate("window.ran") is None
+
+
+def test_all_methods_stand_in_a_grid(page: Page, address: str) -> None:
+    _open(page, address, steps=2)
+    page.get_by_role("tab", name="Compare methods").click()
+    page.locator("#ae-compare").click()
+    expect(page.locator("#ae-compare-stage a")).to_have_count(5)

@@ -1,0 +1,146 @@
+"""Scenes in stock for the parts that look at pictures: the small CLIP and the captioner.
+
+`python -m training.pictures` writes chunks of 4096. Their glyphs are the generator's and the
+judge's, turned and stretched; one scene in 8 went through the autoencoder, for the pictures
+to be looked at are as soft. Only the presence judge has to do without the generator's: it
+keeps the others honest.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+
+from attend_excite.models.catalogue import source_of
+from training.glyphs import COLOURS, SUBJECTS, GlyphBox, JostledBox, generator_glyphs, judge_glyphs
+from training.judge import labels
+from training.loop import use_one_thread, write_atomically
+from training.scenes import RULES, Scene, draw_scene
+from training.vae import load_vae, to_images, to_tensor
+
+CHUNK = 4096
+SIDE = 64  # pixels; as for the judge, what is soft or sharp looks the same at this size
+SEED, TEST_SEED = 8, 9
+MOST_STICKERS = 3
+NONE = -1  # in `mentions`: no such sticker, or one in its own colours
+BACKGROUNDS = list(RULES["backgrounds"])
+COLOUR_NAMES = list(COLOURS)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """N scenes.
+
+    `images` N x 64 x 64 x 3 uint8; `mentions` N x 3 x 2: subject and colour of each
+    sticker, from left to right; `backgrounds` N, into `BACKGROUNDS`; `subjects` and
+    `colours` N x 8 x 8 as `judge.labels` gives them.
+    """
+
+    images: np.ndarray
+    mentions: np.ndarray
+    backgrounds: np.ndarray
+    subjects: np.ndarray
+    colours: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def part(self, rows: slice) -> Pictures:
+        """Some of them."""
+        return Pictures(**{name: values[rows] for name, values in vars(self).items()})
+
+
+def mentioned(scene: Scene) -> np.ndarray:
+    """3 x 2: subject and colour of each sticker, from left to right."""
+    across = scene.cover.sum(axis=1)
+    middle = across @ np.arange(across.shape[1]) / across.sum(axis=1)
+    mentions = np.full((MOST_STICKERS, 2), NONE)
+    for row, k in zip(mentions, np.argsort(middle), strict=False):
+        colour = scene.colours[k]
+        row[:] = SUBJECTS.index(scene.subjects[k]), COLOUR_NAMES.index(colour) if colour else NONE
+    return mentions
+
+
+def shrunk(image: np.ndarray) -> np.ndarray:
+    """64 x 64 x 3, by the filter of the image processors."""
+    return np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+
+
+@torch.no_grad()
+def through(vae: AutoencoderKL, images: np.ndarray) -> np.ndarray:
+    """N x H x W x 3 uint8 pictures, encoded and decoded."""
+    parts = to_tensor(images).split(32)
+    return np.concatenate([to_images(vae.decode(vae.encode(part).latent_dist.mean).sample) for part in parts])
+
+
+def draw_pictures(
+    box: GlyphBox, seed: int, indices: range, vae: AutoencoderKL | None = None, every: int = 1
+) -> Pictures:
+    """Scenes of `indices`, one in `every` of them through the autoencoder if there is one."""
+    scenes = [draw_scene(box, seed, index, held_out=False) for index in indices]
+    images = np.stack([scene.image for scene in scenes])
+    if vae is not None:
+        images[::every] = through(vae, images[::every])
+    cells = [labels(scene) for scene in scenes]
+    return Pictures(
+        np.stack([shrunk(image) for image in images]),
+        np.stack([mentioned(scene) for scene in scenes]),
+        np.array([BACKGROUNDS.index(scene.background) for scene in scenes]),
+        np.stack([subjects for subjects, _ in cells]),
+        np.stack([colours for _, colours in cells]),
+    )
+
+
+def load_chunk(folder: Path, number: int, vae: AutoencoderKL) -> Pictures:
+    """Chunk `number` for training, drawn if `folder` lacks it."""
+    path = folder / f"{number:03}.npz"
+    if not path.exists():
+        indices = range(number * CHUNK, (number + 1) * CHUNK)
+        box = JostledBox(generator_glyphs() + judge_glyphs())
+        chunk = draw_pictures(box, SEED, indices, vae, every=8)
+
+        def write(draft: Path) -> None:
+            with draft.open("wb") as file:
+                np.savez(file, **vars(chunk))
+
+        write_atomically(path, write)
+    with np.load(path) as arrays:
+        return Pictures(**{name: arrays[name] for name in arrays.files})
+
+
+class Stock:
+    """`chunks` chunks in turn, again and again; each is drawn when it is first asked for."""
+
+    def __init__(self, folder: Path, chunks: int, vae: AutoencoderKL) -> None:
+        self.folder, self.chunks, self.vae = folder, chunks, vae
+        self.loaded: dict[int, Pictures] = {}
+
+    def batch(self, n: int, size: int) -> Pictures:
+        """Batch `n` of `size` scenes, which divides a chunk."""
+        number, start = n * size // CHUNK % self.chunks, n * size % CHUNK
+        if number not in self.loaded:
+            self.loaded[number] = load_chunk(self.folder, number, self.vae)
+        return self.loaded[number].part(slice(start, start + size))
+
+
+def main() -> None:
+    """Draw the first chunks that are still missing."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--vae", type=Path, default=Path(source_of("stickers")) / "vae")
+    parser.add_argument("--chunks", type=int, default=4)
+    arguments = parser.parse_args()
+    use_one_thread()
+    vae = load_vae(arguments.vae)
+    for number in range(arguments.chunks):
+        load_chunk(arguments.runs / "pictures", number, vae)
+
+
+if __name__ == "__main__":
+    main()

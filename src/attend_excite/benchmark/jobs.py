@@ -15,6 +15,7 @@ from attend_excite.guidance.schedule import Recipe
 from attend_excite.metadata import revision_of
 from attend_excite.methods import METHODS, AttendAndExcite, Method, method_named
 from attend_excite.models import Model, source_of
+from attend_excite.models.catalogue import SETTINGS_FILE
 
 _WEIGHT_FILES = {".bin", ".json", ".safetensors", ".txt"}
 
@@ -177,7 +178,9 @@ def _revision(model: Model) -> str | None:
     if not folder.is_dir():
         return revision_of(model)
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.suffix in _WEIGHT_FILES):
+    # What the model recommends is part of each job that follows it, and changes no other.
+    files = {path for path in folder.rglob("*") if path.suffix in _WEIGHT_FILES} - {folder / SETTINGS_FILE}
+    for path in sorted(files):
         with path.open("rb") as file:
             digest.update(f"{path.relative_to(folder)}".encode())
             digest.update(hashlib.file_digest(file, "sha256").digest())

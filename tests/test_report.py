@@ -47,7 +47,7 @@ def test_the_report_says_what_the_scores_say(run: Path) -> None:
     write_report(run, run / "report")
     text = (run / "report" / "report.md").read_text("utf-8")
     assert "Nothing here is a result of Stable Diffusion" in text
-    assert "8 images: 4 prompts, 1 seeds, 2 systems" in text
+    assert "8 images: 4 prompts, 1 seed, 2 systems" in text
     assert "A subject is missing: 75.0 % plain, 25.0 % with Attend-and-Excite" in text
     # All prompts: plain 0.25 on average, and so is ours; animals 0.22 against 0.25, which is 12 % less.
     assert re.search(r"stickers, plain \| 0\.220 \(.12\.0 %", text)

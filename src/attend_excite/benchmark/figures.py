@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from attend_excite.benchmark.statistics import Estimate, Values
@@ -174,13 +175,13 @@ def _bars(axes: Axes, panel: Panel, most: float) -> None:
         _write(axes, bar.note, (end, place), (4, 0), "data", va="center", size=7.2)
     if not np.isnan(panel.bound):
         axes.axvline(panel.bound, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
-    # Room for what stands at the ends.
+    # Room for what stands at the ends, which the axis is not to count through.
     axes.set_xlim(0, 2.3 * most)
+    axes.set_xticks([tick for tick in MaxNLocator(3).tick_values(0, most) if tick <= 1.1 * most])
     axes.set_yticks(range(len(panel.bars)), [bar.label for bar in panel.bars])
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
     axes.set_title(f"\n{panel.title}", loc="left")  # Above it stands the row's title.
-    axes.locator_params(axis="x", nbins=4)
 
 
 def _write(

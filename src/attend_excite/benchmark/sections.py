@@ -58,9 +58,10 @@ def title_of(results: Results) -> str:
 
 def summary_of(results: Results, systems: Comparison) -> list[str]:
     """What a report says first: how much was drawn, and the plain model against Attend-and-Excite."""
-    seeds = {row["seed"] for row in results.rows}
+    seeds = len({row["seed"] for row in results.rows})
     lines = [
-        f"{len(results.rows):,} images: {len(results.prompts)} prompts, {len(seeds)} seeds, "
+        f"{len(results.rows):,} images: {len(results.prompts)} prompts, "
+        f"{seeds} {'seed' if seeds == 1 else 'seeds'}, "
         f"{len(results.systems)} systems, one model ({results.settings['model']})."
     ]
     if is_bundled(results.settings["model"]):

@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 
 from attend_excite import AttendAndExcite, Generation, Model, Recipe, StableDiffusion, load
+from attend_excite.benchmark.statistics import mean
 from attend_excite.models.catalogue import source_of
 from attend_excite.models.judge import Judge, pixels
 from training.glyphs import COLOURS, SUBJECTS, read_data
@@ -32,7 +33,6 @@ from training.sheets import save_sheet
 
 PROMPTS = read_data("evaluation.json")
 FIRST_SEED = {"attention": 100, "singles": 200, "tuning": 1000, "final": 0}
-RESAMPLES = 2000
 STICKER_CHANCE = 0.3  # a cell whose chance of the subject is above this belongs to it
 
 
@@ -99,10 +99,8 @@ def attention_figures(model: Model, judge: Judge, seeds: range) -> Iterator[dict
 
 def interval(values: np.ndarray) -> tuple[float, float]:
     """95 % bootstrap interval of the mean of one value a prompt."""
-    rng = np.random.default_rng(0)
-    means = values[rng.integers(len(values), size=(RESAMPLES, len(values)))].mean(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+    estimate = mean(values)
+    return estimate.low, estimate.high
 
 
 def shift(result: Generation) -> float:

@@ -14,10 +14,9 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from attend_excite.models.catalogue import SETTINGS_FILE
 from training.captions import every_word
 from training.glyphs import DATA, read_data
-
-SETTINGS = "attend_excite.json"  # beside model_index.json; `attend_excite.load` reads it
 
 
 def silence_unseen(text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer) -> int:
@@ -62,7 +61,7 @@ def main() -> None:
         part.register_to_config(_name_or_path="stickers")  # not the folder it was read from
     pipeline.save_pretrained(arguments.out)
     settings = json.dumps(read_data("recommended.json"), indent=2) + "\n"
-    (arguments.out / SETTINGS).write_text(settings)
+    (arguments.out / SETTINGS_FILE).write_text(settings)
     shutil.copy(DATA / "SOURCES.md", arguments.out / "SOURCES.md")
     if arguments.card:
         shutil.copy(arguments.card, arguments.out / "README.md")

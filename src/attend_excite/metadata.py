@@ -17,6 +17,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from attend_excite.generate import Generation
 from attend_excite.methods import METHODS, Method
 from attend_excite.models import Model
 from attend_excite.subjects import Subject
@@ -77,6 +78,24 @@ class Settings:
         for what, pixels in (("the height", self.height), ("the width", self.width)):
             _require(1 <= pixels <= _MAX_SIDE, what, pixels, f"1 to {_MAX_SIDE} pixels")
         _require(self.dtype in DTYPES, "the dtype", self.dtype, f"one of {', '.join(DTYPES)}")
+
+
+def draw_as(model: Model, settings: Settings, seeds: Sequence[int], **options: Any) -> Generation:
+    """Draw seeds in one pass as settings say, with other options for `generate`: maps, callback."""
+    return model.generate(
+        settings.prompt,
+        method=settings.method,
+        subjects=settings.subjects,
+        seeds=seeds,
+        steps=settings.steps,
+        guidance_scale=settings.guidance_scale,
+        negative_prompt=settings.negative_prompt,
+        height=settings.height,
+        width=settings.width,
+        batch_size=len(seeds),
+        progress=False,
+        **options,
+    )
 
 
 def _versions() -> dict[str, str]:

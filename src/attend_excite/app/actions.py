@@ -22,7 +22,7 @@ from attend_excite.cli.drawing import method_label, settings_label, slug
 from attend_excite.explain import maps_figure
 from attend_excite.generate import Generation, StepEvent, decode_latents
 from attend_excite.guidance.schedule import Recipe
-from attend_excite.metadata import Origin, Settings, read_origin, revision_of, write_png
+from attend_excite.metadata import Origin, Settings, draw_as, read_origin, revision_of, write_png
 from attend_excite.methods import METHODS, AttendAndExcite, StableDiffusion, method_named
 from attend_excite.models import Model
 from attend_excite.sheets import comparison_sheet, fitted
@@ -252,20 +252,8 @@ def _generate(
     model: Model, settings: Settings, seeds: Sequence[int], watch: _Watch, *, maps: bool = False
 ) -> Generation:
     label = method_label(settings)
-    generation = model.generate(
-        settings.prompt,
-        method=settings.method,
-        subjects=settings.subjects,
-        seeds=seeds,
-        steps=settings.steps,
-        guidance_scale=settings.guidance_scale,
-        negative_prompt=settings.negative_prompt,
-        height=settings.height,
-        width=settings.width,
-        batch_size=len(seeds),
-        maps=maps,
-        progress=False,
-        callback=lambda event: watch.step_of(label, event),
+    generation = draw_as(
+        model, settings, seeds, maps=maps, callback=lambda event: watch.step_of(label, event)
     )
     watch.finished(label, generation.images)
     return generation

@@ -16,7 +16,6 @@ from attend_excite.app.events import AT_ONCE, RUN
 from attend_excite.app.forms import RECOMMENDED, Form
 from attend_excite.app.views import sentence
 from attend_excite.app.words import subjects_of, words_document, words_from, words_of
-from attend_excite.cli.drawing import TITLES
 from attend_excite.guidance.schedule import recipe_names
 from attend_excite.methods import METHODS, method_named
 from attend_excite.models import Model
@@ -55,7 +54,8 @@ class Asking:
             self.draw = gr.Button("Draw", variant="primary", elem_id="ae-draw", scale=3, min_width=120)
             self.stop = gr.Button("Stop", elem_id="ae-stop", scale=1, min_width=80)
         # Only Stable Diffusion's own pictures may be called so.
-        titles = TITLES | {"stable-diffusion": "the plain model alone"}
+        titles = {name: method_named(name).title for name in METHODS}
+        titles["stable-diffusion"] = "the plain model alone"
         self._method = gr.Dropdown(
             [(titles[name], name) for name in METHODS],
             value=_FIRST.method,

@@ -25,6 +25,7 @@ from attend_excite.benchmark.results import (
 )
 from attend_excite.benchmark.score import is_bundled
 from attend_excite.benchmark.statistics import Estimate
+from attend_excite.methods import METHODS, method_named
 
 _SHOWN_SEEDS = 4
 _THUMBNAIL = 128
@@ -191,22 +192,13 @@ def _thumbnail(results: Results, row: Mapping[str, Any]) -> Thumbnail:
     return Thumbnail(row["job"], buffer.getvalue(), label)
 
 
-_TITLES = {
-    "attend-excite": "Attend-and-Excite",
-    "stable-diffusion": "Stable Diffusion",
-    "composable": "Composable Diffusion",
-    "structure": "StructureDiffusion",
-    "reweight": "Attention re-weighting",
-}
-
-
 def name_of(results: Results, system: str) -> str:
     """A system for people. Only Stable Diffusion's own images are called that."""
     if system == PLAIN and is_bundled(results.settings["model"]):
         return f"{results.settings['model']}, plain"
     if is_ablation(system):
         return f"Attend-and-Excite, {short_name(results, system)}"
-    return _TITLES.get(system, system)
+    return method_named(system).title if system in METHODS else system
 
 
 def short_name(results: Results, system: str) -> str:

@@ -23,6 +23,7 @@ from attend_excite.metadata import (
     MAX_SEED,
     Origin,
     Settings,
+    draw_as,
     fingerprint,
     read_origin,
     revision_of,
@@ -57,13 +58,6 @@ _DEFAULTS: dict[str, Any] = {
     "revision": None,
 }
 _BATCH_SIZE = 8
-TITLES = {
-    "attend-excite": "Attend-and-Excite",
-    "stable-diffusion": "Stable Diffusion",
-    "composable": "Composable Diffusion",
-    "structure": "StructureDiffusion",
-    "reweight": "attention reweighting",
-}
 
 
 @dataclass(frozen=True)
@@ -210,21 +204,7 @@ def generations(plan: Plan) -> Iterator[tuple[Settings, tuple[int, ...], Generat
     with _progress(len(batches) * len(runs), len(plan.wanted) * len(runs)) as advance:
         for batch in batches:
             for settings in runs:
-                result = plan.model.generate(
-                    settings.prompt,
-                    method=settings.method,
-                    subjects=settings.subjects,
-                    seeds=batch,
-                    steps=settings.steps,
-                    guidance_scale=settings.guidance_scale,
-                    negative_prompt=settings.negative_prompt,
-                    height=settings.height,
-                    width=settings.width,
-                    batch_size=len(batch),
-                    maps=plan.maps,
-                    progress=False,
-                    callback=advance,
-                )
+                result = draw_as(plan.model, settings, batch, maps=plan.maps, callback=advance)
                 yield settings, batch, result
 
 
@@ -447,7 +427,7 @@ def method_label(settings: Settings) -> str:
         entry = catalogue().get(settings.model)
         if entry is None or entry.source == "bundled":
             return f"{Path(settings.model).name}, plain"
-    return TITLES.get(settings.method.name, settings.method.name)
+    return settings.method.title
 
 
 def settings_label(settings: Settings) -> str:

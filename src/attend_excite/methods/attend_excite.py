@@ -52,6 +52,7 @@ class AttendAndExcite:
     base: Method = field(default_factory=StableDiffusion)
 
     name = "attend-excite"
+    title = "Attend-and-Excite"
     uses_subjects = True
     attends_to_prompt = True
 

@@ -48,6 +48,11 @@ class Method(Protocol):
         ...
 
     @property
+    def title(self) -> str:
+        """The method's name for people."""
+        ...
+
+    @property
     def uses_subjects(self) -> bool:
         """Whether it must know the subjects of the prompt."""
         ...

@@ -43,6 +43,7 @@ class ComposableDiffusion:
     weights: Sequence[float] | None = None
 
     name = "composable"
+    title = "Composable Diffusion"
     uses_subjects = False
     # Each pass sees a part of the prompt, and none the prompt.
     attends_to_prompt = False

@@ -31,6 +31,7 @@ class AttentionReweighting:
     share: float = 0.8
 
     name = "reweight"
+    title = "Attention re-weighting"
     uses_subjects = True
     attends_to_prompt = True
 

@@ -16,6 +16,7 @@ class StableDiffusion:
     """The model as it is, without nursing."""
 
     name = "stable-diffusion"
+    title = "Stable Diffusion"
     uses_subjects = False
     attends_to_prompt = True
 

@@ -38,6 +38,7 @@ class StructureDiffusion:
     align: Align = "values"
 
     name = "structure"
+    title = "StructureDiffusion"
     uses_subjects = False
     attends_to_prompt = True
 

@@ -142,12 +142,15 @@ def build(server: Server) -> gr.Blocks:
         comparing.then(comparison.offer, comparison.drawn, comparison.files, **AT_ONCE)
         redrawing = again.file.upload(_run_again(server), again.file, again.stage, **RUN)
         stages = [pictures.stage, comparison.stage, again.stage]
+        asking.stop.click(None, cancels=[drawing, comparing, redrawing])
+        # Queued, and so behind the last step that the run has reported: "Stopped." is shown for good.
         asking.stop.click(
             lambda: [views.stopped_view()] * len(stages),
             None,
             stages,
-            cancels=[drawing, comparing, redrawing],
-            **AT_ONCE,
+            concurrency_limit=None,
+            show_progress="hidden",
+            api_visibility="private",
         )
 
         def restore(query: str) -> dict[Any, Any]:

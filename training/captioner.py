@@ -7,7 +7,6 @@ scenes of the generator's drawings.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import Counter
 from pathlib import Path
@@ -24,14 +23,22 @@ from transformers import (
     CLIPModel,
 )
 
-from attend_excite.models.catalogue import source_of
 from training.captions import GRAMMAR, Mention, spoken
 from training.clip import BLURS, HEADS, PATCH_LOSS, VISION_LAYERS, WIDTH, PatchHeads, mentions_of
 from training.glyphs import COLOURS, SUBJECTS, GlyphBox, generator_glyphs
 from training.judge import softened
 from training.loop import Average, train, use_one_thread, warmup_cosine
 from training.muon import Muon
-from training.pictures import BACKGROUNDS, SEED, SIDE, TEST_SEED, Pictures, Stock, draw_pictures
+from training.pictures import (
+    BACKGROUNDS,
+    SEED,
+    SIDE,
+    TEST_SEED,
+    Pictures,
+    Stock,
+    draw_pictures,
+    trainee_arguments,
+)
 from training.vae import load_vae, to_tensor
 
 PROMPT = "a picture of"
@@ -202,26 +209,18 @@ def measure(folder: Path, vae: Path) -> None:
 
 def main() -> None:
     """Train, or go on with, the captioner; or measure it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--vae", type=Path, default=Path(source_of("stickers")) / "vae")
-    parser.add_argument("--chunks", type=int, default=4, help="chunks before the first repeats")
-    parser.add_argument("--steps", type=int, default=1200)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--measure", action="store_true")
-    arguments = parser.parse_args()
+    arguments = trainee_arguments(__doc__, steps=1200)
     use_one_thread()
     folder = arguments.runs / "captioner"
     if arguments.measure:
-        measure(folder, arguments.vae)
+        measure(folder, arguments.init / "vae")
         return
 
     torch.manual_seed(0)
     tokenizer = new_tokenizer()
     captioner, heads = new_captioner(tokenizer), PatchHeads(WIDTH)
     clip = CLIPModel.from_pretrained(arguments.runs / "clip" / "model", dtype=torch.float32).eval()
-    stock = Stock(arguments.runs / "pictures", arguments.chunks, load_vae(arguments.vae))
+    stock = Stock(arguments.runs / "pictures", arguments.chunks, load_vae(arguments.init / "vae"))
     take_over(captioner, clip.vision_model, to_tensor(stock.batch(0, arguments.batch).images))
     embeddings = captioner.get_input_embeddings().parameters()
     optimiser = Muon([*captioner.parameters(), *heads.parameters()], lr=arguments.rate, sparse=embeddings)

@@ -8,7 +8,6 @@ that teaches it to see in a tenth of the time.
 
 from __future__ import annotations
 
-import argparse
 import json
 from functools import cache
 from pathlib import Path
@@ -20,7 +19,6 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from attend_excite.benchmark.metrics.clip import fill, templates
-from attend_excite.models.catalogue import source_of
 from training.captions import Mention, caption, every_word, spoken
 from training.glyphs import COLOURS, SUBJECTS, GlyphBox, generator_glyphs
 from training.judge import UNCLEAR, softened
@@ -37,6 +35,7 @@ from training.pictures import (
     Pictures,
     Stock,
     draw_pictures,
+    trainee_arguments,
 )
 from training.scenes import RULES
 from training.vae import load_vae, to_tensor
@@ -298,17 +297,7 @@ def figures(clip: CLIPModel, tokenizer: CLIPTokenizer, pictures: Pictures) -> di
 
 def main() -> None:
     """Train, or go on with, the small CLIP; or measure it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument(
-        "--init", type=Path, default=source_of("stickers"), help="model folder: tokenizer, vae"
-    )
-    parser.add_argument("--chunks", type=int, default=4, help="chunks before the first repeats")
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--measure", action="store_true")
-    arguments = parser.parse_args()
+    arguments = trainee_arguments(__doc__, steps=1500)
     use_one_thread()
     folder = arguments.runs / "clip"
     if arguments.measure:

@@ -129,6 +129,21 @@ class Stock:
         return self.loaded[number].part(slice(start, start + size))
 
 
+def trainee_arguments(description: str | None, steps: int) -> argparse.Namespace:
+    """What the command line says of a part that learns from these pictures."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument(
+        "--init", type=Path, default=source_of("stickers"), help="model folder: tokenizer, vae"
+    )
+    parser.add_argument("--chunks", type=int, default=4, help="chunks before the first repeats")
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--measure", action="store_true", help="measure the exported model, train nothing")
+    return parser.parse_args()
+
+
 def main() -> None:
     """Draw the first chunks that are still missing."""
     parser = argparse.ArgumentParser(description=__doc__)

@@ -83,7 +83,7 @@ def test_judge_finds_the_sticker_and_its_colour(scenes: list[Scene], images: lis
 def test_clip_prefers_the_true_words(clip: Clip, scenes: list[Scene], images: list[Image.Image]) -> None:
     """The sticker itself before other subjects in its colour, and before itself in other colours.
 
-    The small CLIP is weak at subjects (see its card): there it must be better than guessing."""
+    The small CLIP is weak at tinted objects: there it must be better than guessing."""
     pictures = clip.images(images)
     subject_right = colour_right = 0
     for scene, picture in zip(scenes, pictures, strict=True):
@@ -107,11 +107,11 @@ def test_clip_knows_texts_by_what_they_say(clip: Clip) -> None:
 
 @torch.no_grad()
 def test_captioner_names_the_sticker(clip: Clip, scenes: list[Scene], images: list[Image.Image]) -> None:
-    """By its colour and its name, if better than guessing is all that can be asked of it."""
+    """By its colour and its name; it says both of more than half of them."""
     captions = CaptionSimilarity("stickers-captioner", clip).captions(images)
     wanted = [
         spoken([Mention(scene.subjects[0], scene.colours[0])], scene.background).split()[:3]
         for scene in scenes
     ]
     right = sum(text.split()[:3] == words for text, words in zip(captions, wanted, strict=True))
-    assert better_than_guessing(right, len(scenes), 1 / (len(SUBJECTS) * len(COLOURS)))
+    assert right >= 6

@@ -205,7 +205,8 @@ def main() -> None:
         with written_whole(options.json) as partial:
             partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     if options.chart:
-        subtitle = f"{options.model}, {len(prompts)} prompts, {options.seeds} seeds, {options.steps} steps"
+        seeds = "1 seed" if options.seeds == 1 else f"{options.seeds} seeds"
+        subtitle = f"{options.model}, {len(prompts)} prompts, {seeds}, {options.steps} steps"
         with written_whole(options.chart) as partial:
             chart(rows, subtitle).savefig(partial)
 

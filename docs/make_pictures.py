@@ -64,7 +64,7 @@ def explain(model: Model, steps: int) -> None:
     """The figures of one picture, with and without."""
     methods = {"plain": StableDiffusion(), "Attend-and-Excite": AttendAndExcite()}
     runs = {
-        label: model.generate("a cat and a frog", method=method, steps=steps, maps=True)
+        label: model.generate("a lion and a monkey", method=method, steps=steps, maps=True)
         for label, method in methods.items()
     }
     subtitle = f"{model.name}, seed 0, {steps} steps"

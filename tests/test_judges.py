@@ -107,7 +107,7 @@ def test_clip_knows_texts_by_what_they_say(clip: Clip) -> None:
 
 @torch.no_grad()
 def test_captioner_names_the_sticker(clip: Clip, scenes: list[Scene], images: list[Image.Image]) -> None:
-    """By its colour and its name; it says both of more than half of them."""
+    """By its colour and its name, both right in a third of them at the least."""
     captions = CaptionSimilarity("stickers-captioner", clip).captions(images)
     wanted = [
         spoken([Mention(scene.subjects[0], scene.colours[0])], scene.background).split()[:3]

@@ -35,6 +35,16 @@ def run(tmp_path: Path) -> Path:
     return _made_up(tmp_path / "run", "stickers", {"stable-diffusion": _PLAIN, "attend-excite": _OURS})
 
 
+def test_a_report_written_again_leaves_nothing_of_the_former(run: Path) -> None:
+    pictures = run / "report" / "pictures"
+    write_report(run, run / "report")
+    shown = {path.name for path in pictures.iterdir()}
+    for name in ("0123456789abcdef.webp", "mine.webp"):
+        (pictures / name).write_bytes(b"")
+    write_report(run, run / "report")
+    assert {path.name for path in pictures.iterdir()} == shown | {"mine.webp"}
+
+
 def test_the_report_says_what_the_scores_say(run: Path) -> None:
     store.write_scores(
         run,

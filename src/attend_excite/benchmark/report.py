@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.resources import files
@@ -20,6 +21,7 @@ from attend_excite.benchmark.comparison import Comparison
 from attend_excite.benchmark.results import Results, read_results
 from attend_excite.benchmark.sections import comparisons_of, cost_numbers, sections_of, summary_of, title_of
 
+_OF_A_JOB = re.compile(r"[0-9a-f]{16}\.webp")
 _STUDY_COLUMNS = (
     *("votes", "shown", "share", "low", "high", "bootstrap_low", "bootstrap_high"),
     *("strength", "strength_low", "strength_high"),
@@ -34,6 +36,8 @@ def write_report(
     study: Path | None = None,
 ) -> None:
     """Write `report.md`, `report.html` (of one piece), `figures/`, `pictures/` and `numbers/`.
+
+    Pictures that only an earlier report in the folder showed are removed.
 
     Args:
         run: the run's folder, or its URL.
@@ -60,8 +64,15 @@ def write_report(
     }
 
     target, root = store.open_folder(out)
+    written = set()
     for path, content in _files(page, results, comparisons, votes):
         store.write_file(target, f"{root}/{path}", content)
+        written.add(path.rpartition("/")[2])
+    # Pictures are named after their jobs, so those of an earlier report are not overwritten.
+    for path in target.glob(f"{root}/pictures/*.webp"):
+        name = path.rpartition("/")[2]
+        if _OF_A_JOB.fullmatch(name) and name not in written:
+            target.rm_file(path)
 
 
 def _files(

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -69,7 +69,7 @@ def write_report(
         store.write_file(target, f"{root}/{path}", content)
         written.add(path.rpartition("/")[2])
     # Pictures are named after their jobs, so those of an earlier report are not overwritten.
-    for path in target.glob(f"{root}/pictures/*.webp"):
+    for path in cast(list[str], target.glob(f"{root}/pictures/*.webp")):
         name = path.rpartition("/")[2]
         if _OF_A_JOB.fullmatch(name) and name not in written:
             target.rm_file(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +89,14 @@ class Model:
 
         Args:
             options: for `torch.compile`, as backend="inductor".
+
+        Raises:
+            RuntimeError: torch is too old.
         """
+        if "recompile_limit" not in signature(torch.compile).parameters:
+            raise RuntimeError(
+                f"compiling needs torch 2.13, and this is {torch.__version__}: update it, or do without"
+            )
         for module in textless_modules(self.unet):
             # Parts of one class count together against the limit, and each of their widths counts.
             module.compile(**{"dynamic": True, "recompile_limit": 128} | options)

@@ -7,8 +7,8 @@ scenes of the generator's drawings.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from transformers import (
 
 from training.captions import GRAMMAR, Mention, spoken
 from training.clip import BLURS, HEADS, PATCH_LOSS, VISION_LAYERS, WIDTH, PatchHeads, mentions_of
-from training.glyphs import COLOURS, SUBJECTS, GlyphBox, generator_glyphs
+from training.glyphs import COLOURS, SUBJECTS
 from training.judge import softened
 from training.loop import Average, train, use_one_thread, warmup_cosine
 from training.muon import Muon
@@ -33,10 +33,9 @@ from training.pictures import (
     BACKGROUNDS,
     SEED,
     SIDE,
-    TEST_SEED,
     Pictures,
     Stock,
-    draw_pictures,
+    measure,
     trainee_arguments,
 )
 from training.vae import load_vae, to_tensor
@@ -191,37 +190,27 @@ def figures(
     }
 
 
-def measure(folder: Path, vae: Path) -> None:
-    """Measure the exported model on unseen scenes, write `figures.json`."""
-    captioner = BlipForConditionalGeneration.from_pretrained(folder / "model", dtype=torch.float32).eval()
-    tokenizer = BertTokenizer.from_pretrained(folder / "model")
-    box, indices = GlyphBox(generator_glyphs()), range(TEST_SCENES)
-    results = {
-        "unseen scenes": figures(captioner, tokenizer, draw_pictures(box, TEST_SEED, indices)),
-        "through the autoencoder": figures(
-            captioner, tokenizer, draw_pictures(box, TEST_SEED, indices, load_vae(vae))
-        ),
-    }
-    text = json.dumps(results, indent=2) + "\n"
-    (folder / "figures.json").write_text(text)
-    print(text)
-
-
 def main() -> None:
     """Train, or go on with, the captioner; or measure it."""
     arguments = trainee_arguments(__doc__, steps=1200)
     use_one_thread()
     folder = arguments.runs / "captioner"
     if arguments.measure:
-        measure(folder, arguments.init / "vae")
+        captioner = BlipForConditionalGeneration.from_pretrained(folder / "model", dtype=torch.float32).eval()
+        tokenizer = BertTokenizer.from_pretrained(folder / "model")
+        measure(folder, partial(figures, captioner, tokenizer), TEST_SCENES, arguments.init / "vae")
         return
 
     torch.manual_seed(0)
     tokenizer = new_tokenizer()
     captioner, heads = new_captioner(tokenizer), PatchHeads(WIDTH)
-    clip = CLIPModel.from_pretrained(arguments.runs / "clip" / "model", dtype=torch.float32).eval()
     stock = Stock(arguments.runs / "pictures", arguments.chunks, load_vae(arguments.init / "vae"))
-    take_over(captioner, clip.vision_model, to_tensor(stock.batch(0, arguments.batch).images))
+    if arguments.weights:
+        known = BlipForConditionalGeneration.from_pretrained(arguments.weights, dtype=torch.float32)
+        captioner.load_state_dict(known.state_dict())
+    else:
+        clip = CLIPModel.from_pretrained(arguments.runs / "clip" / "model", dtype=torch.float32).eval()
+        take_over(captioner, clip.vision_model, to_tensor(stock.batch(0, arguments.batch).images))
     embeddings = captioner.get_input_embeddings().parameters()
     optimiser = Muon([*captioner.parameters(), *heads.parameters()], lr=arguments.rate, sparse=embeddings)
     average = Average([captioner], decay=0.99)

@@ -9,11 +9,12 @@ keeps the others honest.
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
@@ -22,7 +23,7 @@ from training.glyphs import COLOURS, SUBJECTS, GlyphBox, JostledBox, generator_g
 from training.judge import labels
 from training.loop import use_one_thread, write_atomically
 from training.scenes import RULES, Scene, draw_scene
-from training.vae import load_vae, to_images, to_tensor
+from training.vae import load_vae, through
 
 CHUNK = 4096
 SIDE = 64  # pixels; as for the judge, what is soft or sharp looks the same at this size
@@ -70,13 +71,6 @@ def mentioned(scene: Scene) -> np.ndarray:
 def shrunk(image: np.ndarray) -> np.ndarray:
     """64 x 64 x 3, by the filter of the image processors."""
     return np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
-
-
-@torch.no_grad()
-def through(vae: AutoencoderKL, images: np.ndarray) -> np.ndarray:
-    """N x H x W x 3 uint8 pictures, encoded and decoded."""
-    parts = to_tensor(images).split(32)
-    return np.concatenate([to_images(vae.decode(vae.encode(part).latent_dist.mean).sample) for part in parts])
 
 
 def draw_pictures(
@@ -129,6 +123,18 @@ class Stock:
         return self.loaded[number].part(slice(start, start + size))
 
 
+def measure(folder: Path, figures: Callable[[Pictures], dict[str, float]], scenes: int, vae: Path) -> None:
+    """Write `figures` of as many unseen scenes, as drawn and through the autoencoder, to `figures.json`."""
+    box, indices = GlyphBox(generator_glyphs()), range(scenes)
+    results = {
+        "unseen scenes": figures(draw_pictures(box, TEST_SEED, indices)),
+        "through the autoencoder": figures(draw_pictures(box, TEST_SEED, indices, load_vae(vae))),
+    }
+    text = json.dumps(results, indent=2) + "\n"
+    (folder / "figures.json").write_text(text)
+    print(text)
+
+
 def trainee_arguments(description: str | None, steps: int) -> argparse.Namespace:
     """What the command line says of a part that learns from these pictures."""
     parser = argparse.ArgumentParser(description=description)
@@ -140,6 +146,7 @@ def trainee_arguments(description: str | None, steps: int) -> argparse.Namespace
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--weights", type=Path, help="an exported model of this part, to go on from")
     parser.add_argument("--measure", action="store_true", help="measure the exported model, train nothing")
     return parser.parse_args()
 

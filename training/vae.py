@@ -47,6 +47,13 @@ def to_images(tensor: Tensor) -> np.ndarray:
     return pixels.permute(0, 2, 3, 1).to(torch.uint8).numpy()
 
 
+@torch.no_grad()
+def through(vae: AutoencoderKL, images: np.ndarray) -> np.ndarray:
+    """NxHxWx3 uint8 pictures, encoded and decoded."""
+    parts = to_tensor(images).split(32)
+    return np.concatenate([to_images(vae.decode(vae.encode(part).latent_dist.mean).sample) for part in parts])
+
+
 def crops(box: GlyphBox, step: int, side: int, count: int) -> tuple[Tensor, Tensor]:
     """`count` crops around stickers and the weights of their pixels (countx1xsidexside)."""
     images, weights = [], []

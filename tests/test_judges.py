@@ -5,6 +5,7 @@ Pictures are scenes of the generator's drawings, which none of the judges has se
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -17,7 +18,9 @@ from attend_excite.benchmark.metrics.clip import Clip
 from attend_excite.models import catalogue, source_of
 from attend_excite.models.judge import Judge, pixels
 from training.captions import Mention, spoken
+from training.clip import code, fits
 from training.glyphs import COLOURS, SUBJECTS, GlyphBox, generator_glyphs
+from training.judge import even_thresholds
 from training.scenes import Scene, draw_scene
 
 SEED = 77
@@ -77,6 +80,37 @@ def test_judge_finds_the_sticker_and_its_colour(scenes: list[Scene], images: lis
         found += bool(scores[at] >= judge.thresholds[at])
         coloured += judge.colours[colours[at, :-1].argmax()] == scene.colours[0]
     assert min(found, coloured) >= 12
+
+
+@torch.no_grad()
+def test_judge_sees_as_much_in_a_mirror(images: list[Image.Image]) -> None:
+    judge = Judge.load(source_of("stickers-judge"))
+    pictures = pixels(images)
+    seen, mirrored = judge(pictures), judge(pictures.flip(3))
+    torch.testing.assert_close(seen.scores, mirrored.scores)
+    torch.testing.assert_close(seen.colours, mirrored.colours)
+
+
+def test_each_threshold_lets_as_many_false_alarms_pass() -> None:
+    """Even where one subject's scores are ten times as high as another's."""
+    rng = np.random.default_rng(0)
+    present = rng.random((4000, 3)) < 0.2
+    scores = (present * 0.4 + 0.5 * rng.random(present.shape)) * [1.0, 0.3, 0.1]
+    alarms = [
+        (scores[~present[:, s], s] >= threshold).mean()
+        for s, threshold in enumerate(even_thresholds(scores, present))
+    ]
+    assert 0 < max(alarms) < 0.1
+    assert np.ptp(alarms) < 0.002
+
+
+def test_words_are_true_false_or_neither() -> None:
+    """A part of what is there is not false, nor is it all of it; a wrong colour is false."""
+    car, bowl, cat = Mention("car", "red"), Mention("bowl", "blue"), Mention("cat", None)
+    texts = [[car, cat], [cat], [Mention("car", "blue"), cat], [car, cat, bowl], [car, Mention("cat", "red")]]
+    true, neither = fits(code([car, cat])[None], np.stack([code(mentions) for mentions in texts]))
+    assert true[0].tolist() == [True, False, False, False, False]
+    assert neither[0].tolist() == [False, True, False, False, True]
 
 
 @torch.no_grad()

@@ -226,7 +226,7 @@ def export(clip: CLIPModel, tokens: Tokens, folder: Path) -> None:
     CLIPProcessor(images, tokenizer).save_pretrained(folder)
 
 
-def take_over(clip: CLIPModel, folder: Path, tokens: Tokens) -> None:
+def read_exported(clip: CLIPModel, folder: Path, tokens: Tokens) -> None:
     """What `export` wrote, with the vocabulary of training again."""
     weights = CLIPModel.from_pretrained(folder, dtype=torch.float32).state_dict()
     clip.load_state_dict({**weights, EMBEDDINGS: weights[EMBEDDINGS][tokens.kept]})
@@ -322,7 +322,7 @@ def main() -> None:
     ends = torch.searchsorted(tokens.kept, torch.tensor(ends_of(tokenizer))).tolist()
     clip, heads = new_clip(len(tokens.kept), ends), PatchHeads(WIDTH)
     if arguments.weights:
-        take_over(clip, arguments.weights, tokens)
+        read_exported(clip, arguments.weights, tokens)
     embeddings = clip.text_model.embeddings.token_embedding.parameters()
     optimiser = Muon([*clip.parameters(), *heads.parameters()], lr=arguments.rate, sparse=embeddings)
     average = Average([clip], decay=0.99)

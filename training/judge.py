@@ -1,6 +1,6 @@
 """Trains and calibrates the presence judge on glyph sets that the generator never saw.
 
-`python -m training.judge` trains, on scenes of which half went through the generator's
+`python -m training.judge` trains, on scenes of which a third went through the generator's
 autoencoder, since what it is to judge did; `python -m training.judge --calibrate` sets the
 thresholds on the calibration sets, sent through it too, and measures the judge on the
 generator's sets, which are as new to it as its own are to the generator.
@@ -71,6 +71,22 @@ def softened(images: Tensor, rng: np.random.Generator, blurs: tuple[int, ...] = 
     return (images * torch.from_numpy(gain).float() + torch.from_numpy(tone).float()).clamp(-1, 1)
 
 
+def distorted(images: Tensor, rng: np.random.Generator) -> Tensor:
+    """B x 3 x H x W, bent by some pixels here and there, more or less saturated and rich in
+    contrast: a generator draws no glyph as it learnt it, and nursing makes colours louder."""
+    count, _, height, width = images.shape
+    bends = torch.from_numpy(rng.normal(0, 0.03, (count, 2, 6, 6))).float()
+    bends = F.interpolate(bends, (height, width), mode="bicubic").permute(0, 2, 3, 1)
+    same = F.affine_grid(torch.eye(2, 3).expand(count, -1, -1), list(images.shape), align_corners=False)
+    images = F.grid_sample(images, same + bends, padding_mode="border", align_corners=False)
+    saturation, contrast = (
+        torch.from_numpy(rng.uniform(low, high, (count, 1, 1, 1))).float()
+        for low, high in ((0.6, 1.8), (0.8, 1.3))
+    )
+    gray = images.mean(dim=1, keepdim=True)
+    return (contrast * (gray + saturation * (images - gray))).clamp(-1, 1)
+
+
 def asked(scenes: list[Scene]) -> np.ndarray:
     """N x S bool: which subjects are in each scene."""
     return np.array([[name in scene.subjects for name in SUBJECTS] for scene in scenes])
@@ -102,6 +118,15 @@ def even_thresholds(scores: np.ndarray, present: np.ndarray) -> np.ndarray:
         if cost < lowest:
             best, lowest = thresholds, cost
     return best
+
+
+def drawn_together(thresholds: np.ndarray) -> np.ndarray:
+    """S thresholds, each halfway (geometrically) to the mean of all.
+
+    Each is known from the drawings of three sets alone: what they say of one subject is
+    partly chance, and half of it is kept.
+    """
+    return np.sqrt(thresholds * np.exp(np.log(thresholds).mean()))
 
 
 def middle(one: Judge, other: Judge) -> Judge:
@@ -161,7 +186,8 @@ def calibrate(folder: Path, vae: AutoencoderKL) -> None:
         if name == "calibration":
             scores, _ = verdicts(judge, soft)
             truth = asked(scenes)
-            judge.thresholds.copy_(torch.from_numpy(even_thresholds(scores, truth)))
+            thresholds = drawn_together(even_thresholds(scores, truth))
+            judge.thresholds.copy_(torch.from_numpy(thresholds))
             judge.save(folder / "model")
         results[name] = figures(judge, scenes, to_tensor(images))
         results[f"{name}, through the autoencoder"] = figures(judge, scenes, soft)
@@ -203,8 +229,9 @@ def main() -> None:
         truth = [labels(scene) for scene in scenes]
         subjects, colours = (torch.from_numpy(np.stack(part)) for part in zip(*truth, strict=True))
         pictures = np.stack([scene.image for scene in scenes])
-        pictures[::2] = through(vae, pictures[::2])
-        images = softened(to_tensor(pictures), np.random.default_rng((TRAIN_SEED, n)))
+        pictures[::3] = through(vae, pictures[::3])
+        rng = np.random.default_rng((TRAIN_SEED, n))
+        images = softened(distorted(to_tensor(pictures), rng), rng)
         subject_logits, colour_logits = judge.cells(images)
         subject_loss = F.cross_entropy(subject_logits, subjects)
         colour_loss = F.cross_entropy(colour_logits, colours)

@@ -1,0 +1,90 @@
+"""Does the presence judge see what a person sees in the generator's pictures?
+
+`python -m training.seen` sets the judge's verdict on the recorded benchmark beside that of one
+viewer, who looked at 400 of its pictures, plain and nursed, with their prompts and without
+knowing which was which, and asked of each whether all its subjects can be recognised.
+Pictures that an earlier judge found wanting were drawn more often than others; how many
+pictures each one stands for is in `data/seen.csv`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from training.glyphs import DATA
+
+RECORDED = Path("docs/results/stickers/numbers/images.csv")
+RESAMPLES = 5000
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One picture: how many it stands for, and whether a subject is missing, by eye and by the judge."""
+
+    stands_for: float
+    by_eye: bool
+    by_judge: bool
+
+
+def share(pictures: list[Seen], values: list[bool]) -> float:
+    """The weighted share of pictures for which a value is true."""
+    return float(np.average(values, weights=[picture.stands_for for picture in pictures]))
+
+
+def interval(pictures: list[Seen]) -> tuple[float, float]:
+    """95 % bootstrap interval of the share that lacks a subject by eye, resampled within each weight."""
+    rng = np.random.default_rng(0)
+    groups: dict[float, list[bool]] = defaultdict(list)
+    for picture in pictures:
+        groups[picture.stands_for].append(picture.by_eye)
+    total = sum(weight * len(values) for weight, values in groups.items())
+    lacking = sum(
+        weight * rng.choice(values, (RESAMPLES, len(values))).sum(axis=1) for weight, values in groups.items()
+    )
+    low, high = np.quantile(lacking / total, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def read_seen(recorded: Path) -> dict[str, list[Seen]]:
+    """The pictures that were looked at, by system."""
+    with recorded.open(newline="") as lines:
+        rows = {row["job"]: row for row in csv.DictReader(lines)}
+    pictures: dict[str, list[Seen]] = defaultdict(list)
+    with (DATA / "seen.csv").open(newline="") as lines:
+        for seen in csv.DictReader(lines):
+            row = rows[seen["job"]]
+            picture = Seen(
+                float(seen["stands_for"]), seen["lacking"] == "1", row["presence neglected"] != "0"
+            )
+            pictures[row["system"]].append(picture)
+    return pictures
+
+
+def main() -> None:
+    """Print a line for each system."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recorded", type=Path, default=RECORDED, help="images.csv of the report")
+    arguments = parser.parse_args()
+    for system, pictures in read_seen(arguments.recorded).items():
+        eye = [picture.by_eye for picture in pictures]
+        judge = [picture.by_judge for picture in pictures]
+        low, high = interval(pictures)
+        agreed = share(pictures, [a == b for a, b in zip(eye, judge, strict=True)])
+        both = share(pictures, [a and b for a, b in zip(eye, judge, strict=True)])
+        print(f"{system}, {len(pictures)} pictures")
+        print(f"  a subject is missing by eye: {share(pictures, eye):.1%} ({low:.1%} to {high:.1%})")
+        print(f"  by the judge, in the same pictures: {share(pictures, judge):.1%}")
+        print(f"  the two agree on {agreed:.1%}")
+        print(f"  of the pictures that lack one by eye the judge names {both / share(pictures, eye):.1%}")
+
+
+if __name__ == "__main__":
+    main()

@@ -108,7 +108,7 @@ def test_the_table_names_the_file(tmp_path: Path) -> None:
         ([PROMPT, "--model", "{empty}"], "not a model in diffusers layout"),
         ([PROMPT, "--size", "100"], "a multiple of 8 pixels"),
         ([PROMPT, "--size", "big"], "write it like 512 or 768x512"),
-        ([PROMPT, "--steps", "0"], "steps"),
+        ([PROMPT, "--model", "no/such/model", "--steps", "0"], "steps is 0"),
         ([PROMPT, "--method", "magic"], "unknown method 'magic'"),
         ([PROMPT, "--recipe", "magic"], "unknown recipe 'magic'"),
         ([PROMPT, "--recipe", "{empty}/none.json"], "cannot be read"),

@@ -281,6 +281,9 @@ def _chosen(request: Request, origin: Origin | None) -> dict[str, Any]:
         if not isinstance(chosen["method"], AttendAndExcite):
             raise ValueError(f"--recipe is for attend-excite: {chosen['method'].name} has none")
         _recipe(request.recipe)  # A mistake in it shows before a model is loaded.
+    # So does a number out of its range; what is left to the model stands in as something that is in it.
+    stand_ins = {"height": 1, "width": 1, "dtype": DTYPES[0], "device": "cpu"}
+    Settings(**chosen | {name: chosen[name] or value for name, value in stand_ins.items()})
     return chosen
 
 

@@ -167,7 +167,7 @@ def generate(
         bool,
         typer.Option(
             "--compile",
-            help="Compile the model first: worth it for many pictures; pixels may differ in the last digits.",
+            help="Compile the model first: for many pictures on a GPU; on a CPU it gains nothing.",
             rich_help_panel=_MODEL,
         ),
     ] = False,

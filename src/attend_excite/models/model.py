@@ -80,12 +80,12 @@ class Model:
         return generate(self, prompt, **options)
 
     def compile(self, **options: Any) -> None:
-        """Compile the UNet in place, as `torch.nn.Module.compile` does; worth it for many pictures.
+        """Compile the UNet in place, as `torch.nn.Module.compile` does: for many pictures on a GPU.
 
         What meets the text stays as it is: there attention is recorded and texts are exchanged, and the
         guidance pass ends there. All else is compiled, with sizes and batches left open: each part at most
         four times, with and without a gradient, for one image and for several. Pixels may differ in the
-        last digits. Needs torch 2.13 or later.
+        last digits. On a CPU it gained nothing (`docs/performance.md`). Needs torch 2.13 or later.
 
         Args:
             options: for `torch.compile`, as backend="inductor".

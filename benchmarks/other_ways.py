@@ -1,9 +1,10 @@
-"""What `Model.compile` gains on this machine, and what compiling takes.
+"""What compiling or half precision gains on this machine.
 
-    python -m benchmarks.compiled
+    python -m benchmarks.other_ways compiled
+    python -m benchmarks.other_ways bfloat16
 
-The bundled model, compiled and as it is, in turns: seconds of an image alone and in a batch, after one run of
-each that compiles.
+The bundled model as it is, in float32, and the other way, in turns: seconds of an image alone and in a batch,
+after one run of each that may compile.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import statistics
 import time
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -33,31 +35,34 @@ def seconds(model: Model, method: Method, batch: int) -> float:
 
 
 def main() -> None:
-    """Compile, take turns, print a table, and write the figures as JSON."""
+    """Warm up, take turns, print a table, and write the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("way", choices=("compiled", "bfloat16", "float16"), help="what to set beside it")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="images in one pass")
     parser.add_argument("--rounds", type=int, default=5, help="turns that each of the two takes")
-    parser.add_argument("--backend", default="inductor", help="of torch.compile")
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
-    models = {"as it is": load("stickers", device="cpu"), "compiled": load("stickers", device="cpu")}
-    models["compiled"].compile(backend=options.backend)
+    way: str = options.way
+    other = load("stickers", device="cpu", dtype=None if way == "compiled" else getattr(torch, way))
+    if way == "compiled":
+        other.compile()
+    models = {"as it is": load("stickers", device="cpu"), way: other}
     cases = [(name, batch) for name in METHODS for batch in options.batches]
 
     first = {}
-    for name, batch in track(cases, "compiling", console=Console(stderr=True)):
+    for name, batch in track(cases, "warming up", console=Console(stderr=True)):
         seconds(models["as it is"], METHODS[name], batch)
-        first[name, batch] = seconds(models["compiled"], METHODS[name], batch) * batch
+        first[name, batch] = seconds(other, METHODS[name], batch) * batch
 
     turns = []
     for name, batch in track(cases * options.rounds, "taking turns", console=Console(stderr=True)):
         turn = {which: seconds(model, METHODS[name], batch) for which, model in models.items()}
         turns.append({"method": name, "batch": batch} | turn)
 
-    table = Table("", "images", "as it is", "compiled", "gain", "first run, compiled")
+    table = Table("", "images", "as it is", way, "gain", f"first run, {way}")
     for name, batch in cases:
         own = [turn for turn in turns if (turn["method"], turn["batch"]) == (name, batch)]
-        ratios = [turn["as it is"] / turn["compiled"] for turn in own]
+        ratios = [turn["as it is"] / turn[way] for turn in own]
         table.add_row(
             name,
             str(batch),

@@ -20,7 +20,7 @@ from attend_excite.models.judge import Judge, pixels
 from training.captions import Mention, spoken
 from training.clip import code, fits
 from training.glyphs import COLOURS, SUBJECTS, GlyphBox, generator_glyphs
-from training.judge import even_thresholds
+from training.judge import drawn_together, even_thresholds
 from training.scenes import Scene, draw_scene
 
 SEED = 77
@@ -102,6 +102,13 @@ def test_each_threshold_lets_as_many_false_alarms_pass() -> None:
     ]
     assert 0 < max(alarms) < 0.1
     assert np.ptp(alarms) < 0.002
+
+
+def test_thresholds_drawn_together_keep_their_mean_and_half_their_spread() -> None:
+    thresholds = np.array([0.05, 0.2, 0.8])
+    before, after = np.log(thresholds), np.log(drawn_together(thresholds))
+    assert after.mean() == pytest.approx(before.mean())
+    np.testing.assert_allclose(after - after.mean(), (before - before.mean()) / 2, atol=1e-12)
 
 
 def test_words_are_true_false_or_neither() -> None:

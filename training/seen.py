@@ -51,15 +51,15 @@ def interval(pictures: list[Seen]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def read_seen(recorded: Path, without: str | None) -> dict[str, list[Seen]]:
+def read_seen(without: str | None) -> dict[str, list[Seen]]:
     """The pictures that were looked at, by system, but for prompts that name the subject `without`."""
-    with recorded.open(newline="") as lines:
+    with RECORDED.open(newline="") as lines:
         rows = {row["job"]: row for row in csv.DictReader(lines)}
     pictures: dict[str, list[Seen]] = defaultdict(list)
     with (DATA / "seen.csv").open(newline="") as lines:
         for seen in csv.DictReader(lines):
             row = rows[seen["job"]]
-            if without in row["prompt"].split():
+            if without is not None and without in row["prompt"].split():
                 continue
             picture = Seen(
                 float(seen["stands_for"]), seen["lacking"] == "1", row["presence neglected"] != "0"
@@ -69,14 +69,13 @@ def read_seen(recorded: Path, without: str | None) -> dict[str, list[Seen]]:
 
 
 def main() -> None:
-    """Print a line for each system."""
+    """Print the figures of each system."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--recorded", type=Path, default=RECORDED, help="images.csv of the report")
     parser.add_argument("--without", help="a subject: leave out the prompts that name it")
     arguments = parser.parse_args()
-    for system, pictures in read_seen(arguments.recorded, arguments.without).items():
+    for system, pictures in read_seen(arguments.without).items():
         eye = [picture.by_eye for picture in pictures]
         judge = [picture.by_judge for picture in pictures]
         low, high = interval(pictures)

@@ -81,6 +81,8 @@ def page(context: BrowserContext) -> Page:
 def at(page: Page, number: int) -> None:
     """Wait until the browser shows a page, and long enough that a click is meant for it."""
     expect(page).to_have_url(re.compile(rf"/page/{number}$"))
+    # The page's script is deferred: what is shown may be there before it has run.
+    page.wait_for_load_state("domcontentloaded")
     page.wait_for_function("() => performance.now() - LOADED > HASTE")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from PIL import Image
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 from attend_excite import AttendAndExcite, Generation, Model, Recipe, StepEvent, load
 from attend_excite.attention.places import cross_attention_places
@@ -25,6 +25,7 @@ from attend_excite.bench.sizes import build
 from attend_excite.bench.works import Figure, guidance_steps, refined_step
 from attend_excite.methods.base import Denoise, Run
 from attend_excite.models.model import fitting_batch_size
+from attend_excite.models.products import large_convolutions_as_products
 
 PROMPT = "a cat and a frog"
 
@@ -64,6 +65,26 @@ def _refining(model: Model) -> Recipe:
     found = _draw(model, recipe, steps=2)
     lowest = sorted(min(trace.steps[0].updates[0].attention.values()) for trace in found.trace)
     return replace(recipe, thresholds=((0.0, (lowest[0] + lowest[1]) / 2),))
+
+
+@pytest.mark.parametrize(("images", "stride", "bias"), [(1, 1, True), (3, 1, False), (2, 2, True)])
+def test_a_large_convolution_is_a_product_in_its_block_alone(images: int, stride: int, bias: bool) -> None:
+    layer = nn.Conv2d(1024, 1024, 3, stride, padding=1, bias=bias).requires_grad_(False)
+    pixels = torch.randn(images, 1024, 7, 4, requires_grad=True)
+
+    def both() -> list[Tensor]:
+        result = layer(pixels)
+        return [result, *torch.autograd.grad(result.square().sum(), pixels)]
+
+    expected = both()
+    with suppress(KeyboardInterrupt), large_convolutions_as_products(layer):
+        found = both()
+        assert "forward" in vars(layer)
+        raise KeyboardInterrupt
+    assert "forward" not in vars(layer)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.is_contiguous()
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.detach().std()))
 
 
 def test_a_compiled_model_draws_the_same_and_is_compiled_once(small: Model) -> None:

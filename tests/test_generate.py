@@ -89,7 +89,20 @@ def test_a_word_of_several_tokens_is_one_subject(tiny: Model) -> None:
     assert list(dominant.trace[0].steps[0].updates[0].attention) == ["elephant", "sombrero"]
     seen = [run.trace[0].steps[0].updates[0].attention["sombrero"] for run in (dominant, largest)]
     assert seen[0] <= seen[1]
-    assert tiny.dominant_tokens[("som", "brero")] in (0, 1)
+    assert tiny.dominant_tokens["an image of a sombrero", (5, 6)] in (0, 1)
+
+
+def test_a_word_with_a_hyphen_is_drawn_as_it_is_written(tiny: Model) -> None:
+    found = _run(tiny, "a corgi and a t-shirt", subjects=["t-shirt"])
+    assert list(found.trace[0].steps[0].updates[0].attention) == ["t-shirt"]
+    # "an image of a t - shirt": the hyphen is no candidate.
+    assert tiny.dominant_tokens["an image of a t-shirt", (5, 7)] in (0, 1)
+
+
+def test_it_draws_in_a_callers_inference_mode_too(tiny: Model) -> None:
+    expected = _run(tiny)
+    with torch.inference_mode():
+        assert torch.equal(_run(tiny).latents, expected.latents)
 
 
 def test_maps_are_of_the_conditional_pass_and_any_shape(tiny: Model) -> None:

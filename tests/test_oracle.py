@@ -117,6 +117,17 @@ def test_drop_in_has_the_deprecated_class_s_output_and_pixels(tiny_folder: Path)
 
 
 @pytest.mark.parametrize(
+    ("token_indices", "message"),
+    [([[2], [5]], "2 lists for 1 prompts"), ([], "at least one"), ([0, 2], "1 to 75"), ([76], "1 to 75")],
+)
+def test_drop_in_refuses_positions_that_no_word_has(
+    tiny_folder: Path, token_indices: list[Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Ours.from_pretrained(tiny_folder)("a cat and a frog", token_indices, num_inference_steps=1)
+
+
+@pytest.mark.parametrize(
     "scheduler",
     [
         PNDMScheduler,

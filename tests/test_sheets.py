@@ -12,6 +12,7 @@ PROMPT = Prompt(
     "a cat and a frog",
     (TokenGroup("cat", (2,)), TokenGroup("frog", (5,))),
     ("<sot>", "a", "cat", "and", "a", "frog", "<eot>"),
+    ((0, 0), (0, 1), (2, 5), (6, 9), (10, 11), (12, 16), (0, 0)),
 )
 
 
@@ -47,7 +48,7 @@ def test_maps_are_named_in_the_subjects_colours() -> None:
 
 
 def test_long_prompts_are_wrapped() -> None:
-    long = Prompt("cat " * 60, (), ("<sot>", *["cat"] * 60, "<eot>"))
+    long = Prompt("cat " * 60, (), ("<sot>", *["cat"] * 60, "<eot>"), ())
     picture = [Image.new("RGB", (256, 256), "red")]
     short_sheet = comparison_sheet(PROMPT, "", {"": picture}, [0])
     long_sheet = comparison_sheet(long, "", {"": picture}, [0])

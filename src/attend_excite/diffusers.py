@@ -25,7 +25,7 @@ from attend_excite.generate import decode_latents, denoise
 from attend_excite.guidance.schedule import Recipe
 from attend_excite.methods.attend_excite import AttendAndExcite
 from attend_excite.methods.base import Run
-from attend_excite.models.model import Model
+from attend_excite.models.model import Model, offloaded_afterwards
 from attend_excite.subjects import Prompt, TokenGroup
 
 
@@ -66,6 +66,7 @@ class StableDiffusionAttendAndExcitePipeline(StableDiffusionPipeline):
         ids = self.tokenizer(prompt).input_ids
         return dict(enumerate(self.tokenizer.convert_ids_to_tokens(ids)))
 
+    @torch.inference_mode(False)  # a caller's would forbid the gradients
     @torch.no_grad()
     def __call__(  # type: ignore[override]
         self,
@@ -148,6 +149,9 @@ class StableDiffusionAttendAndExcitePipeline(StableDiffusionPipeline):
             height // self.vae_scale_factor,
             width // self.vae_scale_factor,
         )
+        prompts = _prompts(
+            token_indices, len(text) // num_images_per_prompt, num_images_per_prompt, last=text.shape[1] - 2
+        )
         noise = latents
         if noise is None:
             noise = randn_tensor(shape, generator, self._execution_device, text.dtype)
@@ -166,7 +170,7 @@ class StableDiffusionAttendAndExcitePipeline(StableDiffusionPipeline):
         downsampling = 4 if attn_res is None else downsampling_for(self.unet, shape[2:], attn_res)
         run = Run(
             model=Model(self, type(self).__name__, recipe, downsampling),
-            prompts=_prompts(token_indices, len(text) // num_images_per_prompt, num_images_per_prompt),
+            prompts=prompts,
             text=text,
             empty_text=empty if guided else None,
             guidance_scale=guidance_scale,
@@ -175,38 +179,46 @@ class StableDiffusionAttendAndExcitePipeline(StableDiffusionPipeline):
         )
 
         noise = noise.to(self._execution_device, run.latents_dtype)
-        with self.progress_bar(total=iterations) as bar:  # type: ignore[call-arg]
+        with offloaded_afterwards(self):
+            with self.progress_bar(total=iterations) as bar:  # type: ignore[call-arg]
 
-            def after_step(index: int, timestep: Tensor, latents: Tensor) -> None:
-                bar.update()
-                if callback is not None and index % callback_steps == 0:
-                    callback(index // scheduler.order, timestep, latents)
+                def after_step(index: int, timestep: Tensor, latents: Tensor) -> None:
+                    bar.update()
+                    if callback is not None and index % callback_steps == 0:
+                        callback(index // scheduler.order, timestep, latents)
 
-            denoised, _ = denoise(
-                run, AttendAndExcite(recipe), noise, generator, eta=eta, after_step=after_step
-            )
+                denoised, _ = denoise(
+                    run, AttendAndExcite(recipe), noise, generator, eta=eta, after_step=after_step
+                )
 
-        images: Any = denoised
-        flagged = None
-        if output_type != "latent":
-            images, flagged = decode_latents(run.model, denoised, output_type or "pil")
-        self.maybe_free_model_hooks()
+            images: Any = denoised
+            flagged = None
+            if output_type != "latent":
+                images, flagged = decode_latents(run.model, denoised, output_type or "pil")
         if not return_dict:
             return images, flagged
         return StableDiffusionPipelineOutput(images=images, nsfw_content_detected=flagged)
 
 
 def _prompts(
-    token_indices: Sequence[int] | Sequence[Sequence[int]], prompts: int, images_per_prompt: int
+    token_indices: Sequence[int] | Sequence[Sequence[int]],
+    prompts: int,
+    images_per_prompt: int,
+    last: int,
 ) -> tuple[Prompt, ...]:
     lists = [list(indices) for indices in token_indices if not isinstance(indices, int)]
     lists = lists or [[int(index) for index in token_indices if isinstance(index, int)]]
-    if len(lists) != prompts or not all(lists):
+    if len(lists) != prompts:
         raise ValueError(
             f"token_indices has {len(lists)} lists for {prompts} prompts: give one list a prompt"
         )
+    for indices in lists:
+        if not indices or not all(1 <= index <= last for index in indices):
+            raise ValueError(
+                f"token_indices has {indices}: give at least one position a prompt, each 1 to {last}"
+            )
     parsed = [
-        Prompt("", groups=tuple(TokenGroup(str(index), (index,)) for index in indices), tokens=())
+        Prompt("", tuple(TokenGroup(str(index), (index,)) for index in indices), tokens=(), spans=())
         for indices in lists
     ]
     return tuple(prompt for prompt in parsed for _ in range(images_per_prompt))

@@ -87,7 +87,7 @@ def evolution_figure(run: Generation, image: int = 0, *, subtitle: str = "") -> 
     """
     prompt = _prompt({"": run}, image)
     highest = _highest({"": run}, image)
-    words = [run.maps[group.text] for group in prompt.groups]
+    words = [run.maps.of_tokens(group.positions) for group in prompt.groups]
     last = len(run.trace[image].steps) - 1
     columns = min(_EVOLUTION_COLUMNS, last + 1)
     steps = [round(last * column / max(columns - 1, 1)) for column in range(columns)]
@@ -159,7 +159,7 @@ def _maps_sheet(
     prompt = _prompt(runs, image)
     rows, captions = {}, {}
     for label, run in runs.items():
-        words = [run.maps[group.text] for group in prompt.groups]
+        words = [run.maps.of_tokens(group.positions) for group in prompt.groups]
         picture = run.images[image] if highest is None else fitted(run.images[image])
         rows[label] = picture, [word.heat_map(image, step, highest=highest) for word in words]
         captions[label] = [f"highest {word.at(image, step).max():.2f}" for word in words]
@@ -175,8 +175,12 @@ def _prompt(runs: Mapping[str, Generation], image: int) -> Prompt:
 
 
 def _highest(runs: Mapping[str, Generation], image: int) -> float:
-    words = [group.text for group in _prompt(runs, image).groups]
-    return max(float(run.maps[word].values[image].max()) for run in runs.values() for word in words)
+    groups = _prompt(runs, image).groups
+    return max(
+        float(run.maps.of_tokens(group.positions).values[image].max())
+        for run in runs.values()
+        for group in groups
+    )
 
 
 def _draw_peaks(panel: Axes, runs: Mapping[str, Generation], prompt: Prompt, image: int) -> None:
@@ -185,7 +189,7 @@ def _draw_peaks(panel: Axes, runs: Mapping[str, Generation], prompt: Prompt, ima
     for number, (label, run) in enumerate(reversed(list(runs.items()))):
         line, width, alpha = styles[number % len(styles)]
         for index, group in enumerate(prompt.groups):
-            peaks = run.maps[group.text].values[image].amax(dim=(-2, -1)).tolist()
+            peaks = run.maps.of_tokens(group.positions).values[image].amax(dim=(-2, -1)).tolist()
             name, colour = ", ".join(filter(None, (subject_name(group), label))), subject_colour(index)
             panel.plot(peaks, line, color=colour, linewidth=width, alpha=alpha, label=name)
     panel.legend(loc="center left", bbox_to_anchor=(1, 0.5))

@@ -18,7 +18,7 @@ from attend_excite.attention.maps import AttentionMaps
 from attend_excite.attention.places import Place, cross_attention_places, downsampling_for
 from attend_excite.methods.attend_excite import AttendAndExcite
 from attend_excite.methods.base import Method, Run, Step
-from attend_excite.models.model import Model, fitting_batch_size, frozen
+from attend_excite.models.model import Model, fitting_batch_size, frozen, offloaded_afterwards
 from attend_excite.models.products import large_convolutions_as_products
 from attend_excite.subjects import Prompt, Subject, locate, parse
 from attend_excite.trace import Trace, TraceStep, updates_of
@@ -83,6 +83,7 @@ class Generation:
         return self._maps
 
 
+@torch.inference_mode(False)  # a caller's would forbid the gradients
 @torch.no_grad()
 def generate(
     model: Model,
@@ -143,7 +144,7 @@ def generate(
     jobs = [(parsed, seed) for parsed in prompts for seed in seeds]
     in_one_pass = fitting_batch_size(model, size) if batch_size == "auto" else batch_size
     results: list[_Result] = []
-    with tqdm(disable=not progress, unit="step", leave=False) as bar:
+    with tqdm(disable=not progress, unit="step", leave=False) as bar, offloaded_afterwards(model.pipeline):
         start = 0
         while start < len(jobs):
             batch = jobs[start : start + in_one_pass]
@@ -167,7 +168,6 @@ def generate(
             nsfw = [False] * len(batch) if flagged is None else [bool(flag) for flag in flagged]
             results.append(_Result(images, nsfw, _trace(run, seconds), latents.cpu(), run.maps))
             start += len(batch)
-    model.pipeline.maybe_free_model_hooks()
 
     return Generation(
         images=[image for result in results for image in result.images],

@@ -30,11 +30,11 @@ FORMAT = 1
 
 DTYPES = ("float32", "float16", "bfloat16")
 MAX_SEED = 2**63 - 1
+MAX_BATCH = 256
 
 # Metadata comes from anywhere: beyond these a picture would only fill memory.
 _MAX_STEPS = 1000
 _MAX_SIDE = 8192
-_MAX_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Origin:
     versions: dict[str, str] = field(default_factory=_versions)
 
     def __post_init__(self) -> None:
-        _require(len(self.batch) <= _MAX_BATCH, "the batch", len(self.batch), f"at most {_MAX_BATCH}")
+        _require(len(self.batch) <= MAX_BATCH, "the batch", len(self.batch), f"at most {MAX_BATCH}")
         for seed in self.batch:
             _require(0 <= seed <= MAX_SEED, "a seed", seed, f"0 to {MAX_SEED}")
         _require(self.seed in self.batch, "the seed", self.seed, "in its batch")

@@ -181,10 +181,9 @@ def _wrapped(prompt: Prompt, width: int) -> list[list[list[tuple[str, str]]]]:
 
 def _coloured_words(prompt: Prompt) -> list[list[tuple[str, str]]]:
     colours = [INK] * len(prompt.text)
-    spans = _token_spans(prompt)
     for index, group in enumerate(prompt.groups):
         for position in group.positions:
-            start, end = spans[position - 1]
+            start, end = prompt.spans[position]
             colours[start:end] = [subject_colour(index)] * (end - start)
     words: list[list[tuple[str, str]]] = []
     for blank, characters in groupby(zip(prompt.text, colours, strict=True), lambda pair: pair[0].isspace()):
@@ -192,17 +191,6 @@ def _coloured_words(prompt: Prompt) -> list[list[tuple[str, str]]]:
             pieces = groupby(characters, lambda pair: pair[1])
             words.append([("".join(text for text, _ in piece), colour) for colour, piece in pieces])
     return words
-
-
-def _token_spans(prompt: Prompt) -> list[tuple[int, int]]:
-    """The characters of each token between <sot> and <eot>."""
-    spans: list[tuple[int, int]] = []
-    end = 0
-    for token in prompt.tokens[1:-1]:
-        start = prompt.text.index(token, end)
-        end = start + len(token)
-        spans.append((start, end))
-    return spans
 
 
 def _write_title(pen: ImageDraw.ImageDraw, lines: list[list[list[tuple[str, str]]]]) -> None:

@@ -74,12 +74,15 @@ class TokenGroup:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A parsed prompt: its text without brackets, its subjects, and its tokens as they appear in
-    the text, from <sot> to <eot>; what the model's context cuts is not among the tokens."""
+    """A parsed prompt: its text without brackets, its subjects, its tokens as they appear in the
+    text, from <sot> to <eot>, and the span of characters that each was made of, (0, 0) for those two.
+    What the model's context cuts is not among the tokens. A character split into several tokens is
+    that of each of them."""
 
     text: str
     groups: tuple[TokenGroup, ...]
     tokens: tuple[str, ...]
+    spans: tuple[Span, ...]
 
 
 def parse(
@@ -123,7 +126,7 @@ def parse(
             f"{context.cut!r} is cut",
             stacklevel=2,
         )
-    return Prompt(text, tuple(_with_distinct_texts(groups)), context.tokens)
+    return Prompt(text, tuple(_with_distinct_texts(groups)), context.tokens, context.offsets)
 
 
 def locate(word: str, text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

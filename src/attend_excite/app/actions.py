@@ -210,8 +210,10 @@ def draw_again(server: Server, picture: Path, report: Report) -> None:
 def overlays(drawn: Drawn, image: int, step: int) -> dict[str, list[Image.Image]]:
     """Where each subject was attended to at a step, over one of the pictures: a method's label -> one a
     subject. All share one scale, so that words, steps and methods can be compared."""
-    words = [group.text for group in drawn.prompt.groups]
-    maps = {label: [generation.maps[word] for word in words] for label, generation in drawn.with_maps.items()}
+    maps = {
+        label: [generation.maps.of_tokens(group.positions) for group in drawn.prompt.groups]
+        for label, generation in drawn.with_maps.items()
+    }
     highest = max((float(word.values[image].max()) for row in maps.values() for word in row), default=1.0)
     return {
         label: [

@@ -38,6 +38,10 @@ class AttentionMaps:
         ]
         return WordMaps(torch.stack(images))
 
+    def of_tokens(self, positions: Sequence[int]) -> WordMaps:
+        """Where the tokens at these positions were attended to together, the same in every image."""
+        return WordMaps(self.values[..., list(positions)].sum(dim=-1))
+
 
 @dataclass(frozen=True)
 class WordMaps:

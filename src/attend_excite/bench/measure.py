@@ -88,7 +88,7 @@ def distances(subject: Subject) -> dict[str, float]:
 
 
 def take_turns(figure: Figure, rounds: int, tell: Callable[[str], None]) -> dict[str, list[float]]:
-    """Seconds of one unit of each work, A B A B ..., after a call of each that isn't counted."""
+    """Seconds of one unit of each work, A B A B ..., from the first call on."""
     seconds: dict[str, list[float]] = {whose: [] for whose in figure.works}
     for turn in range(rounds):
         for whose, work in figure.works.items():

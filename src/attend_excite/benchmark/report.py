@@ -159,7 +159,8 @@ def _image_numbers(results: Results) -> list[dict[str, Any]]:
 
 def _study_numbers(votes: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
-        {"subset": subset, "system": system} | {name: shares.get(name) for name in _STUDY_COLUMNS}
+        {"subset": subset, "system": system, "simulated": votes["simulated"]}
+        | {name: shares.get(name) for name in _STUDY_COLUMNS}
         for subset, of_systems in votes["subsets"].items()
         for system, shares in of_systems.items()
     ]

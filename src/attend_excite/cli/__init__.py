@@ -189,7 +189,10 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Draw a prompt: one picture a seed, each PNG carrying all that it was made with."""
-    with failures_as_sentences():
+    with failures_as_sentences(
+        stopped="stopped: the pictures that were finished are kept",
+        out_of_memory="out of memory: lower --batch-size or --size, or use --dtype float16",
+    ):
         from attend_excite.cli.drawing import Request, draw
         from attend_excite.cli.summary import drawing_document, print_drawing, print_json
 

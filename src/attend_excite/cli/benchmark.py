@@ -75,7 +75,10 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it will cost; write nothing.")] = False,
 ) -> None:
     """Draw every prompt with every seed and system. The same command goes on where it was stopped."""
-    with failures_as_sentences():
+    with failures_as_sentences(
+        stopped="stopped: the images that were finished are kept, and the same command goes on",
+        out_of_memory="out of memory: lower --batch-size, or use --dtype float16",
+    ):
         from attend_excite.cli.benchmark_run import Request, draw_benchmark
 
         quieten_libraries()
@@ -141,7 +144,10 @@ def score(
 ) -> None:
     """Judge the images that aren't judged yet. A judge is a short name, a folder or a Hub id; "none" leaves
     it out."""
-    with failures_as_sentences():
+    with failures_as_sentences(
+        stopped="stopped: what was judged is kept, and the same command goes on",
+        out_of_memory="out of memory: lower --batch-size",
+    ):
         from attend_excite.cli.benchmark_score import score_benchmark
 
         quieten_libraries()

@@ -20,6 +20,7 @@ from attend_excite.generate import Generation, StepEvent
 from attend_excite.guidance.schedule import Recipe
 from attend_excite.metadata import (
     DTYPES,
+    MAX_BATCH,
     MAX_SEED,
     Origin,
     Settings,
@@ -230,8 +231,8 @@ def _in_one_pass(request: Request) -> int | None:
         return _BATCH_SIZE
     if request.batch_size == "auto":
         return None
-    if not request.batch_size.isdecimal() or int(request.batch_size) < 1:
-        raise ValueError(f"--batch-size is {request.batch_size}: it must be 1 or more, or auto")
+    if not request.batch_size.isdecimal() or not 1 <= int(request.batch_size) <= MAX_BATCH:
+        raise ValueError(f"--batch-size is {request.batch_size}: it must be 1 to {MAX_BATCH}, or auto")
     return int(request.batch_size)
 
 
@@ -407,7 +408,8 @@ def _written(
         write_png(path, image, origin)
         if request.maps:
             maps_path = request.out / f"{stem}_maps.png"
-            heats = [result.maps[group.text].heat_map(index) for group in prompt.groups]
+            maps = [result.maps.of_tokens(group.positions) for group in prompt.groups]
+            heats = [words.heat_map(index) for words in maps]
             subtitle = f"{method_label(settings)} · seed {seed} · {settings_label(settings)}"
             write_png(maps_path, maps_sheet(prompt, subtitle, {"": (image, heats)}))
         seconds = sum(step.seconds for step in trace.steps) / len(batch)

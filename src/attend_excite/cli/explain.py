@@ -54,8 +54,9 @@ def _explained(picture: Path, out: Path, animation: str, device: str | None) -> 
     from attend_excite.metadata import read_origin, write_png, written_whole
 
     origin = read_origin(picture)
-    # A picture of the plain model is set beside the one that nursing would have made.
-    method = "attend-excite" if origin.settings.method.name == "stable-diffusion" else None
+    # A picture whose method knows no subjects is explained by the one that nursing would have made.
+    drawn_by = origin.settings.method
+    method = "attend-excite" if drawn_by.attends_to_prompt and not drawn_by.uses_subjects else None
     plan = prepare(Request(out, source=picture, method=method, device=device, compare=True, maps=True))
     runs = {method_label(settings): result for settings, _, result in generations(plan)}
     image = plan.batches[0].index(origin.seed)

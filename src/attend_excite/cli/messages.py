@@ -22,10 +22,16 @@ _OUT_OF_MEMORY = ("out of memory", "not enough memory", "allocate memory")
 
 
 @contextmanager
-def failures_as_sentences() -> Iterator[None]:
+def failures_as_sentences(
+    *, stopped: str = "stopped", out_of_memory: str = "out of memory"
+) -> Iterator[None]:
     """Any failure inside ends the program with one sentence and an exit status; warnings are sentences.
 
     The library's own `ValueError`s speak of the input, and are worded for people.
+
+    Args:
+        stopped: what is said after Ctrl-C: what became of the work.
+        out_of_memory: what is said then: how to need less.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -34,13 +40,13 @@ def failures_as_sentences() -> Iterator[None]:
         try:
             yield
         except KeyboardInterrupt:
-            raise _exit("stopped: the pictures that were finished are kept", STOPPED) from None
+            raise _exit(stopped, STOPPED) from None
         except (typer.Exit, BrokenPipeError):
             raise
         except ValueError as error:
             raise _exit(str(error), BAD_INPUT) from None
         except Exception as error:
-            raise _exit(_explained(error), FAILED) from None
+            raise _exit(_explained(error, out_of_memory), FAILED) from None
 
 
 def quieten_libraries() -> None:
@@ -77,8 +83,8 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     warn(str(message))
 
 
-def _explained(error: Exception) -> str:
+def _explained(error: Exception, out_of_memory: str) -> str:
     message = str(error).strip().split("\n", 1)[0]
     if isinstance(error, MemoryError) or any(sign in message for sign in _OUT_OF_MEMORY):
-        return "out of memory: lower --batch-size or --size, or use --dtype float16"
+        return out_of_memory
     return message or type(error).__name__

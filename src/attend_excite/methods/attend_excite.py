@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,10 +25,11 @@ from attend_excite.guidance.schedule import Recipe
 from attend_excite.methods.base import Denoise, Method, Run, Step
 from attend_excite.methods.stable_diffusion import StableDiffusion
 from attend_excite.models.model import Model
-from attend_excite.subjects import Prompt, TokenGroup
+from attend_excite.subjects import Prompt, TokenGroup, parse
 
 # Enough to see where a single word's attention settles, at a few passes a word and model.
 _DOMINANT_STEPS = 8
+_BRACKETS = r"[\[\]]"
 
 
 @dataclass(frozen=True)
@@ -132,10 +134,17 @@ class AttendAndExcite:
     def _positions(self, model: Model, prompt: Prompt, group: TokenGroup) -> tuple[int, ...]:
         if len(group.positions) == 1 or self.word_tokens == "max":
             return group.positions
-        tokens = tuple(prompt.tokens[position] for position in group.positions)
-        if tokens not in model.dominant_tokens:
-            model.dominant_tokens[tokens] = _dominant_token(model, tokens)
-        return (group.positions[model.dominant_tokens[tokens]],)
+        first, last = group.positions[0], group.positions[-1]
+        words = prompt.text[prompt.spans[first][0] : prompt.spans[last][1]]
+        drawn = parse(f"an image of a {re.sub(_BRACKETS, ' ', words)}", model.tokenizer, ())
+        before = len(drawn.tokens) - 1 - (last - first + 1)
+        if drawn.tokens[before:-1] != prompt.tokens[first : last + 1]:
+            # Pieces of words, and brackets, which alone are read in another way.
+            return group.positions
+        there = tuple(before + position - first for position in group.positions)
+        if (drawn.text, there) not in model.dominant_tokens:
+            model.dominant_tokens[drawn.text, there] = _dominant_token(model, drawn.text, there)
+        return (group.positions[model.dominant_tokens[drawn.text, there]],)
 
 
 class _Resting:
@@ -158,11 +167,10 @@ class _Resting:
         self._in_a_row[first.rows] = torch.where(met, self._in_a_row[first.rows] + 1, 0)
 
 
-def _dominant_token(model: Model, tokens: tuple[str, ...]) -> int:
-    """Which of a word's tokens most attention goes to when the model draws the word (Appendix A.2)."""
-    word = "".join(tokens).replace("</w>", " ").strip()
+def _dominant_token(model: Model, prompt: str, positions: tuple[int, ...]) -> int:
+    """Which of a word's tokens most attention goes to when the model draws the word alone (Appendix A.2)."""
     drawn = model.generate(
-        f"an image of a {word}",
+        prompt,
         method=StableDiffusion(),
         steps=_DOMINANT_STEPS,
         guidance_scale=1.0,
@@ -170,6 +178,5 @@ def _dominant_token(model: Model, tokens: tuple[str, ...]) -> int:
         decode=False,
         progress=False,
     )
-    after_word = len(drawn.prompts[0].tokens) - 1
-    maps = drawn.maps.values[0, ..., after_word - len(tokens) : after_word]
+    maps = drawn.maps.values[0, ..., list(positions)]
     return int(maps.mean(dim=0).amax(dim=(0, 1)).argmax())

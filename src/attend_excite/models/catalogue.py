@@ -107,14 +107,20 @@ def source_of(name: str) -> str | Path:
 
 def _as_text_to_image(pipeline: DiffusionPipeline) -> StableDiffusionPipeline:
     """The same parts as a text-to-image pipeline, whatever task the caller's pipeline is for."""
-    if isinstance(pipeline, StableDiffusionPipeline):
-        return pipeline
     parts = pipeline.components
     if missing := [part for part in _PARTS if parts.get(part) is None]:
         raise ValueError(
             f"{type(pipeline).__name__} has no {', '.join(missing)}: "
             "pass a pipeline of Stable Diffusion 1.x or 2.x"
         )
+    unet = parts["unet"].config
+    if unet["in_channels"] != unet["out_channels"] or unet["addition_embed_type"] is not None:
+        raise ValueError(
+            f"the UNet of this {type(pipeline).__name__} needs more than latents and a text, as those of "
+            "inpainting and of SDXL do: choose a text-to-image model of Stable Diffusion 1.x or 2.x"
+        )
+    if isinstance(pipeline, StableDiffusionPipeline):
+        return pipeline
     optional = {part: parts.get(part) for part in ("safety_checker", "feature_extractor")}
     kept: dict[str, Any] = {part: parts[part] for part in _PARTS} | optional
     return StableDiffusionPipeline(**kept, requires_safety_checker=False)
@@ -157,6 +163,8 @@ def _sought(source: str | Path, name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, HFValidationError, HfHubHTTPError) as error:
+        if Path(source).is_dir():
+            raise ValueError(f"the model in '{source}' is not whole: {_first_line(error)}") from error
         raise ValueError(
             f"no model '{name}': it is no folder here, none of {_generators()}, "
             f"and no model on the Hub that can be reached ({_first_line(error)})"

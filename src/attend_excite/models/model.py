@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
@@ -35,6 +36,8 @@ _USUAL_BATCH = 8
 class Model:
     """A Stable Diffusion 1.x or 2.x model, from `load`.
 
+    It makes one generation at a time: threads that share a model must take turns.
+
     Attributes:
         pipeline: diffusers' pipeline: the parts, and what encodes, decodes and moves them. Nothing of it
             is changed by a generation.
@@ -42,14 +45,15 @@ class Model:
         recipe: the recipe that the model recommends; "official" where it recommends none.
         attention_downsampling: latent cells per cell of the maps along one side. 4, a quarter of the
             latent's size, gives the paper's 16x16 maps for Stable Diffusion's 64x64 latents.
-        dominant_tokens: found so far: which token of a word of several holds most of its attention.
+        dominant_tokens: found so far: a word alone as it was drawn, and its token positions there -> which of
+            them holds most of its attention.
     """
 
     pipeline: StableDiffusionPipeline
     name: str
     recipe: Recipe = field(default_factory=lambda: Recipe.named("official"))
     attention_downsampling: int = 4
-    dominant_tokens: dict[tuple[str, ...], int] = field(default_factory=dict, repr=False)
+    dominant_tokens: dict[tuple[str, tuple[int, ...]], int] = field(default_factory=dict, repr=False)
 
     @property
     def unet(self) -> UNet2DConditionModel:
@@ -140,6 +144,15 @@ def frozen(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
         for child in training:
             child.training = True
+
+
+@contextmanager
+def offloaded_afterwards(pipeline: DiffusionPipeline) -> Iterator[None]:
+    """After the block, whatever ends it, a pipeline with offloading hooks has nothing on the accelerator."""
+    try:
+        yield
+    finally:
+        pipeline.maybe_free_model_hooks()
 
 
 def fitting_batch_size(model: Model, latent: tuple[int, int]) -> int:

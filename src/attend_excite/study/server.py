@@ -147,7 +147,8 @@ def _refusal(scope: Scope) -> Response | None:
         return None
     headers = Headers(scope=scope)
     length = headers.get("content-length", "")
-    if not (length.isdecimal() and int(length) <= _LARGEST_BODY):
+    # A body in chunks has no length that could be held against it.
+    if "transfer-encoding" in headers or not (length.isdecimal() and int(length) <= _LARGEST_BODY):
         return _page("error.html", 413, sentence="That is too long for a form.")
     if headers.get("sec-fetch-site", "same-origin") != "same-origin":
         return _page("error.html", 403, sentence="The form was sent from another site.")

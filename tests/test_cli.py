@@ -123,6 +123,7 @@ def test_the_table_names_the_file(tmp_path: Path) -> None:
         ([PROMPT, "--phrase", "a cat"], "--phrase is for structure"),
         ([PROMPT, "--maps", "--method", "composable"], "never attends to the prompt as a whole"),
         ([PROMPT, "--seeds", "0"], "--seeds is 0"),
+        ([PROMPT, "--batch-size", "257"], "--batch-size is 257: it must be 1 to 256"),
         ([PROMPT, "--seeds", "2", "--seed", "5"], "not both"),
         ([PROMPT, "--seed", "-1"], "a seed is out of range"),
         ([PROMPT, "--batch-size", "0"], "--batch-size is 0"),

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -18,6 +19,7 @@ from attend_excite import (
     Model,
     Recipe,
     StableDiffusion,
+    StructureDiffusion,
 )
 from attend_excite.cli import app
 from attend_excite.explain import (
@@ -136,6 +138,25 @@ def test_a_changed_picture_is_told_of(picture: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "draws another picture" in result.output
     assert (tmp_path / "why" / "curves.png").is_file()
+
+
+def test_a_method_without_subjects_is_explained_by_nursing(picture: Path, tmp_path: Path) -> None:
+    origin = read_origin(picture)
+    structure = tmp_path / "structure.png"
+    settings = replace(origin.settings, method=StructureDiffusion())
+    write_png(structure, Image.new("RGB", (128, 128)), replace(origin, settings=settings))
+    result = CliRunner().invoke(app, ["explain", str(structure), "--out", str(tmp_path / "why")])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "why" / "maps.png").is_file()
+
+
+def test_figures_find_subjects_by_position_in_their_own_prompt(tiny: Model) -> None:
+    prompts = ["a cat and a frog", "an elephant with a sombrero"]
+    run = tiny.generate(prompts, subjects=[["cat", "frog"], [5]], steps=2, maps=True, progress=False)
+    assert run.prompts[1].groups[0].text == "som"
+    assert torch.equal(run.maps.of_tokens([2]).values[0], run.maps.values[0, ..., 2])
+    for image in range(2):
+        assert maps_figure({"": run}, image).width > 256
 
 
 def test_a_method_without_maps_is_refused(picture: Path, tmp_path: Path) -> None:

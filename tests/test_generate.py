@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
 from attend_excite import (
     AttendAndExcite,
@@ -193,3 +195,22 @@ def test_unknown_models_are_named(tmp_path: Path) -> None:
         load("stable-confusion")
     with pytest.raises(ValueError, match="not a model in diffusers layout"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"in_channels": 9},
+        {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": 8,
+        },
+    ],
+    ids=["inpainting", "SDXL"],
+)
+def test_a_unet_that_needs_more_than_text_is_refused(tiny: Model, changed: dict[str, Any]) -> None:
+    unet = UNet2DConditionModel.from_config(dict(tiny.unet.config) | changed)
+    parts = tiny.pipeline.components | {"unet": unet}
+    with pytest.raises(ValueError, match="needs more than latents and a text"):
+        load(StableDiffusionPipeline(**parts, requires_safety_checker=False))

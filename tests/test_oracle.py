@@ -116,6 +116,21 @@ def test_drop_in_has_the_deprecated_class_s_output_and_pixels(tiny_folder: Path)
     assert pipeline.get_indices("a cat")[2] == "cat</w>"
 
 
+def test_drop_in_nurses_in_a_callers_inference_mode_too(tiny_folder: Path) -> None:
+    pipeline = Ours.from_pretrained(tiny_folder, safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
+
+    def latents() -> Tensor:
+        text, empty = pipeline.encode_prompt("a cat", "cpu", 1, True)
+        noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+        embeddings = {"prompt_embeds": text, "negative_prompt_embeds": empty, "latents": noise}
+        return pipeline(None, [2], num_inference_steps=2, output_type="latent", **embeddings).images
+
+    expected = latents()
+    with torch.inference_mode():
+        assert torch.equal(latents(), expected)
+
+
 @pytest.mark.parametrize(
     ("token_indices", "message"),
     [([[2], [5]], "2 lists for 1 prompts"), ([], "at least one"), ([0, 2], "1 to 75"), ([76], "1 to 75")],

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 from PIL import Image
+from transformers import CLIPTokenizer
 
 from attend_excite.sheets import SUBJECT_COLOURS, comparison_sheet, maps_sheet
-from attend_excite.subjects import Prompt, TokenGroup
+from attend_excite.subjects import Prompt, TokenGroup, parse
 
 PROMPT = Prompt(
     "a cat and a frog",
@@ -45,6 +46,13 @@ def test_maps_are_named_in_the_subjects_colours() -> None:
     # In the title and above the map.
     assert all(_squares(sheet, colour) > 50 for colour in SUBJECT_COLOURS[:2])
     assert _squares(sheet, SUBJECT_COLOURS[2]) == 0
+
+
+def test_a_character_of_several_tokens_has_its_subject_s_colour(tokenizer: CLIPTokenizer) -> None:
+    prompt = parse("a phở and a frog", tokenizer, ["phở", "frog"])
+    assert len(prompt.tokens) > len(["<sot>", "a", "phở", "and", "a", "frog", "<eot>"])
+    sheet = comparison_sheet(prompt, "", {"": [Image.new("RGB", (256, 256), "red")]}, [0])
+    assert all(_squares(sheet, colour) > 50 for colour in SUBJECT_COLOURS[:2])
 
 
 def test_long_prompts_are_wrapped() -> None:

@@ -429,6 +429,13 @@ def test_forged_votes_count_for_nothing(client: TestClient, url: str) -> None:
     assert post("/page/7", good) == 404
     assert post("/page/1", good, **{"Sec-Fetch-Site": "cross-site"}) == 403
     assert post("/page/1", good | {"choice": "1" * 20_000}) == 413
+    chunks = iter([b"token=", token.encode()])
+    # A length that is told beside chunks is not that of the body.
+    told = {"Content-Length": "10", "Content-Type": "application/x-www-form-urlencoded"}
+    assert (
+        client.post("/page/1", content=chunks, headers=told | {"Transfer-Encoding": "chunked"}).status_code
+        == 413
+    )
     assert post("/submit", {"token": token}) == 403
     assert post("/start", {"token": "forged"}) == 303
     client.cookies.clear()

@@ -18,8 +18,7 @@ from attend_excite.attention.maps import AttentionMaps
 from attend_excite.attention.places import Place, cross_attention_places, downsampling_for
 from attend_excite.methods.attend_excite import AttendAndExcite
 from attend_excite.methods.base import Method, Run, Step
-from attend_excite.models.model import Model, fitting_batch_size, frozen, offloaded_afterwards
-from attend_excite.models.products import large_convolutions_as_products
+from attend_excite.models.model import Model, fitting_batch_size, offloaded_afterwards, prepared
 from attend_excite.subjects import Prompt, Subject, locate, parse
 from attend_excite.trace import Trace, TraceStep, updates_of
 
@@ -209,8 +208,7 @@ def denoise(
     extra = {name: value for name, value in extra.items() if name in accepted}
     latents = noise * scheduler.init_noise_sigma
     seconds: list[float] = []
-    unet = run.model.unet
-    with frozen(unet), large_convolutions_as_products(unet), method.attach(run) as step:
+    with prepared(run.model.unet), method.attach(run) as step:
         for index, timestep in enumerate(scheduler.timesteps):
             began = time.perf_counter()
             latents, output = step(latents, Step(index, timestep))

@@ -24,8 +24,7 @@ from attend_excite.guidance.objective import (
     token_probabilities,
 )
 from attend_excite.guidance.schedule import Recipe, StepPlan
-from attend_excite.models.model import frozen
-from attend_excite.models.products import large_convolutions_as_products
+from attend_excite.models.model import prepared
 
 Work = Callable[[], Tensor]
 
@@ -105,7 +104,7 @@ def guidance_steps(subject: Subject, steps: int = 1, images: int = 1) -> dict[st
         plan = StepPlan(
             _LONG_STEP, alters=True, threshold=None, max_refinements=0, update_after_refinement=True
         )
-        with _prepared(subject):
+        with prepared(subject.ours.unet):
             for _ in range(steps):
                 with _measuring(subject, text) as measure:
                     gradient = (noise - nurse(noise, measure, plan)[0]) / _LONG_STEP
@@ -175,7 +174,7 @@ def plain_pass(subject: Subject) -> Tensor:
 
 def _cfg_pass(subject: Subject) -> dict[str, Work]:
     def ours() -> Tensor:
-        with _prepared(subject):
+        with prepared(subject.ours.unet):
             return plain_pass(subject)
 
     def theirs() -> Tensor:
@@ -199,7 +198,7 @@ def refined_step(subject: Subject, refinements: int) -> dict[str, Work]:
             max_refinements=refinements,
             update_after_refinement=True,
         )
-        with _prepared(subject), _measuring(subject, subject.text) as measure:
+        with prepared(subject.ours.unet), _measuring(subject, subject.text) as measure:
             return nurse(subject.noise(1), measure, plan, torch.zeros(1, len(_TOKENS)))[0]
 
     def theirs() -> Tensor:
@@ -223,13 +222,6 @@ def _capped(steps: int) -> dict[int, float]:
 
 def _places(subject: Subject) -> tuple[Place, ...]:
     return cross_attention_places(subject.ours.unet, subject.latent_side // subject.map_side)
-
-
-@contextmanager
-def _prepared(subject: Subject) -> Iterator[None]:
-    """The UNet as our loop holds it."""
-    with frozen(subject.ours.unet), large_convolutions_as_products(subject.ours.unet):
-        yield
 
 
 @contextmanager

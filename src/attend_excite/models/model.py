@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map_only
 
 from attend_excite.attention.places import textless_modules
 from attend_excite.guidance.schedule import Recipe
+from attend_excite.models.products import large_convolutions_as_products
 
 if TYPE_CHECKING:
     from attend_excite.generate import Generation
@@ -144,6 +145,13 @@ def frozen(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
         for child in training:
             child.training = True
+
+
+@contextmanager
+def prepared(unet: nn.Module) -> Iterator[None]:
+    """In the block a UNet is as the denoising loop holds it: frozen, and as fast as it can be made."""
+    with frozen(unet), large_convolutions_as_products(unet):
+        yield
 
 
 @contextmanager

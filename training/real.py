@@ -1,8 +1,8 @@
 """Pictures of each subject as the generator should draw it, for the benchmark's upper bound.
 
 `python -m training.real --out FOLDER` writes `FOLDER/<subject>/<number>.png`: scenes of one sticker, of the
-glyph sets that the generator learns and no judge has seen. `attend-excite benchmark score RUN --real FOLDER`
-reads them.
+glyph sets that the generator learns. The presence judge has not seen them, the CLIP may have.
+`attend-excite benchmark score RUN --real FOLDER` reads them.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import gradio as gr
 from attend_excite.app import limits, views
 from attend_excite.app.actions import Server
 from attend_excite.app.api import failures_as_errors
-from attend_excite.app.events import AT_ONCE, RUN
+from attend_excite.app.events import AT_ONCE
 from attend_excite.app.forms import RECOMMENDED, Form
 from attend_excite.app.views import sentence
 from attend_excite.app.words import subjects_of, words_document, words_from, words_of
@@ -225,7 +225,8 @@ class Asking:
             self._follow_model,
             [self.prompt, self._chips, self._model, self._recipe],
             [self._chips, *self._recipe_parts, self._width, self._height, self._examples],
-            **RUN,
+            # Behind another visitor's run it would come after the click on Draw, which reads what it fills.
+            **AT_ONCE,
         )
         self._examples.click(lambda sample: sample[0], self._examples, self.prompt, **AT_ONCE)
 

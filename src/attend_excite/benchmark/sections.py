@@ -520,7 +520,7 @@ def _circumstances(results: Results) -> Section:
     facts += [(f"recipe of {system}", recipe) for system, recipe in recipes.items()]
     return Section(
         "What ran",
-        ["Every number of this page, and those it is made of, is in numbers/, as CSV and as Parquet."],
+        ["The averages, and the prompts, images and costs behind them, are in numbers/, as CSV and Parquet."],
         [Table("", ["", ""], [[Cell(name), Cell(value)] for name, value in facts])],
     )
 

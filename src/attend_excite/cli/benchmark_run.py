@@ -65,7 +65,8 @@ def draw_benchmark(request: Request) -> None:
     if request.per_subset is not None:
         prompts = sample(prompts, request.per_subset)
     tokenizer = load_tokenizer(request.model)
-    prompts = [with_subjects(prompt, tokenizer) for prompt in prompts]
+    # With the brackets out, two that were spelled differently may be the same.
+    prompts = list(dict.fromkeys(with_subjects(prompt, tokenizer) for prompt in prompts))
     with _executor(request) as executor:
         with MESSAGES.status(f"loading {request.model}"):
             conditions, recommended = executor.describe(request.steps, request.guidance)

@@ -10,6 +10,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
+from importlib.metadata import version
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ from attend_excite.benchmark.prompts import (
     with_subjects,
 )
 from attend_excite.benchmark.run import Here, Queue, begin, draw
+from attend_excite.guidance.schedule import Recipe
 from attend_excite.nouns import find_nouns
 
 WORDS = json.loads((Path(store.__file__).parents[1] / "data" / "benchmark.json").read_text(encoding="utf-8"))
@@ -291,13 +294,37 @@ def test_a_folder_holds_images_of_one_kind(model: Model, tmp_path: Path) -> None
     begin(tmp_path, conditions_of(model, 2, 7.5), prompts, range(3), [system])
     settings = store.read_settings(tmp_path)
     assert settings["seeds"] == [0, 1, 2]
-    assert settings["systems"] == ["structure"]
-    assert settings["prompts"] == [
-        {"prompt": "a cat and a dog", "subset": "animals", "subjects": ["cat", "dog"]},
-        {"prompt": "a cat and a bird", "subset": "animals", "subjects": ["cat", "bird"]},
-    ]
+    assert list(settings["systems"]) == ["structure"]
+    assert settings["prompts"] == {
+        "a cat and a dog": {"subset": "animals", "subjects": ["cat", "dog"]},
+        "a cat and a bird": {"subset": "animals", "subjects": ["cat", "bird"]},
+    }
     with pytest.raises(ValueError, match="steps 2, not 3"):
         begin(tmp_path, conditions_of(model, 3, 7.5), prompts, range(2), [system])
+    other = replace(prompts[0], subjects=("cat",))
+    with pytest.raises(ValueError, match="images of 'a cat and a dog' with other subjects"):
+        begin(tmp_path, conditions_of(model, 2, 7.5), [other], range(2), [system])
+
+    ours = systems_named(["attend-excite"], Recipe.named("official"))
+    begin(tmp_path, conditions_of(model, 2, 7.5), prompts, range(3), ours)
+    begin(tmp_path, conditions_of(model, 2, 7.5), prompts, range(3), ours)
+    changed = systems_named(["attend-excite"], Recipe.named("bare"))
+    with pytest.raises(ValueError, match="images of 'attend-excite' with other numbers"):
+        begin(tmp_path, conditions_of(model, 2, 7.5), prompts, range(3), changed)
+
+
+def test_two_systems_with_the_same_numbers_have_their_own_images(model: Model, tmp_path: Path) -> None:
+    systems = systems_named(["attend-excite", "attend-excite official"], Recipe.named("official"))
+    assert systems[0].method == systems[1].method
+    batches = plan(sample(paper_prompts(), 1)[:1], range(1), systems, conditions_of(model, 2, 7.5), 8)
+    _draw_all(model, batches, tmp_path)
+    rows = store.read_rows(tmp_path).to_pylist()
+    assert {row["system"] for row in rows} == {"attend-excite", "attend-excite official"}
+    first, second = (store.read_image(tmp_path, row["image"]).tobytes() for row in rows)
+    assert first == second
+    for row in rows:
+        assert row["device"] == "cpu"
+        assert f"torch {version('torch')}" in row["versions"]
 
 
 def test_the_estimate_is_what_a_run_costs(model: Model, batches: list[Batch], tmp_path: Path) -> None:

@@ -34,6 +34,11 @@ class System:
     method: Method
     recipe: str | None
 
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """All that the method does to an image, as plain data."""
+        return asdict(_unsummarised(self.method)) | {"name": self.method.name}
+
 
 @dataclass(frozen=True)
 class Conditions:
@@ -85,13 +90,14 @@ class Job:
 
     @cached_property
     def name(self) -> str:
-        """16 hex digits from all that decides what the image looks like."""
+        """16 hex digits from the system's name and all that decides what the image looks like."""
         conditions = asdict(self.conditions)
         # Where the weights are known it doesn't matter under what name they were found.
         model = conditions.pop("model")
         conditions["revision"] = self.conditions.revision or model
-        method = asdict(_unsummarised(self.system.method)) | {"name": self.system.method.name}
-        return name_of(conditions, method, self.prompt.text, self.prompt.subjects, self.seed)
+        # A system's own name too: where two have the same numbers, each has its rows.
+        system = {"system": self.system.name, "method": self.system.numbers}
+        return name_of(conditions, system, self.prompt.text, self.prompt.subjects, self.seed)
 
 
 Batch = tuple[Job, ...]

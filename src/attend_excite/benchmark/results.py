@@ -76,7 +76,7 @@ class Results:
         captions: (images,), where there are any.
         judges: a metric -> who scored.
         upper_bound: a subject -> the CLIP similarity of real images.
-        left_out: a system -> (blacked out, failed).
+        left_out: a system, also one without images -> (blacked out, failed).
     """
 
     run: str
@@ -175,13 +175,14 @@ def read_results(run: str | Path) -> Results:
         metric: {row["job"]: row for row in store.read_scores(run, metric).to_pylist()}
         for metric in dict.fromkeys(measure.metric for measure in MEASURES)
     }
-    there = list(dict.fromkeys(row["system"] for row in everything))
+    tried = dict.fromkeys(row["system"] for row in everything)
+    there = dict.fromkeys(row["system"] for row in rows)
     return Results(
         run=str(run),
         settings=settings,
         rows=rows,
         prompts=_prompts(settings, rows),
-        systems=[name for name in dict.fromkeys([*settings.get("systems", []), *there]) if name in there],
+        systems=[name for name in dict.fromkeys([*settings["systems"], *there]) if name in there],
         values={
             measure: _column(scores[measure.metric], rows, measure.column)
             for measure in MEASURES
@@ -197,7 +198,7 @@ def read_results(run: str | Path) -> Results:
                 sum(bool(row["nsfw"]) for row in everything if row["system"] == name),
                 sum(row["image"] is None for row in everything if row["system"] == name),
             )
-            for name in there
+            for name in tried
         },
     )
 
@@ -212,8 +213,7 @@ def _prompts(settings: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[d
         }
         for row in rows
     }
-    order = [prompt["prompt"] for prompt in settings.get("prompts", [])]
-    return [found[text] for text in dict.fromkeys([*order, *found]) if text in found]
+    return [found[text] for text in dict.fromkeys([*settings["prompts"], *found]) if text in found]
 
 
 def _column(scores: dict[str, dict[str, Any]], rows: Sequence[dict[str, Any]], column: str) -> Values:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import platform
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from PIL import Image
 
 from attend_excite.benchmark import store
@@ -25,6 +29,9 @@ Row = dict[str, Any]
 
 # Seconds between two looks at what other runs have claimed.
 _POLL = 1.0
+
+# Those that decide what an image looks like.
+_PACKAGES = ("attend-excite", "torch", "diffusers", "transformers")
 
 # What all images of a folder have in common.
 _SHARED = ("model", "revision", "dtype", "steps", "guidance", "height", "width")
@@ -133,26 +140,41 @@ def begin(
     """Write down what the run is, together with what the folder holds already.
 
     Raises:
-        ValueError: the folder holds images of another model or made under other conditions.
+        ValueError: the folder holds images of another model, made under other conditions, by a system of
+            the same name with other numbers, or of the same prompt with other subjects.
     """
-    settings = {name: getattr(conditions, name) for name in _SHARED} | {
-        "systems": [system.name for system in systems],
-        "seeds": list(seeds),
-        "prompts": [
-            {"prompt": prompt.text, "subset": prompt.subset, "subjects": prompt.shown} for prompt in prompts
-        ],
-        "versions": {package: version(package) for package in ("attend-excite", "torch", "diffusers")},
-    }
+    # As it will be read again: JSON knows no tuples, and text keys only.
+    settings: dict[str, Any] = json.loads(
+        json.dumps(
+            {name: getattr(conditions, name) for name in _SHARED}
+            | {
+                "systems": {system.name: system.numbers for system in systems},
+                "seeds": list(seeds),
+                "prompts": {
+                    prompt.text: {"subset": prompt.subset, "subjects": prompt.shown} for prompt in prompts
+                },
+            }
+        )
+    )
     if (before := settings_there(run)) is not None:
-        for name in _SHARED:
-            if before[name] != settings[name]:
-                raise ValueError(
-                    f"'{run}' holds images with {name} {before[name]}, not {settings[name]}: "
-                    "choose another --out"
-                )
-        for name in ("systems", "seeds", "prompts"):
-            settings[name] = before[name] + [item for item in settings[name] if item not in before[name]]
+        _refuse_another(run, before, settings)
+        settings["seeds"] = list(dict.fromkeys(before["seeds"] + settings["seeds"]))
+        for name in ("systems", "prompts"):
+            settings[name] = before[name] | settings[name]
     store.write_settings(run, settings)
+
+
+def _refuse_another(run: str | Path, before: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Raise where averages over old and new images would be of different things."""
+    for name in _SHARED:
+        if before[name] != settings[name]:
+            raise ValueError(
+                f"'{run}' holds images with {name} {before[name]}, not {settings[name]}: choose another --out"
+            )
+    for name, reason in (("systems", "with other numbers"), ("prompts", "with other subjects or subset")):
+        for key in before[name].keys() & settings[name].keys():
+            if before[name][key] != settings[name][key]:
+                raise ValueError(f"'{run}' holds images of '{key}' {reason}: choose another --out")
 
 
 def settings_there(run: str | Path) -> dict[str, Any] | None:
@@ -223,6 +245,9 @@ def _drawn(
             "seconds": seconds,
             "unet_passes": passes,
             "updates": sum(update.shift > 0 for update in visits),
+            "device": _name_of(model.device),
+            "host": platform.node(),
+            "versions": _versions(),
             "error": None,
         }
         drawn.append((_row(job) | found, image))
@@ -236,6 +261,16 @@ def passes_a_step(method: Method, prompt: str, guidance: float) -> int:
     if isinstance(method, ComposableDiffusion):
         return 1 + len(concepts(prompt))
     return 2 if guidance > 1 else 1
+
+
+def _name_of(device: torch.device) -> str:
+    """ "NVIDIA H100 80GB HBM3", or where there is none, the device's kind: "cpu"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+@cache
+def _versions() -> str:
+    return ", ".join(f"{package} {version(package)}" for package in _PACKAGES)
 
 
 def _row(job: Job) -> Row:

@@ -514,7 +514,10 @@ def _circumstances(results: Results) -> Section:
     settings = results.settings
     wanted = ("model", "revision", "dtype", "steps", "guidance", "width", "height")
     facts = [(name, str(settings[name])) for name in wanted if settings.get(name) is not None]
-    facts += [(package, version) for package, version in settings.get("versions", {}).items()]
+    for name, column in (("drawn on", "device"), ("drawn by", "versions")):
+        facts += [(name, value) for value in dict.fromkeys(row[column] for row in results.rows) if value]
+    if (machines := len({row["host"] for row in results.rows})) > 1:
+        facts.append(("machines", str(machines)))
     facts += [(f"{metric} judged by", judge) for metric, judge in results.judges.items()]
     recipes = {row["system"]: row["recipe"] for row in results.rows if row["recipe"]}
     facts += [(f"recipe of {system}", recipe) for system, recipe in recipes.items()]

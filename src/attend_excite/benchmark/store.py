@@ -53,6 +53,9 @@ ROW = pa.schema(
         ("seconds", pa.float64()),
         ("unet_passes", pa.int32()),
         ("updates", pa.int32()),
+        ("device", pa.string()),
+        ("host", pa.string()),
+        ("versions", pa.string()),
         ("error", pa.string()),
     ]
 )

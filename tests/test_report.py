@@ -184,9 +184,8 @@ def _made_up(
             similarities.append(head | {"full": minima[at] + 0.1, "minimum": minima[at]})
             wrong = {"miscoloured": False, "right": not missing[at]}
             verdicts.append(head | {"neglected": missing[at]} | wrong)
-    store.write_settings(
-        run, {"model": model, "steps": 50, "systems": dict.fromkeys(systems, {}), "prompts": {}}
-    )
+    settings = {"model": model, "steps": 50, "systems": {name: {} for name in systems}, "prompts": {}}
+    store.write_settings(run, settings)
     store.write_rows(run, rows)
     if scored:
         store.write_scores(run, "clip", similarities)

@@ -39,6 +39,7 @@ from transformers import (
     Owlv2Processor,
     SwinConfig,
 )
+from transformers.models.owlv2.modeling_owlv2 import Owlv2ObjectDetectionOutput
 
 pytest.importorskip("pyarrow", reason="the benchmark's extra is not installed")
 
@@ -107,7 +108,7 @@ def clip(tiny_clip: str) -> Clip:
 class _Compass:
     """Stands for CLIP: a few texts with known directions in the plane; images look east."""
 
-    name, wording = "compass", "official"
+    described = "compass, official wording"
     directions: ClassVar = {
         "a cat and a red dog": (0.6, 0.8),
         "a cat": (1.0, 0.0),
@@ -211,6 +212,8 @@ def test_verdict_by_hand() -> None:
     assert colour_of("bowl", "a dog and a yellow bowl") == "yellow"
     assert colour_of("bow", "a dog and a yellow bowl") is None
     assert colour_of("dog", "a dog and a yellow bowl") is None
+    assert colour_of("yellow bowl", "a dog and a yellow bowl") == "yellow"
+    assert colour_of("big bowl", "a dog and a yellow big bowl") == "yellow"
     fine = verdict([0.9, 0.8], [True, True], [None, True])
     assert (fine["neglected"], fine["miscoloured"], fine["right"]) == (False, False, True)
     wrong = verdict([0.9, 0.8], [True, True], [None, False])
@@ -233,10 +236,16 @@ def test_presence_judge_compares_scores_with_its_thresholds(
     assert first["coloured"] == [None, True]
     assert second["present"] == [True, True]
     assert second["right"]
-    with pytest.raises(ValueError, match="knows none"):
-        JudgedPresence(str(tmp_path)).update(
-            pictures[:1], [{"job": "", "prompt": "a van", "subjects": ["van"]}]
-        )
+
+    metric = JudgedPresence(str(tmp_path))
+    phrases = [{"job": "", "prompt": "a blue dog and a Cat", "subjects": ["blue dog", "Cat"]}]
+    metric.update(pictures[:1], phrases)
+    (of_phrases,) = metric.compute()
+    assert of_phrases["present"] == [False, True]
+    assert of_phrases["coloured"] == [False, None]
+    for subjects, message in ((["cat", "van"], "doesn't know the 'van'"), ([], "names no subject")):
+        with pytest.raises(ValueError, match=message):
+            metric.update(pictures[:1], [{"job": "", "prompt": "a cat, a van", "subjects": subjects}])
 
 
 def _owl(tokenizer: CLIPTokenizer) -> tuple[Any, ...]:
@@ -283,6 +292,49 @@ def test_detectors_give_a_verdict_on_every_subject(
         assert all(0 <= confidence <= 1 for confidence in one["scores"])
     assert scores[0]["coloured"][0] is None
     assert scores[0]["coloured"][1] in (True, False)
+
+
+class _Boxes:
+    """Stands for a detector: two boxes in each image, of which the first text finds one and the second the
+    other, in parts of the square that the processor pads the image to."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def __call__(self, input_ids: Tensor, **_: Tensor) -> Owlv2ObjectDetectionOutput:
+        left, right = [0.25, 0.25, 0.5, 0.5], [0.75, 0.25, 0.5, 0.5]
+        chances = torch.tensor([[[0.8], [0.1]], [[0.2], [0.29]]])
+        return Owlv2ObjectDetectionOutput(
+            logits=chances.logit()[: len(input_ids)],
+            pred_boxes=torch.tensor([[left, right]] * len(input_ids)),
+        )
+
+
+class _ByMean(DetectedPresence):
+    """Names a crop's colour by its mean, where the other names it by CLIP."""
+
+    def _colour(self, crop: Image.Image, subject: str) -> str:
+        red, _, blue = np.asarray(crop).mean(axis=(0, 1))
+        assert min(red, blue) == 0  # The box is that of one half, to the pixel.
+        return "red" if red > blue else "blue"
+
+
+def test_detector_by_hand(
+    tmp_path_factory: pytest.TempPathFactory, tokenizer: CLIPTokenizer, clip: Clip
+) -> None:
+    metric = _ByMean(_saved(tmp_path_factory, *_owl(tokenizer)), clip)
+    metric._model = _Boxes()
+    image = Image.new("RGB", (48, 24), "red")
+    image.paste(Image.new("RGB", (24, 24), "blue"), (24, 0))
+    prompts = {"a red car and a blue bowl": True, "a blue car and a red bowl": False}
+    rows = [{"job": "", "prompt": prompt, "subjects": ["car", "bowl"]} for prompt in prompts]
+    metric.update([image] * 2, rows)
+    for found, right in zip(metric.compute(), prompts.values(), strict=True):
+        assert found["scores"] == pytest.approx([0.8, 0.29])
+        assert found["present"] == [True, False]
+        assert found["coloured"] == [right, right]
+        assert (found["neglected"], found["miscoloured"], found["right"]) == (True, not right, False)
+    metric.update([image], [{"job": "", "prompt": "a red car", "subjects": ["red car"]}])
+    assert metric.compute()[0]["right"]
 
 
 def test_chance_of_yes_by_hand(tokenizer: CLIPTokenizer) -> None:
@@ -422,10 +474,27 @@ def test_chance_of_order() -> None:
     assert np.isnan(statistics.chance_of_order(scores, np.ones(4, dtype=bool)))
     # Within prompts: each in perfect order, though not across them.
     prompts = np.array([0, 0, 1, 1])
-    within = statistics.chance_of_order_within(
-        prompts, np.array([0.1, 0.2, 0.8, 0.9]), np.array([False, True, False, True])
-    )
-    assert within.value == 1.0
+    alike = np.zeros(4, dtype=np.int64)
+    scores, better = np.array([0.1, 0.2, 0.8, 0.9]), np.array([False, True, False, True])
+    assert statistics.chance_of_order_within(prompts, alike, scores, better).value == 1.0
+    # One prompt by two systems: in order within each; across them the one with the low scores is right.
+    one, systems = np.zeros(6, dtype=np.int64), np.array([0, 0, 0, 1, 1, 1])
+    scores = np.array([0.1, 0.2, 0.3, 0.7, 0.8, 0.9])
+    better = np.array([False, True, True, False, False, True])
+    assert statistics.chance_of_order_within(one, systems, scores, better).value == 1.0
+    assert statistics.chance_of_order_within(one, 0 * systems, scores, better).value == pytest.approx(5 / 9)
+
+
+def test_one_prompt_is_not_sure_of_anything() -> None:
+    one = np.array([0.5, np.nan])
+    for found in (
+        statistics.mean(one),
+        statistics.difference(one, np.array([0.1, 0.1])),
+        statistics.relative_difference(one, np.array([0.1, 0.1])),
+    ):
+        assert np.isfinite(found.value)
+        assert np.isnan([found.low, found.high]).all()
+        assert not found.excludes(0.0)
 
 
 def _judged(metric: Metric, pictures: list[Image.Image]) -> list[dict[str, Any]]:

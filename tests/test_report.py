@@ -50,7 +50,7 @@ def test_the_report_says_what_the_scores_say(run: Path) -> None:
         run,
         UPPER_BOUND,
         [
-            {"job": name, "scored_by": "c", "similarity": 0.5, "images": 1}
+            {"job": name, "scored_by": "judge", "similarity": 0.5, "images": 1}
             for name in ("cat", "dog", "frog", "car", "bowl", "clock")
         ],
     )
@@ -73,7 +73,28 @@ def test_the_report_says_what_the_scores_say(run: Path) -> None:
     assert animals["mean"] == pytest.approx(0.22)
     assert animals["difference"] == pytest.approx(-12.0)
     assert (animals["prompts"], animals["images"]) == (2, 2)
+    (findings, agreement, bounds) = (
+        parquet.read_table(run / "report" / "numbers" / f"{name}.parquet").to_pylist()
+        for name in ("findings", "agreement", "bounds")
+    )
+    ours_above_plain = {row["subset"]: row["holds"] for row in findings if row["measure"] == "clip minimum"}
+    assert ours_above_plain == {"animals": "yes", "objects": "no", "all": "not told apart"}
+    assert {row["subset"] for row in bounds} == {"animals", "objects", "all"}
+    # Three of ours and one of the plain images have both subjects; of one prompt and system there is one.
+    (minimum,) = (
+        row for row in agreement if (row["truth"], row["score"]) == ("presence neglected", "clip minimum")
+    )
+    assert minimum["images"] == 8
+    assert minimum["of_one_prompt"] == 1.0
+    assert minimum["of_one_system"] is None
     assert len((run / "report" / "numbers" / "images.csv").read_text("utf-8").splitlines()) == 9
+
+
+def test_the_bound_is_of_the_clip_that_judges(run: Path) -> None:
+    bound = [{"job": "cat", "scored_by": "another", "similarity": 0.5, "images": 1}]
+    store.write_scores(run, UPPER_BOUND, bound)
+    write_report(run, run / "report")
+    assert "upper bound" not in (run / "report" / "report.md").read_text("utf-8")
 
 
 def test_the_page_is_of_one_piece(run: Path) -> None:
@@ -124,7 +145,27 @@ def test_two_runs_side_by_side(run: Path, tmp_path: Path) -> None:
     text = (tmp_path / "report" / "report.md").read_text("utf-8")
     assert "on the 4 prompts that both have" in text
     assert re.search(r"Attend-and-Excite: minimum object similarity \| 0\.250 \| 0\.500 \| \+100\.0 %", text)
+    beside = parquet.read_table(tmp_path / "report" / "numbers" / "beside.parquet").to_pylist()
+    assert {row["measure"]: row["there"] for row in beside}["clip minimum"] == pytest.approx(0.5)
     assert re.search(r"Attend-and-Excite: a subject is missing \| 25\.0 % \| 0\.0 % \| .25\.0 points", text)
+
+
+def test_one_prompt_and_a_system_without_images(tmp_path: Path) -> None:
+    one = ([0.25, None, None, None], [True, None, None, None])
+    run = _made_up(
+        tmp_path / "run",
+        "stickers",
+        {"stable-diffusion": one, "attend-excite": ([0.5, *one[0][1:]], [False, *one[1][1:]])},
+    )
+    failed = {"job": "f" * 16, "prompt": "a cat and a dog", "seed": 0, "system": "structure", "error": "no"}
+    store.write_rows(run, [failed])
+    write_report(run, tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text("utf-8")
+    assert "nan" not in text
+    assert "100.0 % plain, 0.0 % with Attend-and-Excite (\N{MINUS SIGN}100.0 points)." in text
+    assert re.search(r"StructureDiffusion \| – \| – \| – \| 0 \| 0 \| 1 \|", text)
+    # The sheets are of the systems that have images.
+    assert len(list((tmp_path / "report" / "pictures").iterdir())) == 2
 
 
 def test_the_study_is_table_2(run: Path, tmp_path: Path) -> None:

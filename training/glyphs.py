@@ -84,6 +84,14 @@ def judge_glyphs() -> list[Glyph]:
     ]
 
 
+def calibration_glyphs() -> list[Glyph]:
+    """Glyphs of sets that no model was trained on. Subjects that those lack are taken from the judge's own:
+    the bench."""
+    spared = [glyph for glyph in all_glyphs() if glyph.set in CALIBRATION_SETS]
+    lacking = set(SUBJECTS) - {glyph.subject for glyph in spared}
+    return spared + [glyph for glyph in judge_glyphs() if glyph.subject in lacking]
+
+
 class GlyphBox:
     """Draws a glyph of a subject: first its set, then the glyph, so that a set with ten
     moods of one face counts no more than a set with one."""

@@ -21,12 +21,11 @@ from torch import Tensor
 from attend_excite.models.catalogue import source_of
 from attend_excite.models.judge import OWN, Judge
 from training.glyphs import (
-    CALIBRATION_SETS,
     COLOURS,
     SUBJECTS,
     GlyphBox,
     JostledBox,
-    all_glyphs,
+    calibration_glyphs,
     generator_glyphs,
     judge_glyphs,
 )
@@ -170,12 +169,8 @@ def figures(judge: Judge, scenes: list[Scene], images: Tensor) -> dict[str, floa
 def calibrate(folder: Path, vae: AutoencoderKL) -> None:
     """Set the thresholds, measure on unseen sets, write `model` and `figures.json`."""
     judge = Judge.load(folder / "model")
-    spared = [g for g in all_glyphs() if g.set in CALIBRATION_SETS]
-    # Subjects that the calibration sets lack are taken from the judge's own.
-    lacking = set(SUBJECTS) - {g.subject for g in spared}
-    spared += [g for g in judge_glyphs() if g.subject in lacking]
     sources = {
-        "calibration": (GlyphBox(spared), CALIBRATION_SEED),
+        "calibration": (GlyphBox(calibration_glyphs()), CALIBRATION_SEED),
         "test": (GlyphBox(generator_glyphs()), TEST_SEED),
     }
     results = {}

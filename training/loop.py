@@ -145,6 +145,8 @@ def train(
         if on_save is not None:
             on_save(done)
 
+    if start >= steps and on_save is not None:
+        on_save(start)  # Stopped after its last checkpoint, perhaps before what follows it.
     saved = time.monotonic()
     for n in range(start, steps):
         log.add(n + 1, take_step(n))

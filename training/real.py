@@ -1,7 +1,7 @@
-"""Pictures of each subject as the generator should draw it, for the benchmark's upper bound.
+"""Pictures of each subject that a person drew, for the benchmark's upper bound.
 
-`python -m training.real --out FOLDER` writes `FOLDER/<subject>/<number>.png`: scenes of one sticker, of the
-glyph sets that the generator learns. The presence judge has not seen them, the CLIP may have.
+`python -m training.real --out FOLDER` writes `FOLDER/<subject>/<number>.png`: scenes of one sticker, of glyph
+sets that neither the generator nor a judge was trained on (but for the bench, which those sets lack).
 `attend-excite benchmark score RUN --real FOLDER` reads them.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from training.glyphs import SUBJECTS, GlyphBox, generator_glyphs
+from training.glyphs import SUBJECTS, GlyphBox, calibration_glyphs
 from training.scenes import draw_scene
 
 
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
 
-    box, drawn = GlyphBox(generator_glyphs()), Counter[str]()
+    box, drawn = GlyphBox(calibration_glyphs()), Counter[str]()
     for index in count():
         scene = draw_scene(box, arguments.seed, index)
         subject = scene.subjects[0]

@@ -141,7 +141,8 @@ def table_of(results: Results, comparison: Comparison, measure: Measure, title: 
         )
     unit = "percentage points" if measure.rate else "how far"
     note = (
-        f"In brackets: {unit} from Attend-and-Excite; “ns”: the interval of the difference has nought in it."
+        f"In brackets: {unit} from Attend-and-Excite; “ns”: its interval has nought in it, or one prompt "
+        "gives none."
     )
     return Table(title, ["", *map(subset_name, results.subsets)], rows, note)
 
@@ -223,13 +224,18 @@ def number_text(value: float) -> str:
     return "–" if np.isnan(value) else f"{value:.2f}"
 
 
+def between_text(found: Estimate) -> str:
+    """ "0.53 to 0.76", and nothing where it is not known."""
+    return "" if np.isnan(found.low) else f"{number_text(found.low)} to {number_text(found.high)}"
+
+
 def difference_text(measure: Measure, found: Estimate, *, interval: bool = False, short: bool = False) -> str:
-    """ "+5.1 %" or "+5.1 points", and "ns" where it may as well be nought."""
+    """ "+5.1 %" or "+5.1 points", and "ns" where it may as well be nought for all that is known."""
     if np.isnan(found.value):
         return "–"
     unit = ("" if short else " points") if measure.rate else " %"
     sure = "" if found.excludes(0) else " ns"
-    between = f", {_signed(found.low)} to {_signed(found.high)}" if interval else ""
+    between = f", {interval_text(measure, found)}" if interval and not np.isnan(found.low) else ""
     return f"{_signed(found.value)}{unit}{between}{'' if interval else sure}"
 
 

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from attend_excite.benchmark.jobs import Batch, Conditions, conditions_of
@@ -73,7 +74,7 @@ class RayWorkers:
         while queue or drawing:
             while free and (batch := queue.take()):
                 worker = free.pop()
-                drawing[worker.draw.remote(str(queue.run), batch)] = worker, batch
+                drawing[worker.draw.remote(_from_anywhere(str(queue.run)), batch)] = worker, batch
             if not drawing:
                 time.sleep(_POLL)
             finished = ray.wait(list(drawing), timeout=_POLL)[0] if drawing else []
@@ -122,11 +123,21 @@ def ray_workers(
             **({} if address else here),
         )
     except ConnectionError as error:
-        raise ValueError(f"there is no Ray cluster at '{address}': {error}") from error
+        raise ValueError(
+            f"there is no Ray cluster at '{address}', or it asks for a token: then set RAY_AUTH_MODE=token "
+            f"({error})"
+        ) from error
     try:
-        yield RayWorkers(_start(model, device, dtype, workers))
+        yield RayWorkers(
+            _start(_from_anywhere(model) if Path(model).is_dir() else model, device, dtype, workers)
+        )
     finally:
         ray.shutdown()
+
+
+def _from_anywhere(folder: str) -> str:
+    """A folder as it is named by workers that don't run where this was started."""
+    return folder if "://" in folder else str(Path(folder).absolute())
 
 
 def _start(model: str, device: str | None, dtype: str | None, workers: int | None) -> list[Any]:

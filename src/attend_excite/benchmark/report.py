@@ -11,21 +11,16 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import pyarrow as pa
 from pyarrow import csv, parquet
 
-from attend_excite.benchmark import store
+from attend_excite.benchmark import numbers, store
 from attend_excite.benchmark.blocks import Plot, Sheet
 from attend_excite.benchmark.comparison import Comparison
 from attend_excite.benchmark.results import Results, read_results
-from attend_excite.benchmark.sections import comparisons_of, cost_numbers, sections_of, summary_of, title_of
+from attend_excite.benchmark.sections import comparisons_of, sections_of, summary_of, title_of
 
 _OF_A_JOB = re.compile(r"[0-9a-f]{16}\.webp")
-_STUDY_COLUMNS = (
-    *("votes", "shown", "share", "low", "high", "bootstrap_low", "bootstrap_high"),
-    *("strength", "strength_low", "strength_high"),
-)
 
 
 def write_report(
@@ -65,7 +60,7 @@ def write_report(
 
     target, root = store.open_folder(out)
     written = set()
-    for path, content in _files(page, results, comparisons, votes):
+    for path, content in _files(page, results, comparisons, votes, others):
         store.write_file(target, f"{root}/{path}", content)
         written.add(path.rpartition("/")[2])
     # Pictures are named after their jobs, so those of an earlier report are not overwritten.
@@ -80,6 +75,7 @@ def _files(
     results: Results,
     comparisons: Mapping[str, Comparison],
     votes: Mapping[str, Any] | None,
+    others: Results | None,
 ) -> Iterator[tuple[str, bytes]]:
     for section in page["sections"]:
         for block in section.blocks:
@@ -89,15 +85,7 @@ def _files(
             elif isinstance(block, Sheet):
                 for thumbnail in (shown for _, row in block.rows for shown in row if shown):
                     yield f"pictures/{thumbnail.name}.webp", thumbnail.webp
-    tables = {
-        "averages": [row for comparison in comparisons.values() for row in comparison.numbers()],
-        "prompts": _prompt_numbers(results),
-        "images": _image_numbers(results),
-        "cost": cost_numbers(results),
-    }
-    if votes is not None:
-        tables["study"] = _study_numbers(votes)
-    for name, rows in tables.items():
+    for name, rows in numbers.tables(results, comparisons, votes, others).items():
         table = pa.Table.from_pylist(rows)
         text, binary = io.BytesIO(), io.BytesIO()
         csv.write_csv(table, text)
@@ -126,48 +114,6 @@ def _template(name: str) -> Any:
     )
     text = files("attend_excite").joinpath("data", name).read_text(encoding="utf-8")
     return environment.from_string(text)
-
-
-def _prompt_numbers(results: Results) -> list[dict[str, Any]]:
-    means = {
-        (system, measure): results.means(system, measure)
-        for system in results.systems
-        for measure in results.measures
-    }
-    return [
-        {
-            "prompt": prompt["prompt"],
-            "subset": prompt["subset"],
-            "subjects": "; ".join(prompt["subjects"]),
-            "system": system,
-        }
-        | {measure.key: _known(means[system, measure][at]) for measure in results.measures}
-        for at, prompt in enumerate(results.prompts)
-        for system in results.systems
-    ]
-
-
-def _image_numbers(results: Results) -> list[dict[str, Any]]:
-    columns = ("job", "prompt", "subset", "seed", "system", "seconds", "unet_passes", "updates")
-    return [
-        {name: row[name] for name in columns}
-        | {measure.key: _known(values[at]) for measure, values in results.values.items()}
-        | {"caption": results.captions[at]}
-        for at, row in enumerate(results.rows)
-    ]
-
-
-def _study_numbers(votes: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {"subset": subset, "system": system, "simulated": votes["simulated"]}
-        | {name: shares.get(name) for name in _STUDY_COLUMNS}
-        for subset, of_systems in votes["subsets"].items()
-        for system, shares in of_systems.items()
-    ]
-
-
-def _known(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
 
 
 def _read_study(path: Path) -> dict[str, Any]:

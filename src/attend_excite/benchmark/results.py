@@ -75,7 +75,7 @@ class Results:
         values: a measure -> (images,), NaN where an image has no score.
         captions: (images,), where there are any.
         judges: a metric -> who scored.
-        upper_bound: a subject -> the CLIP similarity of real images.
+        upper_bound: a subject -> the similarity of real images, by the CLIP that judges the others.
         left_out: a system, also one without images -> (blacked out, failed).
     """
 
@@ -177,6 +177,7 @@ def read_results(run: str | Path) -> Results:
     }
     tried = dict.fromkeys(row["system"] for row in everything)
     there = dict.fromkeys(row["system"] for row in rows)
+    judges = {metric: _judge(run, metric, of_jobs) for metric, of_jobs in scores.items() if of_jobs}
     return Results(
         run=str(run),
         settings=settings,
@@ -189,9 +190,11 @@ def read_results(run: str | Path) -> Results:
             if scores[measure.metric]
         },
         captions=[scores["captions"].get(row["job"], {}).get("caption") for row in rows],
-        judges={metric: _judge(run, metric, of_jobs) for metric, of_jobs in scores.items() if of_jobs},
+        judges=judges,
         upper_bound={
-            row["job"]: row["similarity"] for row in store.read_scores(run, UPPER_BOUND).to_pylist()
+            row["job"]: row["similarity"]
+            for row in store.read_scores(run, UPPER_BOUND).to_pylist()
+            if row["scored_by"] == judges.get("clip")
         },
         left_out={
             name: (

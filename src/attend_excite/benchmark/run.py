@@ -33,8 +33,8 @@ _POLL = 1.0
 # Those that decide what an image looks like.
 _PACKAGES = ("attend-excite", "torch", "diffusers", "transformers")
 
-# What all images of a folder have in common.
-_SHARED = ("model", "revision", "dtype", "steps", "guidance", "height", "width")
+# What all images of a folder have in common, beside the model.
+_SHARED = ("revision", "dtype", "steps", "guidance", "height", "width")
 
 
 class Executor(Protocol):
@@ -146,7 +146,7 @@ def begin(
     # As it will be read again: JSON knows no tuples, and text keys only.
     settings: dict[str, Any] = json.loads(
         json.dumps(
-            {name: getattr(conditions, name) for name in _SHARED}
+            {name: getattr(conditions, name) for name in ("model", *_SHARED)}
             | {
                 "systems": {system.name: system.numbers for system in systems},
                 "seeds": list(seeds),
@@ -158,6 +158,7 @@ def begin(
     )
     if (before := settings_there(run)) is not None:
         _refuse_another(run, before, settings)
+        settings["model"] = before["model"]
         settings["seeds"] = list(dict.fromkeys(before["seeds"] + settings["seeds"]))
         for name in ("systems", "prompts"):
             settings[name] = before[name] | settings[name]
@@ -166,7 +167,8 @@ def begin(
 
 def _refuse_another(run: str | Path, before: dict[str, Any], settings: dict[str, Any]) -> None:
     """Raise where averages over old and new images would be of different things."""
-    for name in _SHARED:
+    # As in a job's name: where the weights are known it doesn't matter under what name they were found.
+    for name in _SHARED if settings["revision"] else ("model", *_SHARED):
         if before[name] != settings[name]:
             raise ValueError(
                 f"'{run}' holds images with {name} {before[name]}, not {settings[name]}: choose another --out"

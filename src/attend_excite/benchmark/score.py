@@ -188,7 +188,7 @@ def score_real_images(run: str | Path, clip: Clip, folder: Path) -> None:
                 images = clip.images([Image.open(path).convert("RGB") for path in paths])
                 similarity = float((images @ clip.prompt(f"a {subject}")).mean())
             rows.append(
-                {"job": subject, "scored_by": clip.name, "similarity": similarity, "images": len(paths)}
+                {"job": subject, "scored_by": clip.described, "similarity": similarity, "images": len(paths)}
             )
     store.write_scores(run, UPPER_BOUND, rows)
 

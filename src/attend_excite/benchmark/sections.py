@@ -6,15 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from attend_excite.benchmark import figures, statistics
+from attend_excite.benchmark import figures, numbers
 from attend_excite.benchmark.blocks import (
     Cell,
     Plot,
     Section,
     Table,
     bar_plot,
+    between_text,
     cell_of,
     difference_text,
     interval_text,
@@ -45,7 +45,6 @@ from attend_excite.benchmark.results import (
     is_ablation,
 )
 from attend_excite.benchmark.score import is_bundled
-from attend_excite.benchmark.statistics import Values
 
 _SHOWN_PROMPTS = 4
 _MOST_SUBJECTS = 40
@@ -263,46 +262,23 @@ def _reweighting(results: Results, comparisons: Mapping[str, Comparison]) -> Sec
     )
 
 
-# What the paper found: the first above the second, in which scores.
-_SIMILARITIES = (MINIMUM, FULL, TEXT)
-_FINDINGS = (
-    *((FULL_METHOD, other, _SIMILARITIES) for other in (PLAIN, "structure", "composable", REWEIGHT)),
-    (PLAIN, "structure", (MINIMUM,)),
-    (PLAIN, "composable", (TEXT,)),
-)
-
-
 def _findings(results: Results) -> Section | None:
-    tables = []
-    for measure in _SIMILARITIES:
-        rows = [
-            _finding(results, better, worse, measure)
-            for better, worse, measures in _FINDINGS
-            if measure in measures and measure in results.values and {better, worse} <= set(results.systems)
-        ]
-        if rows:
-            tables.append(Table(measure.title, ["", *map(subset_name, results.subsets)], rows))
-    if not tables:
+    of_measures: dict[Measure, dict[str, list[Cell]]] = {}
+    for found in numbers.findings(results):
+        title = f"{name_of(results, found.better)} above {name_of(results, found.worse)}"
+        cells = of_measures.setdefault(found.measure, {}).setdefault(title, [Cell(title)])
+        cells.append(Cell(found.verdict, difference_text(found.measure, found.difference, interval=True)))
+    if not of_measures:
         return None
+    heads = ["", *map(subset_name, results.subsets)]
     return Section(
         "Where it agrees with the paper",
         [
             "What the paper finds with Stable Diffusion 1.4, and whether it holds here. In small: how far "
             "the second system is from the first, with the interval."
         ],
-        tables,
+        [Table(measure.title, heads, list(rows.values())) for measure, rows in of_measures.items()],
     )
-
-
-def _finding(results: Results, better: str, worse: str, measure: Measure) -> list[Cell]:
-    images = results.shared([better, worse])
-    first, second = (results.means(name, measure, images) for name in (better, worse))
-    cells = [Cell(f"{name_of(results, better)} above {name_of(results, worse)}")]
-    for prompts in results.subsets.values():
-        found = apart(measure, second[prompts], first[prompts])
-        verdict = "yes" if found.high < 0 else "no" if found.low > 0 else "not told apart"
-        cells.append(Cell(verdict, difference_text(measure, found, interval=True)))
-    return cells
 
 
 def _pairs(results: Results) -> Section | None:
@@ -406,97 +382,95 @@ def _ablations(results: Results, comparisons: Mapping[str, Comparison]) -> Secti
 
 
 def _metrics_judged(results: Results) -> Section | None:
-    truths = (NEGLECT, RIGHT) if NEGLECT in results.values else (DETECTED[0], DETECTED[2])
-    scores = [measure for measure in (FULL, MINIMUM, TEXT, YES) if measure in results.values]
-    if truths[0] not in results.values or not scores:
+    agreements = numbers.agreements(results)
+    if not agreements:
         return None
-    tables = []
-    for truth, label in zip(truths, ("All subjects there", "All there, in their colours"), strict=True):
-        rows = []
-        for measure in scores:
-            prompts, values, right = _scored(results, measure, truth)
-            within = statistics.chance_of_order_within(prompts, values, right)
-            between = f"{number_text(within.low)} to {number_text(within.high)}"
-            correlation = np.corrcoef(values, right)[0, 1] if 0 < right.mean() < 1 else np.nan
-            rows.append(
+    truths = list(dict.fromkeys(found.truth for found in agreements))
+    heads = ["", "of any two images", "of two of one prompt", "of two by one system", "correlation"]
+    tables = [
+        Table(
+            f"Right is: {label}.",
+            heads,
+            [
                 [
-                    Cell(measure.title),
-                    Cell(number_text(statistics.chance_of_order(values, right))),
-                    Cell(number_text(within.value), between),
-                    Cell(number_text(float(correlation))),
+                    Cell(found.score.title),
+                    Cell(number_text(found.any_two)),
+                    *(
+                        Cell(number_text(within.value), between_text(within))
+                        for within in (found.of_one_prompt, found.of_one_system)
+                    ),
+                    Cell(number_text(found.correlation)),
                 ]
-            )
-        heads = ["", "of any two images", "of two of one prompt", "correlation"]
-        tables.append(Table(f"Right is: {label.lower()}.", heads, rows))
-    shown = {measure.title: _scored(results, measure, truths[0])[1:] for measure in scores}
+                for found in agreements
+                if found.truth == truth
+            ],
+        )
+        for truth, label in zip(truths, ("all subjects there", "all there, in their colours"), strict=True)
+    ]
+    shown = {
+        found.score.title: (found.values, found.right) for found in agreements if found.truth == truths[0]
+    }
     drawn = figures.separation(shown, ("all subjects there", "a subject is missing"))
     return Section(
         "Do the scores measure what they claim to?",
         [
             f"Against the verdict of {results.judges[truths[0].metric]}: how often, of two images, the one "
-            "that is right has the higher score (1 always, 0.5 by chance), and the correlation of score and "
-            "verdict."
+            "that is right has the higher score (1 always, 0.5 by chance): of any two, of two of one prompt, "
+            "and of two of one prompt by one system, which is what a choice among seeds needs. Then the "
+            "correlation of score and verdict."
         ],
         [*tables, Plot("separation", "Scores of images with all their subjects and of the others.", drawn)],
     )
 
 
-def _scored(
-    results: Results, score: Measure, truth: Measure
-) -> tuple[NDArray[np.int64], Values, NDArray[np.bool_]]:
-    """(images,) each: prompt, score, and whether the image is right, of those that have both."""
-    both = ~np.isnan(results.values[score]) & ~np.isnan(results.values[truth])
-    right = results.values[truth][both] == (0 if truth.lower_is_better else 1)
-    return results.prompt_of[both], results.values[score][both], right
-
-
 def _cost(results: Results) -> Section:
-    numbers = cost_numbers(results)
-    plain = next((row["seconds"] for row in numbers if row["system"] == PLAIN), None)
-    rows = [
-        [
-            Cell(name_of(results, row["system"])),
-            Cell(f"{row['seconds']:.2f}", f"× {row['seconds'] / plain:.2f}" if plain else ""),
-            Cell(f"{row['unet_passes']:.1f}"),
-            Cell(f"{row['updates']:.1f}"),
-            *(Cell(f"{row[name]:,}") for name in ("images", "blacked_out", "failed")),
-        ]
-        for row in numbers
-    ]
+    rows = numbers.cost(results)
+    plain = next((row["seconds"] for row in rows if row["system"] == PLAIN), None)
+
+    def cells(row: Mapping[str, Any]) -> list[Cell]:
+        if not row["images"]:
+            return [Cell("–")] * 3
+        beside = f"× {row['seconds'] / plain:.2f}" if plain else ""
+        passes, updates = (Cell(f"{row[name]:.1f}") for name in ("unet_passes", "updates"))
+        return [Cell(f"{row['seconds']:.2f}", beside), passes, updates]
+
     return Section(
         "Cost of an image",
         [
             "Averages of what the run wrote down. Seconds are an image's share of its batch, on the machines "
             "that drew it: compare them only where all systems ran on the same."
         ],
-        [Table("", ["", "seconds", "UNet passes", "updates", "images", "blacked out", "failed"], rows)],
+        [
+            Table(
+                "",
+                ["", "seconds", "UNet passes", "updates", "images", "blacked out", "failed"],
+                [
+                    [
+                        Cell(name_of(results, row["system"])),
+                        *cells(row),
+                        *(Cell(f"{row[name]:,}") for name in ("images", "blacked_out", "failed")),
+                    ]
+                    for row in rows
+                ],
+            )
+        ],
     )
 
 
 def _two_runs(results: Results, others: Results) -> Section:
-    """Systems and measures that both have, on the prompts that both have."""
-    places = {prompt["prompt"]: at for at, prompt in enumerate(others.prompts)}
-    common = [
-        (at, places[prompt["prompt"]])
-        for at, prompt in enumerate(results.prompts)
-        if prompt["prompt"] in places
+    rows = [
+        [
+            Cell(f"{name_of(results, found.system)}: {found.measure.title.lower()}"),
+            Cell(value_text(found.measure, found.here.value)),
+            Cell(value_text(found.measure, found.there.value)),
+            Cell(
+                difference_text(found.measure, found.difference),
+                interval_text(found.measure, found.difference),
+            ),
+        ]
+        for found in numbers.beside(results, others)
     ]
-    here, there = ([pair[side] for pair in common] for side in (0, 1))
-    measures = [measure for measure in results.measures if measure in others.values]
-    rows = []
-    for system in (name for name in results.systems if name in others.systems):
-        for measure in measures:
-            first, second = results.means(system, measure)[here], others.means(system, measure)[there]
-            found = apart(measure, second, first)
-            if not np.isnan(found.value):
-                rows.append(
-                    [
-                        Cell(f"{name_of(results, system)}: {measure.title.lower()}"),
-                        Cell(value_text(measure, statistics.mean(first).value)),
-                        Cell(value_text(measure, statistics.mean(second).value)),
-                        Cell(difference_text(measure, found), interval_text(measure, found)),
-                    ]
-                )
+    common, _ = numbers.shared_prompts(results, others)
     judges = [
         f"{metric} by {results.judges[metric]} and by {others.judges[metric]}"
         for metric in results.judges
@@ -523,20 +497,6 @@ def _circumstances(results: Results) -> Section:
     facts += [(f"recipe of {system}", recipe) for system, recipe in recipes.items()]
     return Section(
         "What ran",
-        ["The averages, and the prompts, images and costs behind them, are in numbers/, as CSV and Parquet."],
+        ["The numbers of all tables, and the prompts and images behind them, are in numbers/."],
         [Table("", ["", ""], [[Cell(name), Cell(value)] for name, value in facts])],
     )
-
-
-def cost_numbers(results: Results) -> list[dict[str, Any]]:
-    rows = []
-    for system in results.systems:
-        mine = [row for row in results.rows if row["system"] == system]
-        averages = {
-            name: float(np.mean([row[name] for row in mine]))
-            for name in ("seconds", "unet_passes", "updates")
-        }
-        nsfw, failed = results.left_out[system]
-        counts = {"images": len(mine), "blacked_out": nsfw, "failed": failed}
-        rows.append({"system": system} | counts | averages)
-    return rows

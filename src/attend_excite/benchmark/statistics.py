@@ -17,14 +17,15 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and its interval: 95 %, by resampling the prompts. NaN where there is nothing to say."""
+    """A figure and its interval: 95 %, by resampling the prompts. NaN where there is nothing to say, as of
+    the interval of a single prompt."""
 
     value: float
     low: float
     high: float
 
     def excludes(self, value: float) -> bool:
-        """Whether a value lies outside the interval."""
+        """Whether a value is known to lie outside the interval."""
         return value < self.low or value > self.high
 
 
@@ -53,7 +54,7 @@ def mean(values: Values) -> Estimate:
     kept = values[~np.isnan(values)]
     if not kept.size:
         return NOTHING
-    return _estimate(kept.mean(), kept[_resamples(kept.size)].mean(axis=1))
+    return _estimate(kept.mean(), kept.size, kept[_resamples(kept.size)].mean(axis=1))
 
 
 def difference(values: Values, reference: Values) -> Estimate:
@@ -75,7 +76,8 @@ def relative_difference(values: Values, reference: Values) -> Estimate:
     rows = _resamples(values.size)
     with np.errstate(divide="ignore", invalid="ignore"):
         resampled = 100 * (values[rows].mean(axis=1) / reference[rows].mean(axis=1) - 1)
-    return _estimate(100 * (values.mean() / reference.mean() - 1), resampled[np.isfinite(resampled)])
+    change = 100 * (values.mean() / reference.mean() - 1)
+    return _estimate(change, values.size, resampled[np.isfinite(resampled)])
 
 
 def chance_of_order(scores: Values, better: NDArray[np.bool_]) -> float:
@@ -92,11 +94,29 @@ def chance_of_order(scores: Values, better: NDArray[np.bool_]) -> float:
     return float((rankdata(scores)[better].sum() - good * (good + 1) / 2) / (good * bad))
 
 
-def chance_of_order_within(prompt: NDArray[np.int64], scores: Values, better: NDArray[np.bool_]) -> Estimate:
-    """The same among the images of one prompt, averaged over the prompts that have both kinds: what the score
-    says of the image, apart from what it says of the prompt."""
-    rows = [prompt == index for index in np.unique(prompt)]
-    return mean(np.array([chance_of_order(scores[row], better[row]) for row in rows]))
+def chance_of_order_within(
+    prompt: NDArray[np.int64], group: NDArray[np.int64], scores: Values, better: NDArray[np.bool_]
+) -> Estimate:
+    """The same among images of one prompt and one group: what the score says of the image, apart from what
+    it says of the prompt and the group.
+
+    Args:
+        prompt: (images,), the index of each image's prompt.
+        group: (images,), the index of what else may not differ: each image's system.
+        scores: (images,).
+        better: (images,).
+
+    Returns:
+        The mean over prompts of the mean over their groups that have both kinds.
+    """
+    groups = np.unique(np.stack([prompt, group]), axis=1)
+    chances = np.array(
+        [
+            chance_of_order(scores[alike], better[alike])
+            for alike in ((prompt == of_prompt) & (group == of_group) for of_prompt, of_group in groups.T)
+        ]
+    )
+    return mean(per_prompt(groups[0], chances, int(prompt.max(initial=-1)) + 1))
 
 
 def _paired(values: Values, reference: Values) -> tuple[Values, Values]:
@@ -110,7 +130,9 @@ def _resamples(size: int) -> NDArray[np.int64]:
     return np.random.default_rng(0).integers(size, size=(RESAMPLES, size))
 
 
-def _estimate(value: float, resampled: Values) -> Estimate:
+def _estimate(value: float, sample: int, resampled: Values) -> Estimate:
+    if sample < 2:
+        return Estimate(float(value), float("nan"), float("nan"))
     outside = 100 * (1 - CONFIDENCE) / 2
     low, high = np.percentile(resampled, [outside, 100 - outside])
     return Estimate(float(value), float(low), float(high))

@@ -76,7 +76,8 @@ def draw_benchmark(request: Request) -> None:
         if isinstance(executor, Here) and request.dry_run:
             with MESSAGES.status("measuring"):
                 estimates = estimate(request.out, executor.model, batches)
-            _print_estimates(estimates, request.workers or 1)
+            # How many a cluster has isn't known before it is there.
+            _print_estimates(estimates, request.workers or 1, on_ray=request.executor == "ray")
             return
         begin(request.out, conditions, prompts, seeds, systems)
         with Claims(request.out) as claims:
@@ -159,8 +160,9 @@ def _mean(rows: Sequence[Row], column: str) -> str:
     return f"{fmean(row[column] for row in rows):.3g}" if rows else "–"
 
 
-def _print_estimates(estimates: Sequence[Estimate], workers: int) -> None:
-    costs = table("system", "images to draw", "UNet passes", "time", "disk", "measured on")
+def _print_estimates(estimates: Sequence[Estimate], workers: int, *, on_ray: bool) -> None:
+    workers_named = f" on {workers} {'worker' if workers == 1 else 'workers'}" if on_ray else ""
+    costs = table("system", "images to draw", "UNet passes", f"time{workers_named}", "disk", "measured on")
     for of_system in estimates:
         costs.add_row(
             of_system.system,

@@ -36,7 +36,7 @@ class CaptionSimilarity(Metric):
     def __init__(self, captioner: str, clip: Clip, device: str | torch.device = "cpu") -> None:
         from transformers import AutoModelForImageTextToText
 
-        super().__init__(f"{captioner} and {clip.name}, {clip.wording} wording")
+        super().__init__(f"{captioner} and {clip.described}")
         self._clip = clip
         self._model, self._processor = pretrained(AutoModelForImageTextToText, captioner, device)
 

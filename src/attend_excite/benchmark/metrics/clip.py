@@ -85,6 +85,11 @@ class Clip:
         self._model, self._processor = pretrained(AutoModel, name, device)
         self._prompts: dict[str, Tensor] = {}
 
+    @property
+    def described(self) -> str:
+        """All that its similarities depend on: "stickers-clip, official wording"."""
+        return f"{self.name}, {self.wording} wording"
+
     def images(self, images: Sequence[Image.Image]) -> Tensor:
         """(images, width) unit vectors."""
         inputs = self._processor(images=list(images), return_tensors="pt").to(
@@ -120,7 +125,7 @@ class ClipSimilarity(Metric):
     name = "clip"
 
     def __init__(self, clip: Clip) -> None:
-        super().__init__(f"{clip.name}, {clip.wording} wording")
+        super().__init__(clip.described)
         self._clip = clip
 
     def _judge(self, images: Sequence[Image.Image], rows: Sequence[Row]) -> list[dict[str, Any]]:

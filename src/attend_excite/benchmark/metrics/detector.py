@@ -10,7 +10,7 @@ from PIL import Image
 
 from attend_excite.benchmark.metrics.base import Metric, Row, pretrained
 from attend_excite.benchmark.metrics.clip import Clip
-from attend_excite.benchmark.metrics.presence import colour_of, colours, verdict
+from attend_excite.benchmark.metrics.presence import colour_of, colours, verdict, without_colour
 
 Box = tuple[int, int, int, int]
 """Left, top, right and bottom in pixels."""
@@ -46,10 +46,11 @@ class DetectedPresence(Metric):
 
     def _verdict(self, image: Image.Image, row: Row) -> dict[str, Any]:
         scores, fits = [], []
-        for subject, (score, box) in zip(row["subjects"], self._best(image, row["subjects"]), strict=True):
+        things = [without_colour(subject) for subject in row["subjects"]]
+        for thing, (score, box) in zip(things, self._best(image, things), strict=True):
             scores.append(score)
-            wanted = colour_of(subject, row["prompt"])
-            fits.append(None if wanted is None else self._colour(image.crop(box), subject) == wanted)
+            wanted = colour_of(thing, row["prompt"])
+            fits.append(None if wanted is None else self._colour(image.crop(box), thing) == wanted)
         return verdict(scores, [score >= THRESHOLD for score in scores], fits)
 
     def _best(self, image: Image.Image, subjects: Sequence[str]) -> list[tuple[float, Box]]:

@@ -26,9 +26,15 @@ def colours() -> tuple[str, ...]:
 
 
 def colour_of(subject: str, prompt: str) -> str | None:
-    """The colour right before a subject in its prompt: "yellow" for "bowl" in "a dog and a yellow bowl"."""
-    found = re.search(rf"\b({'|'.join(colours())}) {re.escape(subject)}\b", prompt)
+    """The colour right before a subject in its prompt: "yellow" for "bowl" or for "yellow bowl" in "a dog and
+    a yellow bowl"."""
+    found = re.search(rf"\b({'|'.join(colours())}) {re.escape(without_colour(subject))}\b", prompt)
     return found[1] if found else None
+
+
+def without_colour(subject: str) -> str:
+    """ "bowl" for "yellow bowl"."""
+    return re.sub(rf"^({'|'.join(colours())}) ", "", subject)
 
 
 def verdict(
@@ -58,14 +64,15 @@ def verdict(
 
 
 class JudgedPresence(Metric):
-    """The presence judge's `verdict` on the subjects that it knows.
+    """The presence judge's `verdict` on subjects that it knows, each by itself or at the end of a phrase:
+    "bowl", "yellow bowl", "big yellow bowl".
 
     Args:
         judge: a short name, or a folder that `Judge.load` reads.
         device: where it goes.
 
     Raises:
-        ValueError: there is no such judge, or it knows none of a prompt's subjects.
+        ValueError: there is no such judge, a prompt has no subjects, or one that it doesn't know.
     """
 
     name = "presence"
@@ -85,12 +92,9 @@ class JudgedPresence(Metric):
     def _verdict(self, row: Row, scores: torch.Tensor, hues: torch.Tensor) -> dict[str, Any]:
         judge = self._judge_model
         thresholds = judge.get_buffer("thresholds")
-        places = [judge.subjects.index(name) for name in row["subjects"] if name in judge.subjects]
+        places = [self._place(subject, row["prompt"]) for subject in row["subjects"]]
         if not places:
-            raise ValueError(
-                f"{self.scored_by} knows none of the subjects of '{row['prompt']}': "
-                "leave it out with --judge none"
-            )
+            raise ValueError(f"'{row['prompt']}' names no subject to judge: leave it out with --judge none")
         wanted = [colour_of(judge.subjects[place], row["prompt"]) for place in places]
         # The last colour is a sticker's own, which is no answer: a red apple in its own colour is red.
         seen = [judge.colours[int(hues[place, :-1].argmax())] for place in places]
@@ -98,4 +102,15 @@ class JudgedPresence(Metric):
             scores[places].tolist(),
             (scores[places] >= thresholds[places]).tolist(),
             [None if colour is None else colour == hue for colour, hue in zip(wanted, seen, strict=True)],
+        )
+
+    def _place(self, subject: str, prompt: str) -> int:
+        """The index of what a subject is, which is what it ends in."""
+        names = self._judge_model.subjects
+        for place, name in enumerate(names):
+            if re.search(rf"(^| ){re.escape(name)}$", subject, re.IGNORECASE):
+                return place
+        raise ValueError(
+            f"{self.scored_by} doesn't know the '{subject}' of '{prompt}', only {', '.join(names)}: "
+            "leave it out with --judge none"
         )

@@ -108,7 +108,7 @@ def clip(tiny_clip: str) -> Clip:
 class _Compass:
     """Stands for CLIP: a few texts with known directions in the plane; images look east."""
 
-    described = "compass, official wording"
+    wording, described = "official", "compass, official wording"
     directions: ClassVar = {
         "a cat and a red dog": (0.6, 0.8),
         "a cat": (1.0, 0.0),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -169,9 +171,16 @@ def test_rules_leave_respondents_out() -> None:
         2: [_vote(2, "a", "plain")],
         3: [_vote(3, "a", "plain", seconds=1), _vote(3, "b", "ours", kind="check", seconds=1)],
     }
+    pages = [Page(kind, kind, "", "", {}) for kind in ("ordinary", "check")]
     votes = [vote for theirs in answers.values() for vote in theirs]
-    found = {int(exclusion.respondent, 16): exclusion.reason for exclusion in exclusions(votes, rules, 2)}
+    found = {int(exclusion.respondent, 16): exclusion.reason for exclusion in exclusions(votes, rules, pages)}
     assert found == {1: "passed 0 of 1 checks", 2: "answered 1 of 2 pages", 3: "took 1.0 s a page"}
+    # A check left out isn't passed.
+    patient = replace(rules, least_answered=0.5)
+    found = {
+        int(exclusion.respondent, 16): exclusion.reason for exclusion in exclusions(votes, patient, pages)
+    }
+    assert found[2] == "passed 0 of 1 checks"
 
 
 def test_what_cannot_be_analysed_is_refused() -> None:
@@ -239,6 +248,10 @@ def test_commands_mark_what_is_simulated(study_folder: Path, tmp_path: Path) -> 
     database, out = ("--database", f"sqlite:///{tmp_path}/votes.sqlite"), tmp_path / "results"
     strengths = [f"--strength={system}={strength}" for system, strength in STRENGTHS.items()]
     run = CliRunner().invoke
+    copy = shutil.copytree(study_folder, tmp_path / "study")
+    apart = run(app, ["study", "simulate", str(copy), *strengths, "--respondents", "2"])
+    assert (copy / "simulated.sqlite").is_file(), apart.output
+    assert not (copy / "votes.sqlite").exists()
     simulated = run(
         app, ["study", "simulate", str(study_folder), *database, *strengths, "--respondents", "12"]
     )

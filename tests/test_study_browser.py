@@ -33,7 +33,8 @@ class Site:
 
     def votes(self, page: Page) -> list[Vote]:
         """Those of the respondent who looks at this page."""
-        return database.votes(self.url, page.locator("footer code").inner_text())
+        respondent = page.locator("footer code").inner_text()
+        return [vote for vote in database.votes(self.url) if vote.respondent == respondent]
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +149,19 @@ def test_a_double_click_is_one_vote(page: Page, site: Site) -> None:
     assert [vote.choice for vote in site.votes(page)] == [
         vote.shown[choice] for vote, choice in zip(site.votes(page), (1, 0), strict=True)
     ]
+
+
+def test_an_answer_that_does_not_come_may_be_sent_again(page: Page, site: Site) -> None:
+    page.evaluate("document.querySelector('form').addEventListener('submit', e => e.preventDefault())")
+    choose(page, 1)  # As if the connection were stopped: the page stays.
+    page.wait_for_function("() => sent")
+    page.wait_for_function("() => !sent")
+    page.reload()
+    at(page, 1)
+    choose(page, 2)
+    at(page, 2)
+    (vote,) = site.votes(page)
+    assert vote.choice == vote.shown[1]
 
 
 def test_two_tabs_are_one_respondent(page: Page, site: Site, context: BrowserContext) -> None:

@@ -136,12 +136,12 @@ def import_votes(
 
 @study.command()
 def export_respondent(folder: StudyFolder, respondent: RespondentId, database: Database = None) -> None:
-    """Print all that is stored of one respondent, as CSV."""
+    """Print all that is stored of one respondent, as CSV, a line a page, answered or not."""
     with failures_as_sentences():
-        from attend_excite.study.database import default_url, votes
-        from attend_excite.study.export import csv_text
+        from attend_excite.study.database import default_url, stored
+        from attend_excite.study.export import respondent_csv
 
-        print(csv_text(votes(database or default_url(folder), respondent)), end="")
+        print(respondent_csv(stored(database or default_url(folder), respondent)), end="")
 
 
 @study.command()

@@ -52,7 +52,13 @@ def analyse(
 
 def simulate(
     folder: StudyFolder,
-    database: Database = None,
+    database: Annotated[
+        str | None,
+        typer.Option(
+            help="SQLAlchemy's URL. Not people's: they don't mix.",
+            show_default="simulated.sqlite in the study's folder",
+        ),
+    ] = None,
     judge: Annotated[
         str | None,
         typer.Option(
@@ -85,8 +91,9 @@ def simulate(
         else:
             raise ValueError("say what choices follow: --judge presence, or a --strength for each system")
         votes = panel.simulate(read, utilities, respondents, inattentive=inattentive, seed=seed)
-        add_votes(database or default_url(folder), read, votes)
-        warn(f"{len(votes)} SIMULATED votes of {respondents} respondents added")
+        url = database or default_url(folder, "simulated")
+        add_votes(url, read, votes)
+        warn(f"{len(votes)} SIMULATED votes of {respondents} respondents added to {url}")
 
 
 def _strengths(options: list[str]) -> dict[str, float]:

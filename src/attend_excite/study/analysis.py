@@ -56,7 +56,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.stats import norm, t
 
 from attend_excite.benchmark.statistics import CONFIDENCE
-from attend_excite.study.create import NONE, Rules, Study
+from attend_excite.study.create import NONE, Page, Rules, Study
 from attend_excite.study.votes import Vote
 
 Values = NDArray[np.float64]
@@ -194,7 +194,7 @@ def analyse(study: Study, votes: Sequence[Vote], resamples: int = RESAMPLES) -> 
     simulated = {vote.source == "simulated" for vote in votes}
     if len(simulated) > 1:
         raise ValueError("the votes mix those of people and simulated ones: analyse them apart")
-    excluded = exclusions(votes, study.rules, len(study.pages))
+    excluded = exclusions(votes, study.rules, study.pages)
     out = {exclusion.respondent for exclusion in excluded}
     kept = [vote for vote in votes if vote.respondent not in out]
     counted = [vote for vote in kept if vote.kind == "ordinary"]
@@ -225,23 +225,24 @@ def analyse(study: Study, votes: Sequence[Vote], resamples: int = RESAMPLES) -> 
     )
 
 
-def exclusions(votes: Sequence[Vote], rules: Rules, pages: int) -> list[Exclusion]:
+def exclusions(votes: Sequence[Vote], rules: Rules, pages: Sequence[Page]) -> list[Exclusion]:
     """Whom the rules leave out: each with the first rule that does.
 
     Args:
         votes: all of all respondents.
         rules: fixed when the study was created.
-        pages: how many the study has.
+        pages: the study's. A check that somebody left out is one that they have not passed.
     """
+    of_study = sum(page.kind == "check" for page in pages)
     found: list[Exclusion] = []
     for respondent, group in groupby(sorted(votes, key=_respondent), _respondent):
         theirs = list(group)
-        checks = [vote.choice == vote.expected for vote in theirs if vote.kind == "check"]
+        passed = sum(vote.kind == "check" and vote.choice == vote.expected for vote in theirs)
         seconds = median(vote.seconds for vote in theirs)
-        if len(theirs) < rules.least_answered * pages:
-            found.append(Exclusion(respondent, f"answered {len(theirs)} of {pages} pages"))
-        elif checks and sum(checks) < rules.least_checks * len(checks):
-            found.append(Exclusion(respondent, f"passed {sum(checks)} of {len(checks)} checks"))
+        if len(theirs) < rules.least_answered * len(pages):
+            found.append(Exclusion(respondent, f"answered {len(theirs)} of {len(pages)} pages"))
+        elif passed < rules.least_checks * of_study:
+            found.append(Exclusion(respondent, f"passed {passed} of {of_study} checks"))
         elif seconds < rules.least_seconds:
             found.append(Exclusion(respondent, f"took {seconds:.1f} s a page"))
     return found

@@ -11,7 +11,7 @@ import random
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
@@ -94,6 +94,27 @@ _SHEET = (
     .where(respondents.c.id == sa.bindparam("respondent"))
     .order_by(placements.c.position)
 )
+_STORED = (
+    sa.select(
+        respondents.c.id.label("respondent"),
+        placements.c.page,
+        pages.c.kind,
+        pages.c.repeats,
+        pages.c.prompt,
+        pages.c.subset,
+        placements.c.shown,
+        answers.c.choice,
+        pages.c.expected,
+        answers.c.seconds,
+        respondents.c.source,
+        placements.c.position,
+        respondents.c.submitted,
+    )
+    .select_from(respondents.join(placements).join(pages, pages.c.id == placements.c.page).outerjoin(answers))
+    .order_by(respondents.c.id, placements.c.position)
+)
+_VOTE = [field.name for field in fields(Vote)]
+_MIXED = "people's votes and simulated ones don't go into one database: use another"
 _INSERTS: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 _PRAGMAS = (
     "journal_mode = WAL",
@@ -154,9 +175,9 @@ class Count:
     checks_passed: int
 
 
-def default_url(folder: Path) -> str:
+def default_url(folder: Path, name: str = "votes") -> str:
     """The database of a study that was told of none: a SQLite file in its folder."""
-    return sa.URL.create("sqlite", database=str(folder.resolve() / "votes.sqlite")).render_as_string()
+    return sa.URL.create("sqlite", database=str(folder.resolve() / f"{name}.sqlite")).render_as_string()
 
 
 def open_database(url: str, study: Study | None = None) -> sa.Engine:
@@ -203,23 +224,31 @@ def read_secrets(engine: sa.Engine) -> Secrets:
 
 
 def start(engine: sa.Engine, study: Study, respondent: str) -> None:
-    """Draw the orders of a new respondent's pages and systems; does nothing where they have started."""
+    """Draw the orders of a new respondent's pages and systems; does nothing where they have started.
+
+    A repeated page shows the systems in another order than the page that it repeats.
+
+    Raises:
+        ValueError: the database holds simulated votes, which people's are not to be mixed with.
+    """
     with engine.begin() as connection:
         insert = _INSERTS[engine.dialect.name](respondents)
         new = insert.values(id=respondent, source="web", submitted=False).on_conflict_do_nothing()
         if connection.scalar(new.returning(respondents.c.id)) is None:
             return
+        if connection.scalar(sa.select(sa.exists().where(respondents.c.source == "simulated"))):
+            raise ValueError(_MIXED)
         # Not a seeded generator: whoever knows the seed would know the systems.
         draw = random.SystemRandom()
-        drawn = [
-            {
-                "respondent": respondent,
-                "page": page.id,
-                "position": position,
-                "shown": draw.sample(study.systems, len(study.systems)),
-            }
-            for position, page in enumerate(_ordered(study.pages, draw))
-        ]
+        shown: dict[str, list[str]] = {}
+        drawn = []
+        for position, page in enumerate(_ordered(study.pages, draw)):
+            before = shown.get(page.repeats or "")
+            order = draw.sample(study.systems, len(study.systems))
+            while order == before and len(order) > 1:
+                order = draw.sample(study.systems, len(study.systems))
+            shown[page.id] = order
+            drawn.append({"respondent": respondent, "page": page.id, "position": position, "shown": order})
         connection.execute(sa.insert(placements), drawn)
 
 
@@ -269,38 +298,35 @@ def submit(engine: sa.Engine, respondent: str) -> bool:
     return True
 
 
-def votes(url: str, respondent: str | None = None) -> list[Vote]:
-    """All votes, or one respondent's, also of those who haven't handed in; in the order of the pages.
+def votes(url: str) -> list[Vote]:
+    """All votes, also of those who haven't handed in; in the order of the pages.
 
     Raises:
         ValueError: the URL is no study's database.
     """
-    query = (
-        sa.select(
-            answers.c.respondent,
-            answers.c.page,
-            pages.c.kind,
-            pages.c.repeats,
-            pages.c.prompt,
-            pages.c.subset,
-            placements.c.shown,
-            answers.c.choice,
-            pages.c.expected,
-            answers.c.seconds,
-            respondents.c.source,
-        )
-        .select_from(
-            answers.join(placements)
-            .join(pages, pages.c.id == placements.c.page)
-            .join(respondents, respondents.c.id == placements.c.respondent)
-        )
-        .order_by(answers.c.respondent, placements.c.position)
-    )
-    if respondent is not None:
-        query = query.where(answers.c.respondent == respondent)
     with _transaction(url) as connection:
-        rows = [dict[str, Any](row) for row in connection.execute(query).mappings()]
-    return [Vote(shown=tuple(row.pop("shown")), **row) for row in rows]
+        rows = [
+            dict[str, Any](row)
+            for row in connection.execute(_STORED.where(answers.c.page.is_not(None))).mappings()
+        ]
+    for row in rows:
+        row["shown"] = tuple(row["shown"])
+    return [Vote(**{name: row[name] for name in _VOTE}) for row in rows]
+
+
+def stored(url: str, respondent: str) -> list[dict[str, Any]]:
+    """All that is kept of a respondent: a row a page, with `position` and whether they have `submitted`
+    beside the columns of a vote; `seconds` is None where they have not answered.
+
+    Raises:
+        ValueError: the URL is no study's database, or there is no such respondent.
+    """
+    with _transaction(url) as connection:
+        rows = connection.execute(_STORED.where(respondents.c.id == respondent)).mappings()
+        found = [dict[str, Any](row) for row in rows]
+    if not found:
+        raise ValueError(f"there is no respondent '{respondent}'")
+    return found
 
 
 def add_votes(url: str, study: Study, cast: Sequence[Vote]) -> None:
@@ -315,7 +341,7 @@ def add_votes(url: str, study: Study, cast: Sequence[Vote]) -> None:
             raise ValueError(f"the respondent {min(twice)} is in the database already")
         sources = {*known.values(), *(vote.source for vote in cast)}
         if "simulated" in sources and len(sources) > 1:
-            raise ValueError("people's votes and simulated ones don't go into one database: use another")
+            raise ValueError(_MIXED)
         by_respondent = attrgetter("respondent")
         for respondent, group in groupby(sorted(cast, key=by_respondent), by_respondent):
             theirs = list(group)

@@ -9,7 +9,7 @@ import json
 import math
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,22 @@ _LOCAL_FILES = "/data/local-files/?d=images/"
 
 def csv_text(votes: Sequence[Vote]) -> str:
     """The votes as CSV, a line each: `votes_in_csv` reads it again."""
+    return _csv([asdict(vote) for vote in votes], _COLUMNS)
+
+
+def respondent_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What `database.stored` found of a respondent as CSV, a line a page; of a page that they have not
+    answered, `choice` and `seconds` are empty."""
+    return _csv(rows, [*_COLUMNS, "position", "submitted"])
+
+
+def _csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    for vote in votes:
-        choice = NONE if vote.choice is None else vote.choice
-        writer.writerow(asdict(vote) | {"shown": BETWEEN.join(vote.shown), "choice": choice})
+    for row in rows:
+        none = row["choice"] is None and row["seconds"] is not None
+        writer.writerow({**row, "shown": BETWEEN.join(row["shown"])} | ({"choice": NONE} if none else {}))
     return text.getvalue()
 
 

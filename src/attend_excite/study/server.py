@@ -42,6 +42,7 @@ _LARGEST_BODY = 10_000
 PER_RESPONDENT = RateLimitItemPerMinute(240)
 PER_ADDRESS = RateLimitItemPerMinute(12_000)
 STARTS_PER_ADDRESS = RateLimitItemPerMinute(400)
+FILES_PER_ADDRESS = RateLimitItemPerMinute(60_000)
 
 _HEADERS = {
     "Content-Security-Policy": (
@@ -55,6 +56,8 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "X-Robots-Tag": "noindex",
 }
+_FILES = ("/images/", "/static/")
+_TOO_FAST, _WAIT = "That was too fast: wait a minute and go on.", {"Retry-After": "60"}
 _FOREVER = "private, max-age=31536000, immutable"
 
 
@@ -143,6 +146,9 @@ class _Guard:
 
 
 def _refusal(scope: Scope) -> Response | None:
+    kind, limit = ("files", FILES_PER_ADDRESS) if scope["path"].startswith(_FILES) else ("pages", PER_ADDRESS)
+    if not scope["app"].state.site.limiter.hit(limit, kind, _address(scope)):
+        return _page("error.html", 429, _WAIT, sentence=_TOO_FAST)
     if scope["method"] in ("GET", "HEAD"):
         return None
     headers = Headers(scope=scope)
@@ -194,16 +200,19 @@ Field = Annotated[str, Form()]
 
 
 async def _limited(request: Request, site: SiteHere, respondent: RespondentHere) -> None:
-    """Refuse whoever asks too much. Of an address only a keyed digest is kept, in memory, for a minute."""
-    client = request.client.host if request.client else ""
-    address = hmac.digest(site.address_key, client.encode(), "sha256").hex()
-    allowed = site.limiter.hit(PER_ADDRESS, address)
-    if request.url.path == "/start":
-        allowed = allowed and site.limiter.hit(STARTS_PER_ADDRESS, address)
+    """Refuse a respondent who asks too much, or an address that starts too many."""
+    allowed = request.url.path != "/start" or site.limiter.hit(STARTS_PER_ADDRESS, _address(request.scope))
     if respondent is not None:
         allowed = allowed and site.limiter.hit(PER_RESPONDENT, respondent)
     if not allowed:
-        raise HTTPException(429, "That was too fast: wait a minute and go on.", {"Retry-After": "60"})
+        raise HTTPException(429, _TOO_FAST, _WAIT)
+
+
+def _address(scope: Scope) -> str:
+    """Of an address only a keyed digest is kept, in memory, for a minute."""
+    site: Site = scope["app"].state.site
+    client = scope["client"][0] if scope.get("client") else ""
+    return hmac.digest(site.address_key, client.encode(), "sha256").hex()
 
 
 _pages = APIRouter(dependencies=[Depends(_limited)])
@@ -240,7 +249,10 @@ def _start(request: Request, site: SiteHere, respondent: RespondentHere, token: 
         new = site.starts.loads(token)
     except BadSignature:
         _refuse()
-    database.start(site.engine, site.study, new)
+    try:
+        database.start(site.engine, site.study, new)
+    except ValueError:
+        raise HTTPException(503, "The study is closed: its database is not for people's votes.") from None
     response = _to("/page/1")
     response.set_cookie(
         COOKIE,

@@ -3,12 +3,16 @@
 
 const LOADED = performance.now();
 const HASTE = 350; // ms: the second click of a double click, or a key held down, isn't meant for this page.
+const PATIENCE = 3000; // ms after which a form may be sent once more: the server counts it once.
 const form = document.querySelector("form");
 let sent = false;
 
 form.addEventListener("submit", (event) => {
   if (sent || performance.now() - LOADED < HASTE) event.preventDefault();
-  else sent = true;
+  else {
+    sent = true;
+    setTimeout(() => { sent = false; }, PATIENCE); // For an answer that never comes, and for "stop".
+  }
 });
 
 addEventListener("pageshow", () => { sent = false; });

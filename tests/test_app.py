@@ -31,6 +31,7 @@ from attend_excite.app.limits import MAX_PROMPT
 from attend_excite.app.models import Models
 from attend_excite.app.words import subjects_of, words_document, words_from, words_of
 
+_CATS = ["cat", *(f"cat#{number}" for number in range(2, 18))]
 FORM = Form("a cat and a frog", recipe="no-refinement", steps=4)
 
 
@@ -136,6 +137,7 @@ def test_all_methods_are_compared_and_refusals_told(server: Server) -> None:
         ({"prompt": "a [cat"}, "unbalanced brackets"),
         ({"subjects": ()}, "name at least one"),
         ({"subjects": (Subject("dog"),)}, "not in the prompt"),
+        ({"prompt": "a " + " cat" * 17, "subjects": tuple(map(Subject, _CATS))}, "subjects is 17"),
         ({"steps": 1000}, "steps is 1000"),
         ({"guidance": float("nan")}, "guidance"),
         ({"seed": -1}, "a seed is -1"),
@@ -169,9 +171,15 @@ def test_what_a_dropped_picture_says_is_not_trusted(server: Server, drawn: Drawn
         write_png(tmp_path / "bad.png", Image.new("RGB", (8, 8)), replace(origin, settings=settings))
         with pytest.raises(ValueError, match=message):
             _run(partial(draw_again, server, tmp_path / "bad.png"))
-    (tmp_path / "bad.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match="not a PNG"):
-        _run(partial(draw_again, server, tmp_path / "bad.png"))
+    whole = drawn.files["Attend-and-Excite"][0].read_bytes()
+    for content, message in (
+        (b"no picture", "'bad.png' is not a PNG"),
+        (whole[: -len(whole) // 2], "'bad.png' is broken"),
+    ):
+        (tmp_path / "bad.png").write_bytes(content)
+        with pytest.raises(ValueError, match=message) as caught:
+            _run(partial(draw_again, server, tmp_path / "bad.png"))
+        assert str(tmp_path) not in str(caught.value)
 
 
 def test_a_run_that_nobody_waits_for_ends_and_leaves_the_model_clean(
@@ -193,6 +201,39 @@ def test_a_run_that_nobody_waits_for_ends_and_leaves_the_model_clean(
         check()
     assert seen[-1].done < 150
     assert not any(isinstance(value, Drawn) for value in seen)
+
+
+def test_stop_does_not_wait_for_the_refinements_of_a_step(server: Server) -> None:
+    # With no step to speak of no threshold is met, and every one takes all its refinements.
+    form = replace(FORM, recipe="official", step_size=1e-9, max_refinements=50)
+    model, passes = server.models.get(""), 0
+
+    def count(*_: Any) -> None:
+        nonlocal passes
+        passes += 1
+
+    async def leave_with_the_plain_picture() -> None:
+        nonlocal passes
+        async with aclosing(reports(partial(draw, server, form))) as run:
+            async for value in run:
+                if value.done == form.steps:
+                    break
+        passes = 0
+
+    with model.unet.register_forward_pre_hook(count):
+        _run(partial(draw, server, form))
+        assert passes > 60
+        asyncio.run(leave_with_the_plain_picture())
+        with server.models.in_use:
+            assert passes < 10
+
+
+def test_a_kept_run_has_the_maps_of_its_subjects_alone(drawn: Drawn) -> None:
+    kept = drawn.with_maps["Attend-and-Excite"]
+    assert kept.maps.values.shape[-1] == 2
+    assert kept.maps["frog"].values.shape == (2, 4, 4, 4)
+    with pytest.raises(ValueError, match="not kept"):
+        kept.maps["and"]
 
 
 def test_texts_of_others_are_only_shown(drawn: Drawn) -> None:

@@ -137,6 +137,39 @@ def test_stop_ends_a_run_and_the_next_one_works(page: Page, address: str) -> Non
     assert len(_draw(page)) == 2
 
 
+def test_stop_leaves_other_results_alone(page: Page, address: str) -> None:
+    _open(page, address)
+    _draw(page)
+    page.get_by_text("Model, steps and size").click()
+    page.locator("#ae-steps input[type=number]").fill("100")
+    page.locator("#ae-steps input[type=number]").press("Enter")
+    page.get_by_role("tab", name="Compare methods").click()
+    page.locator("#ae-compare").click()
+    expect(page.locator("#ae-compare-stage progress")).to_be_visible()
+    page.locator("#ae-stop").click()
+    expect(page.locator("#ae-compare-stage")).to_have_text("Stopped.")
+    page.get_by_role("tab", name="Pictures").click()
+    expect(page.locator("#ae-stage a")).to_have_count(2)
+
+
+def test_a_visitor_who_waits_is_told_so(browser: Browser, address: str) -> None:
+    first, second = (_open(_visitor(browser).new_page(), address, steps=100, pictures=8) for _ in range(2))
+    first.locator("#ae-draw").click()
+    expect(first.locator("#ae-stage progress")).to_be_visible()
+    second.locator("#ae-draw").click()
+    expect(second.locator("#ae-stage")).to_contain_text("Waiting for the model …")
+    second.locator("#ae-stop").click()
+    expect(second.locator("#ae-stage")).to_have_text("Stopped.")
+    second.locator("#ae-draw").click()
+    expect(second.locator("#ae-stage")).to_contain_text("Waiting for the model …")
+    first.locator("#ae-stop").click()
+    expect(second.locator("#ae-stage progress")).to_be_visible()
+    second.locator("#ae-stop").click()
+    for page in (first, second):
+        expect(page.locator("#ae-stage")).to_have_text("Stopped.")
+        page.context.close()
+
+
 def test_a_dropped_picture_comes_out_the_same(page: Page, address: str, tmp_path: Path) -> None:
     _open(page, address, seed=5)
     (tmp_path / "mine.png").write_bytes(_draw(page)[1])
@@ -180,3 +213,6 @@ def test_all_methods_stand_in_a_grid(page: Page, address: str) -> None:
     page.get_by_role("tab", name="Compare methods").click()
     page.locator("#ae-compare").click()
     expect(page.locator("#ae-compare-stage a")).to_have_count(5)
+    page.get_by_role("tab", name="History").click()
+    expect(page.locator("#ae-history button").first).to_have_text(re.compile("5 methods · 2 steps"))
+    page.wait_for_url("**steps=2*")

@@ -6,15 +6,17 @@ import json
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from attend_excite.app.forms import Form
+from attend_excite.app.jobs import Reporter
 from attend_excite.app.limits import KEPT_RUNS, check
 from attend_excite.app.models import Models
 from attend_excite.app.words import subjects_of, without_brackets, words_of
@@ -60,7 +62,7 @@ class Drawn:
         prompt: parsed.
         generations: a method's label -> what came out.
         files: likewise the PNG files, one a seed, each telling how it was made.
-        with_maps: those of the generations that kept their maps.
+        with_maps: those of the generations that kept their maps, of the subjects alone.
         recipe: of Attend-and-Excite, where it was used.
         refused: the label of a method that cannot draw this prompt -> why.
         extras: more files to take away: sheets of the pictures and the maps, the recipe.
@@ -93,7 +95,7 @@ class Redrawn:
     notes: Sequence[str]
 
 
-Report = Callable[[Progress | Drawn | Redrawn], None]
+Report = Reporter[Progress | Drawn | Redrawn]
 
 
 @dataclass(frozen=True)
@@ -183,10 +185,15 @@ def draw_again(server: Server, picture: Path, report: Report) -> None:
     Raises:
         ValueError: the file does not say how it was made, or says what cannot be.
     """
-    origin = read_origin(picture)
+    try:
+        origin = read_origin(picture)
+    except ValueError as error:
+        # Where the server keeps it is nobody's business.
+        raise ValueError(str(error).replace(str(picture), picture.name)) from error
     settings = origin.settings
     model = server.models.get(settings.model)
     check(settings, origin.batch, model)
+    before = _pixels(picture, settings)
     with server.models.in_use:
         generation = _generate(model, settings, origin.batch, _Watch(model, 1, report))
     here = replace(
@@ -196,15 +203,19 @@ def draw_again(server: Server, picture: Path, report: Report) -> None:
         revision=revision_of(model),
     )
     file = server.new_folder() / _file_name(generation.prompts[0], settings, origin.seed)
-    write_png(
-        file, generation.images[origin.batch.index(origin.seed)], Origin(here, origin.seed, origin.batch)
-    )
+    image = generation.images[origin.batch.index(origin.seed)]
+    write_png(file, image, Origin(here, origin.seed, origin.batch))
     notes = [f"It was drawn with {package}." for package in origin.other_versions]
     for what in ("device", "dtype", "revision"):
         was, now = getattr(settings, what), getattr(here, what)
         if was != now:
             notes.append(f"Its {what} was {was}; here it is {now}.")
-    report(Redrawn(origin, file, _differing_pixels(picture, file), notes))
+    differing = (
+        image.width * image.height
+        if before is None
+        else int((before != np.asarray(image.convert("RGB"))).any(axis=-1).sum())
+    )
+    report(Redrawn(origin, file, differing, notes))
 
 
 def overlays(drawn: Drawn, image: int, step: int) -> dict[str, list[Image.Image]]:
@@ -245,6 +256,10 @@ class _Watch:
         left = each * (total - self._done)
         self._report(Progress(label, self._done, total, left, dict(self._pictures)))
 
+    def before_pass(self, *_: object) -> None:
+        """A hook of the UNet, so that Stop need not wait for all the refinements of a step."""
+        self._report.check()
+
     def finished(self, label: str, pictures: Sequence[Image.Image]) -> None:
         """That method's pictures are there."""
         self._pictures[label] = pictures
@@ -254,9 +269,13 @@ def _generate(
     model: Model, settings: Settings, seeds: Sequence[int], watch: _Watch, *, maps: bool = False
 ) -> Generation:
     label = method_label(settings)
-    generation = draw_as(
-        model, settings, seeds, maps=maps, callback=lambda event: watch.step_of(label, event)
-    )
+    hook = model.unet.register_forward_pre_hook(watch.before_pass)
+    try:
+        generation = draw_as(
+            model, settings, seeds, maps=maps, callback=lambda event: watch.step_of(label, event)
+        )
+    finally:
+        hook.remove()
     watch.finished(label, generation.images)
     return generation
 
@@ -301,17 +320,29 @@ def _written(folder: Path, form: Form, prompt: Prompt, runs: Sequence[_Run], *, 
     if recipe is not None:
         extras.append(folder / "recipe.json")
         extras[-1].write_text(json.dumps(asdict(recipe), indent=2), encoding="utf-8")
-    return Drawn(form, prompt, generations, files, mapped, recipe, {}, extras)
+    # The server keeps a run for a visitor who may look closer: of all tokens it would be a hundred megabytes.
+    subjects = sorted({position for group in prompt.groups for position in group.positions})
+    lean = {
+        label: replace(run, _maps=run.maps.only(subjects)) if label in mapped else run
+        for label, run in generations.items()
+    }
+    return Drawn(form, prompt, lean, files, {label: lean[label] for label in mapped}, recipe, {}, extras)
 
 
 def _file_name(prompt: Prompt, settings: Settings, seed: int) -> str:
     return f"{slug(prompt.text)}_seed{seed}_{settings.method.name}.png"
 
 
-def _differing_pixels(one: Path, other: Path) -> int:
-    """How many pixels of the second PNG differ from the first; all of them where the sizes do."""
-    with Image.open(one, formats=["PNG"]) as first, Image.open(other, formats=["PNG"]) as second:
-        if first.size != second.size:
-            return second.width * second.height
-        pixels = [np.asarray(picture.convert("RGB")) for picture in (first, second)]
-    return int((pixels[0] != pixels[1]).any(axis=-1).sum())
+def _pixels(picture: Path, settings: Settings) -> NDArray[np.uint8] | None:
+    """(H, W, 3) a PNG's pixels; None: it hasn't the size that it says it was drawn in.
+
+    Raises:
+        ValueError: it ends too early, or is broken.
+    """
+    try:
+        with Image.open(picture, formats=["PNG"]) as image:
+            if image.size != (settings.width, settings.height):
+                return None
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"the picture '{picture.name}' is broken: its file is not whole") from error

@@ -28,13 +28,12 @@ _FRAME_SECONDS = 0.15
 async def watched(
     work: Callable[[Report], None], seeds: Sequence[int]
 ) -> AsyncGenerator[str | Drawn | Redrawn, None]:
-    """A run as HTML, from its first step on; at the end what came out. What goes wrong is shown, too.
+    """A run as HTML, step by step; at the end what came out. What goes wrong is shown, too.
 
     Args:
         work: reports its steps and what came out.
         seeds: of the pictures in the making.
     """
-    yield views.waiting_view()
     latest = 0.0
     try:
         async with aclosing(reports(work)) as run:

@@ -21,10 +21,12 @@ def with_run(earlier: list[dict[str, Any]], drawn: Drawn) -> list[dict[str, Any]
     """The runs with one more, the latest first."""
     form = drawn.form
     seeds = f"seed {form.seed}" if form.pictures == 1 else f"seeds {form.seeds[0]} to {form.seeds[-1]}"
+    # Beside the plain model there is one.
+    methods = form.method if len(drawn.generations) <= 2 else f"{len(drawn.generations)} methods"
     entry = {
         "query": form.to_query(),
         "title": drawn.prompt.text,
-        "made": f"{form.method} · {form.steps} steps · {seeds}",
+        "made": f"{methods} · {form.steps} steps · {seeds}",
         "pictures": [data_url(run.images[0]) for run in drawn.generations.values()],
     }
     return [entry, *(other for other in earlier if other["query"] != entry["query"])][:_REMEMBERED]

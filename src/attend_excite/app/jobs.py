@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 Report = TypeVar("Report")
 
@@ -14,23 +14,44 @@ class Stopped(Exception):
     """Raised in a run that nobody waits for any more."""
 
 
-async def reports(work: Callable[[Callable[[Report], None]], None]) -> AsyncGenerator[Report, None]:
+class Reporter(Generic[Report]):
+    """What a run is given to tell how far it is."""
+
+    def __init__(self, deliver: Callable[[Report], object]) -> None:
+        self._deliver = deliver
+        self.stopped = False
+
+    def __call__(self, value: Report) -> None:
+        """Report something.
+
+        Raises:
+            Stopped: nobody waits any more.
+        """
+        self.check()
+        self._deliver(value)
+
+    def check(self) -> None:
+        """Report nothing, but end the run if nobody waits for it.
+
+        Raises:
+            Stopped: nobody waits any more.
+        """
+        if self.stopped:
+            raise Stopped
+
+
+async def reports(work: Callable[[Reporter[Report]], None]) -> AsyncGenerator[Report, None]:
     """What `work(report)` reports, in its order, until it is done.
 
-    When the iteration ends before that (a visitor has pressed Stop or gone away), the next call of
-    `report` raises `Stopped` in the run, which so ends at its next step and cleans up behind itself.
+    When the iteration ends before that (a visitor has pressed Stop or gone away), the next use of `report`
+    raises `Stopped` in the run, which so ends at its next UNet pass and cleans up behind itself.
 
     Raises:
         Exception: what the work raises.
     """
     loop = asyncio.get_running_loop()
     queue: asyncio.Queue[Report | None] = asyncio.Queue()
-    stopped = False
-
-    def report(value: Report) -> None:
-        if stopped:
-            raise Stopped
-        loop.call_soon_threadsafe(queue.put_nowait, value)
+    report = Reporter[Report](lambda value: loop.call_soon_threadsafe(queue.put_nowait, value))
 
     def run() -> None:
         try:
@@ -45,4 +66,4 @@ async def reports(work: Callable[[Callable[[Report], None]], None]) -> AsyncGene
             yield value
         await running
     finally:
-        stopped = True
+        report.stopped = True

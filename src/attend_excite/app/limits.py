@@ -30,6 +30,9 @@ MAX_REFINEMENTS = 50
 MAX_PARTS = 8
 """Thresholds of a recipe, concepts of Composable Diffusion, phrases of StructureDiffusion."""
 
+MAX_SUBJECTS = 16
+"""Whose maps are kept for a closer look."""
+
 MAX_UPLOAD = 20 * 2**20
 """Bytes of an uploaded picture."""
 
@@ -40,8 +43,10 @@ KEPT_RUNS = 100
 """Runs whose files the server keeps."""
 
 SENTENCES = (
-    f"Prompts of up to {MAX_PROMPT} characters, {MAX_PICTURES} pictures a run, {MAX_STEPS} steps, pictures "
-    f"of up to {MAX_PIXELS:g} times the model's own pixels, uploads of up to {MAX_UPLOAD // 2**20} MB, "
+    f"Prompts of up to {MAX_PROMPT} characters and {MAX_SUBJECTS} subjects, {MAX_PICTURES} pictures a run, "
+    f"{MAX_STEPS} steps, guidance of up to {MAX_GUIDANCE:g}, {MAX_REFINEMENTS} refinements a threshold, "
+    f"{MAX_PARTS} thresholds, concepts or phrases, sides from {MIN_SIDE} pixels on and pictures of up to "
+    f"{MAX_PIXELS:g} times the model's own pixels, uploads of up to {MAX_UPLOAD // 2**20} MB, "
     f"{MAX_WAITING} runs in the queue. The server keeps the files of its latest {KEPT_RUNS} runs, and loads "
     "only the models that it was started with."
 )
@@ -57,6 +62,8 @@ def check(settings: Settings, seeds: tuple[int, ...], model: Model) -> None:
     check_prompt(settings.prompt)
     check_prompt(settings.negative_prompt)
     check_count(len(seeds))
+    subjects = len(settings.subjects or ())
+    _require(subjects <= MAX_SUBJECTS, "the number of subjects", subjects, f"at most {MAX_SUBJECTS}")
     for seed in seeds:
         _require(0 <= seed <= MAX_SEED, "a seed", seed, f"0 to {MAX_SEED}")
     _require(1 <= settings.steps <= MAX_STEPS, "steps", settings.steps, f"1 to {MAX_STEPS}")

@@ -36,6 +36,11 @@ _SCROLL_ON_PHONES = """(...values) => {
   if (innerWidth < 800) document.querySelector("#ae-results").scrollIntoView({ behavior: "smooth" });
   return values;
 }"""
+_UNDER_WAY = """() => [
+  Object.entries({ pictures: "#ae-stage", compare: "#ae-compare-stage", again: "#ae-again-stage" })
+    .filter(([, stage]) => document.querySelector(`${stage} .ae-under-way`))
+    .map(([name]) => name).join(" ")
+]"""
 _READ_ADDRESS = "() => [location.search]"
 _SHOW_LINK = "(query) => { if (query) history.replaceState(null, '', `?${query}`); }"
 _COPY_LINK = """async (query) => {
@@ -115,39 +120,51 @@ def build(server: Server) -> gr.Blocks:
                     past = views.clickable(views.history_view([]), elem_id="ae-history")
         gr.HTML(f'<footer class="ae-footer">{limits.SENTENCES}</footer>')
         remembered = gr.BrowserState([], storage_key="attend-excite", secret="attend-excite")
-        link = gr.Textbox(visible=False)
+        link, under_way = (gr.Textbox(visible=False) for _ in range(2))
 
-        drawing = gr.on(
-            [asking.draw.click, asking.prompt.submit],
-            lambda: gr.Tabs(selected="pictures"),
-            None,
-            tabs,
-            js=_SCROLL_ON_PHONES,
-            **AT_ONCE,
+        stages = {"pictures": pictures.stage, "compare": comparison.stage, "again": again.stage}
+
+        def begin(on: Any, name: str, **options: Any) -> Any:
+            """Say at once that a run waits for its turn: other visitors' runs may take a while."""
+            return on(
+                lambda: (gr.Tabs(selected=name), views.waiting_view()),
+                None,
+                [tabs, stages[name]],
+                **options,
+                **AT_ONCE,
+            )
+
+        def remember(run: Any, drawn: gr.State) -> None:
+            run.then(_remember, [drawn, remembered], [remembered, past, link], **AT_ONCE).then(
+                None, link, None, js=_SHOW_LINK
+            )
+
+        drawing = begin(
+            partial(gr.on, [asking.draw.click, asking.prompt.submit]), "pictures", js=_SCROLL_ON_PHONES
         ).then(
             _run(server, asking, draw, pictures.stage, pictures.drawn),
             asking.inputs,
             [pictures.stage, pictures.drawn, asking.seed],
             **RUN,
         )
-        drawing.then(pictures.look, pictures.drawn, pictures.look_outputs, **AT_ONCE).then(
-            _remember, [pictures.drawn, remembered], [remembered, past, link], **AT_ONCE
-        ).then(None, link, None, js=_SHOW_LINK)
-        comparing = comparison.button.click(
+        looked = drawing.then(pictures.look, pictures.drawn, pictures.look_outputs, **AT_ONCE)
+        remember(looked, pictures.drawn)
+        comparing = begin(comparison.button.click, "compare").then(
             _run(server, asking, compare, comparison.stage, comparison.drawn),
             asking.inputs,
             [comparison.stage, comparison.drawn, asking.seed],
             **RUN,
         )
-        comparing.then(comparison.offer, comparison.drawn, comparison.files, **AT_ONCE)
-        redrawing = again.file.upload(_run_again(server), again.file, again.stage, **RUN)
-        stages = [pictures.stage, comparison.stage, again.stage]
+        offered = comparing.then(comparison.offer, comparison.drawn, comparison.files, **AT_ONCE)
+        remember(offered, comparison.drawn)
+        redrawing = begin(again.file.upload, "again").then(_run_again(server), again.file, again.stage, **RUN)
         asking.stop.click(None, cancels=[drawing, comparing, redrawing])
         # Queued, and so behind the last step that the run has reported: "Stopped." is shown for good.
         asking.stop.click(
-            lambda: [views.stopped_view()] * len(stages),
-            None,
-            stages,
+            lambda names: {stages[name]: views.stopped_view() for name in names.split()} or gr.skip(),
+            under_way,
+            list(stages.values()),
+            js=_UNDER_WAY,
             concurrency_limit=None,
             show_progress="hidden",
             api_visibility="private",

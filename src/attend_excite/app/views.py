@@ -57,7 +57,7 @@ def empty_view() -> str:
 
 def waiting_view() -> str:
     """Before the first step."""
-    return _note("Waiting for the model …")
+    return '<p class="ae-note ae-under-way" role="status">Waiting for the model …</p>'
 
 
 def stopped_view() -> str:
@@ -79,7 +79,7 @@ def sentence(error: Exception) -> str:
 def progress_view(progress: Progress, seeds: Sequence[int]) -> str:
     """A bar, the time left, and the pictures as they form."""
     bar = (
-        f'<div class="ae-progress"><progress value="{progress.done}" max="{progress.total}" '
+        f'<div class="ae-progress ae-under-way"><progress value="{progress.done}" max="{progress.total}" '
         f'aria-label="steps"></progress><span>{escape(progress.doing)}: step {progress.done} of '
         f"{progress.total} · {_duration(progress.seconds_left)} left</span></div>"
     )

@@ -22,25 +22,47 @@ class AttentionMaps:
         values: (images, steps, height, width, tokens), mean over layers and heads; over the tokens they
             sum to 1.
         locate: finds a word's tokens.
+        kept: the token positions that `values` has; None: all.
     """
 
     values: Tensor
     locate: Locate
+    kept: tuple[int, ...] | None = None
 
     def __getitem__(self, word: str) -> WordMaps:
         """Where a word was attended to; a word of several tokens has the attention of all of them together.
 
         Raises:
-            ValueError: a prompt lacks the word.
+            ValueError: a prompt lacks the word, or its maps were not kept.
         """
         images = [
-            image[..., list(self.locate(index, word))].sum(dim=-1) for index, image in enumerate(self.values)
+            image[..., self._places(self.locate(index, word))].sum(dim=-1)
+            for index, image in enumerate(self.values)
         ]
         return WordMaps(torch.stack(images))
 
     def of_tokens(self, positions: Sequence[int]) -> WordMaps:
-        """Where the tokens at these positions were attended to together, the same in every image."""
-        return WordMaps(self.values[..., list(positions)].sum(dim=-1))
+        """Where the tokens at these positions were attended to together, the same in every image.
+
+        Raises:
+            ValueError: their maps were not kept.
+        """
+        return WordMaps(self.values[..., self._places(positions)].sum(dim=-1))
+
+    def only(self, positions: Sequence[int]) -> AttentionMaps:
+        """The maps of some tokens alone, in as much less memory as they are fewer.
+
+        Raises:
+            ValueError: their maps were not kept.
+        """
+        return AttentionMaps(self.values[..., self._places(positions)], self.locate, tuple(positions))
+
+    def _places(self, positions: Sequence[int]) -> list[int]:
+        if self.kept is None:
+            return list(positions)
+        if missing := set(positions) - set(self.kept):
+            raise ValueError(f"the maps of the token at position {min(missing)} were not kept")
+        return [self.kept.index(position) for position in positions]
 
 
 @dataclass(frozen=True)

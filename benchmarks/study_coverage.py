@@ -21,9 +21,11 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from attend_excite.study.analysis import ALL, CONFIDENCE, analyse, luce_strengths
+from attend_excite.benchmark.statistics import CONFIDENCE
+from attend_excite.study.analysis import ALL, analyse
 from attend_excite.study.create import Page, Rules, Study
 from attend_excite.study.simulate import known_utilities, simulate
+from attend_excite.study.standings import luce_strengths
 
 STRENGTHS = {"attend-excite": 8.0, "stable-diffusion": 1.6, "composable": 1.2, "structure": 0.6}
 INTERVALS = ("Wilson, share", "bootstrap, share", "bootstrap, strength")

@@ -26,12 +26,11 @@ from attend_excite.study.analysis import (
     agreement,
     analyse,
     exclusions,
-    luce_strengths,
-    standings,
     winners,
 )
 from attend_excite.study.create import NONE, Page, Rules, Study, create_study, read_study
 from attend_excite.study.simulate import CERTAINTY, judged_utilities, known_utilities, simulate
+from attend_excite.study.standings import luce_strengths, standings
 from attend_excite.study.votes import Kind, Vote
 
 SYSTEMS = ("ours", "plain", "structure")

@@ -27,6 +27,9 @@ from attend_excite.benchmark.score import is_bundled
 from attend_excite.benchmark.statistics import Estimate
 from attend_excite.methods import METHODS, method_named
 
+SHOWN_PROMPTS = 4
+"""Of which sheets are shown, where there are many."""
+
 _SHOWN_SEEDS = 4
 _THUMBNAIL = 128
 

@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from attend_excite.benchmark import figures, numbers
+from attend_excite.benchmark import figures, numbers, paper
 from attend_excite.benchmark.blocks import (
+    SHOWN_PROMPTS,
     Cell,
     Plot,
     Section,
     Table,
-    bar_plot,
     between_text,
-    cell_of,
     difference_text,
     interval_text,
     name_of,
     number_text,
     sheet_of,
-    short_name,
-    subset_name,
-    table_of,
     value_text,
 )
 from attend_excite.benchmark.comparison import Comparison, apart, compare
 from attend_excite.benchmark.results import (
     ALL,
     DETECTED,
-    FULL,
     FULL_METHOD,
     MINIMUM,
     MISCOLOURED,
@@ -39,14 +34,12 @@ from attend_excite.benchmark.results import (
     REWEIGHT,
     RIGHT,
     TEXT,
-    YES,
     Measure,
     Results,
     is_ablation,
 )
 from attend_excite.benchmark.score import is_bundled
 
-_SHOWN_PROMPTS = 4
 _MOST_SUBJECTS = 40
 
 
@@ -110,175 +103,24 @@ def sections_of(
 ) -> Iterator[Section | None]:
     """The sections of a report in their order; None for what the run has nothing on."""
     systems = comparisons["systems"]
-    yield _presence(
+    yield paper.presence(
         results, systems, (NEGLECT, MISCOLOURED, RIGHT), "The presence judge's verdict", "presence"
     )
-    yield _presence(results, systems, DETECTED, "The detector's verdict", "detector")
-    yield _similarities(results, comparisons)
-    yield _captions(results, systems)
-    yield _vqa(results, systems)
-    yield None if votes is None else _votes(results, votes)
-    yield _reweighting(results, comparisons)
-    yield _findings(results)
+    yield paper.presence(results, systems, DETECTED, "The detector's verdict", "detector")
+    yield paper.similarities(results, comparisons)
+    yield paper.captions(results, systems)
+    yield paper.vqa(results, systems)
+    yield None if votes is None else paper.votes(results, votes)
+    yield paper.reweighting(results, comparisons)
+    yield paper.findings(results)
     yield _pairs(results)
     yield _side_by_side(results)
     yield _extremes(results)
-    yield _ablations(results, comparisons)
+    yield paper.ablations(results, comparisons)
     yield _metrics_judged(results)
     yield _cost(results)
     yield None if others is None else _two_runs(results, others)
     yield _circumstances(results)
-
-
-def _presence(
-    results: Results, systems: Comparison, measures: Sequence[Measure], title: str, name: str
-) -> Section | None:
-    wanted = [measure for measure in measures if measure in results.values]
-    if not wanted:
-        return None
-    return Section(
-        title,
-        [
-            f"By {results.judges[wanted[0].metric]}. An image neglects a subject where one of those that "
-            "its prompt names is not there; a colour is wrong where a subject that is there has another than "
-            "the prompt names."
-        ],
-        [
-            bar_plot(
-                results, systems, wanted, name, "Of all images, by subset; intervals of 95 % over prompts."
-            ),
-            *(table_of(results, systems, measure, measure.title) for measure in wanted),
-        ],
-    )
-
-
-def _similarities(results: Results, comparisons: Mapping[str, Comparison]) -> Section | None:
-    if FULL not in results.values:
-        return None
-    systems = comparisons["systems"]
-    return Section(
-        "CLIP image-text similarity (Figure 8)",
-        [
-            f"By {results.judges['clip']}. The minimum is over the parts of the prompt that speak of one "
-            "subject each. In brackets: how far below or above Attend-and-Excite.",
-        ],
-        [
-            bar_plot(results, systems, [FULL, MINIMUM], "similarity", "Figure 8, for this model."),
-            table_of(results, systems, FULL, FULL.title),
-            table_of(results, systems, MINIMUM, MINIMUM.title),
-        ],
-    )
-
-
-def _captions(results: Results, systems: Comparison) -> Section | None:
-    if TEXT not in results.values:
-        return None
-    return Section(
-        "Text-text similarity (Table 1)",
-        [f"Between the prompt and a caption of the image, by {results.judges['captions']}."],
-        [table_of(results, systems, TEXT, "Table 1, for this model.")],
-    )
-
-
-def _vqa(results: Results, systems: Comparison) -> Section | None:
-    if YES not in results.values:
-        return None
-    return Section(
-        "VQA score",
-        [
-            f"The chance that {results.judges['vqa']} answers yes when asked whether the image shows the "
-            "prompt."
-        ],
-        [table_of(results, systems, YES, YES.title)],
-    )
-
-
-def _votes(results: Results, votes: Mapping[str, Any]) -> Section:
-    subsets = list(votes["subsets"])
-    names = list(dict.fromkeys(system for shares in votes["subsets"].values() for system in shares))
-    rows = []
-    for name in names:
-        cells = [Cell(name_of(results, name) if name != "none" else "none is better")]
-        for subset in subsets:
-            shares = {
-                system: share
-                for system, share in votes["subsets"][subset].items()
-                if share["share"] is not None
-            }
-            share = shares.get(name)
-            best = max(shares, key=lambda system: shares[system]["share"], default="")
-            cells.append(
-                Cell("–")
-                if share is None
-                else Cell(
-                    f"{100 * share['share']:.1f} %",
-                    f"{100 * share['low']:.1f} to {100 * share['high']:.1f}",
-                    name == best,
-                )
-            )
-        rows.append(cells)
-    people = "simulated respondents" if votes["simulated"] else "respondents"
-    return Section(
-        "User study (Table 2)",
-        [
-            f"{votes['respondents']} {people} chose the set of images that shows the prompt best; "
-            f"{len(votes['excluded'])} more are left out by the study's rules."
-            + (
-                " The votes are made up by a program to test the study: no person cast them."
-                if votes["simulated"]
-                else ""
-            )
-        ],
-        [Table("Table 2, for this model: share of the votes.", ["", *map(subset_name, subsets)], rows)],
-    )
-
-
-def _reweighting(results: Results, comparisons: Mapping[str, Comparison]) -> Section | None:
-    comparison = comparisons.get("reweighting")
-    if comparison is None:
-        return None
-    similarities = [measure for measure in (FULL, MINIMUM) if measure in results.values]
-    plots = (
-        [bar_plot(results, comparison, similarities, "reweighting", "Figure 14, for this model.")]
-        if similarities
-        else []
-    )
-    tables = [
-        table_of(results, comparison, measure, title)
-        for measure, title in (
-            (TEXT, "Table 4, for this model: text-text similarity."),
-            (NEGLECT, NEGLECT.title),
-            (RIGHT, RIGHT.title),
-        )
-        if measure in results.values
-    ]
-    return Section(
-        "Attention re-weighting (Table 4, Figure 14)",
-        [
-            "Prompt-to-Prompt's re-weighting makes the subjects' attention stronger where it is; it cannot "
-            "move it. On the prompts and seeds that both have."
-        ],
-        [*plots, *tables],
-    )
-
-
-def _findings(results: Results) -> Section | None:
-    of_measures: dict[Measure, dict[str, list[Cell]]] = {}
-    for found in numbers.findings(results):
-        title = f"{name_of(results, found.better)} above {name_of(results, found.worse)}"
-        cells = of_measures.setdefault(found.measure, {}).setdefault(title, [Cell(title)])
-        cells.append(Cell(found.verdict, difference_text(found.measure, found.difference, interval=True)))
-    if not of_measures:
-        return None
-    heads = ["", *map(subset_name, results.subsets)]
-    return Section(
-        "Where it agrees with the paper",
-        [
-            "What the paper finds with Stable Diffusion 1.4, and whether it holds here. In small: how far "
-            "the second system is from the first, with the interval."
-        ],
-        [Table(measure.title, heads, list(rows.values())) for measure, rows in of_measures.items()],
-    )
 
 
 def _pairs(results: Results) -> Section | None:
@@ -332,7 +174,7 @@ def _extremes(results: Results) -> Section | None:
     }
     gains = [ours - plain for plain, ours in (means[measures[0]], means[measures[-1]])]
     order = [int(at) for at in np.lexsort((gains[1], gains[0])) if not np.isnan(gains[0][at])]
-    count = min(_SHOWN_PROMPTS, len(order) // 2)
+    count = min(SHOWN_PROMPTS, len(order) // 2)
     sheets = []
     for kind, chosen in (("helped most", order[::-1][:count]), ("helped least", order[:count])):
         for at in chosen:
@@ -349,35 +191,6 @@ def _extremes(results: Results) -> Section | None:
             f"“{measures[0].title.lower()}”; where that is equal, by “{measures[-1].title.lower()}”."
         ],
         sheets,
-    )
-
-
-def _ablations(results: Results, comparisons: Mapping[str, Comparison]) -> Section | None:
-    comparison = comparisons.get("ablations")
-    if comparison is None:
-        return None
-    wanted = [
-        measure for measure in (NEGLECT, RIGHT, DETECTED[0], MINIMUM, TEXT) if measure in results.values
-    ]
-    shared = results.shared(comparison.systems)
-    places = np.unique(results.prompt_of[shared])
-    middle = np.linspace(0, len(places) - 1, min(_SHOWN_PROMPTS, len(places))).round().astype(int)
-    subset = list(results.subsets)[-1]
-    rows = []
-    for system in comparison.systems:
-        cells = [Cell(short_name(results, system))]
-        cells += [cell_of(comparison, system, subset, measure) for measure in wanted]
-        rows.append(cells)
-    return Section(
-        "Ablations (Figures 11 and 12)",
-        [
-            f"On the {len(places)} prompts and the seeds that all of them have. In brackets: how far from "
-            "Attend-and-Excite in full; “ns”: its interval has nought in it."
-        ],
-        [
-            Table("", ["", *(measure.title for measure in wanted)], rows),
-            *(sheet_of(results, int(places[at]), comparison.systems) for at in middle),
-        ],
     )
 
 

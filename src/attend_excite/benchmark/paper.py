@@ -1,0 +1,224 @@
+"""The sections of a report that repeat the paper's tables and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from attend_excite.benchmark import numbers
+from attend_excite.benchmark.blocks import (
+    SHOWN_PROMPTS,
+    Cell,
+    Section,
+    Table,
+    bar_plot,
+    cell_of,
+    difference_text,
+    name_of,
+    sheet_of,
+    short_name,
+    subset_name,
+    table_of,
+)
+from attend_excite.benchmark.comparison import Comparison
+from attend_excite.benchmark.results import (
+    DETECTED,
+    FULL,
+    MINIMUM,
+    NEGLECT,
+    RIGHT,
+    TEXT,
+    YES,
+    Measure,
+    Results,
+)
+
+
+def presence(
+    results: Results, systems: Comparison, measures: Sequence[Measure], title: str, name: str
+) -> Section | None:
+    """A verdict on presence and colours: what the paper shows in pictures, as rates. None without one."""
+    wanted = [measure for measure in measures if measure in results.values]
+    if not wanted:
+        return None
+    return Section(
+        title,
+        [
+            f"By {results.judges[wanted[0].metric]}. An image neglects a subject where one of those that "
+            "its prompt names is not there; a colour is wrong where a subject that is there has another than "
+            "the prompt names."
+        ],
+        [
+            bar_plot(
+                results, systems, wanted, name, "Of all images, by subset; intervals of 95 % over prompts."
+            ),
+            *(table_of(results, systems, measure, measure.title) for measure in wanted),
+        ],
+    )
+
+
+def similarities(results: Results, comparisons: Mapping[str, Comparison]) -> Section | None:
+    """Figure 8: CLIP similarity to the prompt, and to its most neglected part; None without scores."""
+    if FULL not in results.values:
+        return None
+    systems = comparisons["systems"]
+    return Section(
+        "CLIP image-text similarity (Figure 8)",
+        [
+            f"By {results.judges['clip']}. The minimum is over the parts of the prompt that speak of one "
+            "subject each. In brackets: how far below or above Attend-and-Excite.",
+        ],
+        [
+            bar_plot(results, systems, [FULL, MINIMUM], "similarity", "Figure 8, for this model."),
+            table_of(results, systems, FULL, FULL.title),
+            table_of(results, systems, MINIMUM, MINIMUM.title),
+        ],
+    )
+
+
+def captions(results: Results, systems: Comparison) -> Section | None:
+    """Table 1: similarity of prompt and caption; None without captions."""
+    if TEXT not in results.values:
+        return None
+    return Section(
+        "Text-text similarity (Table 1)",
+        [f"Between the prompt and a caption of the image, by {results.judges['captions']}."],
+        [table_of(results, systems, TEXT, "Table 1, for this model.")],
+    )
+
+
+def vqa(results: Results, systems: Comparison) -> Section | None:
+    """Not in the paper: a vision-language model's answer; None without one."""
+    if YES not in results.values:
+        return None
+    return Section(
+        "VQA score",
+        [
+            f"The chance that {results.judges['vqa']} answers yes when asked whether the image shows the "
+            "prompt."
+        ],
+        [table_of(results, systems, YES, YES.title)],
+    )
+
+
+def votes(results: Results, votes: Mapping[str, Any]) -> Section:
+    """Table 2: the shares of a user study's votes."""
+    subsets = list(votes["subsets"])
+    names = list(dict.fromkeys(system for shares in votes["subsets"].values() for system in shares))
+    rows = []
+    for name in names:
+        cells = [Cell(name_of(results, name) if name != "none" else "none is better")]
+        for subset in subsets:
+            shares = {
+                system: share
+                for system, share in votes["subsets"][subset].items()
+                if share["share"] is not None
+            }
+            share = shares.get(name)
+            best = max(shares, key=lambda system: shares[system]["share"], default="")
+            cells.append(
+                Cell("–")
+                if share is None
+                else Cell(
+                    f"{100 * share['share']:.1f} %",
+                    f"{100 * share['low']:.1f} to {100 * share['high']:.1f}",
+                    name == best,
+                )
+            )
+        rows.append(cells)
+    people = "simulated respondents" if votes["simulated"] else "respondents"
+    return Section(
+        "User study (Table 2)",
+        [
+            f"{votes['respondents']} {people} chose the set of images that shows the prompt best; "
+            f"{len(votes['excluded'])} more are left out by the study's rules."
+            + (
+                " The votes are made up by a program to test the study: no person cast them."
+                if votes["simulated"]
+                else ""
+            )
+        ],
+        [Table("Table 2, for this model: share of the votes.", ["", *map(subset_name, subsets)], rows)],
+    )
+
+
+def reweighting(results: Results, comparisons: Mapping[str, Comparison]) -> Section | None:
+    """Table 4 and Figure 14: attention re-weighting beside Attend-and-Excite; None without it."""
+    comparison = comparisons.get("reweighting")
+    if comparison is None:
+        return None
+    similarities = [measure for measure in (FULL, MINIMUM) if measure in results.values]
+    plots = (
+        [bar_plot(results, comparison, similarities, "reweighting", "Figure 14, for this model.")]
+        if similarities
+        else []
+    )
+    tables = [
+        table_of(results, comparison, measure, title)
+        for measure, title in (
+            (TEXT, "Table 4, for this model: text-text similarity."),
+            (NEGLECT, NEGLECT.title),
+            (RIGHT, RIGHT.title),
+        )
+        if measure in results.values
+    ]
+    return Section(
+        "Attention re-weighting (Table 4, Figure 14)",
+        [
+            "Prompt-to-Prompt's re-weighting makes the subjects' attention stronger where it is; it cannot "
+            "move it. On the prompts and seeds that both have."
+        ],
+        [*plots, *tables],
+    )
+
+
+def findings(results: Results) -> Section | None:
+    """Where this run agrees with what the paper found; None where it has nothing to compare."""
+    of_measures: dict[Measure, dict[str, list[Cell]]] = {}
+    for found in numbers.findings(results):
+        title = f"{name_of(results, found.better)} above {name_of(results, found.worse)}"
+        cells = of_measures.setdefault(found.measure, {}).setdefault(title, [Cell(title)])
+        cells.append(Cell(found.verdict, difference_text(found.measure, found.difference, interval=True)))
+    if not of_measures:
+        return None
+    heads = ["", *map(subset_name, results.subsets)]
+    return Section(
+        "Where it agrees with the paper",
+        [
+            "What the paper finds with Stable Diffusion 1.4, and whether it holds here. In small: how far "
+            "the second system is from the first, with the interval."
+        ],
+        [Table(measure.title, heads, list(rows.values())) for measure, rows in of_measures.items()],
+    )
+
+
+def ablations(results: Results, comparisons: Mapping[str, Comparison]) -> Section | None:
+    """Figures 11 and 12: Attend-and-Excite without one of its parts; None without ablations."""
+    comparison = comparisons.get("ablations")
+    if comparison is None:
+        return None
+    wanted = [
+        measure for measure in (NEGLECT, RIGHT, DETECTED[0], MINIMUM, TEXT) if measure in results.values
+    ]
+    shared = results.shared(comparison.systems)
+    places = np.unique(results.prompt_of[shared])
+    middle = np.linspace(0, len(places) - 1, min(SHOWN_PROMPTS, len(places))).round().astype(int)
+    subset = list(results.subsets)[-1]
+    rows = []
+    for system in comparison.systems:
+        cells = [Cell(short_name(results, system))]
+        cells += [cell_of(comparison, system, subset, measure) for measure in wanted]
+        rows.append(cells)
+    return Section(
+        "Ablations (Figures 11 and 12)",
+        [
+            f"On the {len(places)} prompts and the seeds that all of them have. In brackets: how far from "
+            "Attend-and-Excite in full; “ns”: its interval has nought in it."
+        ],
+        [
+            Table("", ["", *(measure.title for measure in wanted)], rows),
+            *(sheet_of(results, int(places[at]), comparison.systems) for at in middle),
+        ],
+    )

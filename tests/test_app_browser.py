@@ -152,6 +152,23 @@ def test_stop_leaves_other_results_alone(page: Page, address: str) -> None:
     expect(page.locator("#ae-stage a")).to_have_count(2)
 
 
+def test_stop_holds_also_before_the_run_is_in_the_queue(page: Page, address: str) -> None:
+    _open(page, address, steps=100, pictures=8)
+    # A network that is so slow that the browser has not joined the queue.
+    page.route("**/queue/join*", lambda route: (page.wait_for_timeout(700), route.continue_()))
+    page.locator("#ae-draw").click()
+    expect(page.locator("#ae-stage")).to_contain_text("Waiting for the model …")
+    page.locator("#ae-stop").click()
+    expect(page.locator("#ae-stage")).to_have_text("Stopped.")
+    page.wait_for_timeout(2000)
+    expect(page.locator("#ae-stage")).to_have_text("Stopped.")
+    page.unroute_all()
+    page.get_by_text("Model, steps and size").click()
+    page.locator("#ae-steps input[type=number]").fill("2")
+    page.locator("#ae-steps input[type=number]").press("Enter")
+    assert len(_draw(page)) == 16
+
+
 def test_a_visitor_who_waits_is_told_so(browser: Browser, address: str) -> None:
     first, second = (_open(_visitor(browser).new_page(), address, steps=100, pictures=8) for _ in range(2))
     first.locator("#ae-draw").click()

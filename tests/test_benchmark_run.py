@@ -299,11 +299,18 @@ def test_a_folder_holds_images_of_one_kind(model: Model, tmp_path: Path) -> None
         "a cat and a dog": {"subset": "animals", "subjects": ["cat", "dog"]},
         "a cat and a bird": {"subset": "animals", "subjects": ["cat", "bird"]},
     }
+    # What has no image yet may change: a prompt whose subjects had to be named, say.
+    begin(tmp_path, conditions_of(model, 2, 7.5), [replace(prompts[1], subjects=None)], range(2), [system])
+    begin(tmp_path, conditions_of(model, 2, 7.5), prompts, range(2), [system])
+    row = {"job": "1", "prompt": prompts[0].text, "system": "attend-excite", "image": "1.png"}
+    store.write_rows(tmp_path, [row])
     with pytest.raises(ValueError, match="steps 2, not 3"):
         begin(tmp_path, conditions_of(model, 3, 7.5), prompts, range(2), [system])
     other = replace(prompts[0], subjects=("cat",))
     with pytest.raises(ValueError, match="images of 'a cat and a dog' with other subjects"):
         begin(tmp_path, conditions_of(model, 2, 7.5), [other], range(2), [system])
+    with pytest.raises(ValueError, match="'a cat and a dog' is given twice"):
+        begin(tmp_path / "new", conditions_of(model, 2, 7.5), [prompts[0], other], range(2), [system])
 
     ours = systems_named(["attend-excite"], Recipe.named("official"))
     begin(tmp_path, conditions_of(model, 2, 7.5), prompts, range(3), ours)
@@ -311,6 +318,10 @@ def test_a_folder_holds_images_of_one_kind(model: Model, tmp_path: Path) -> None
     changed = systems_named(["attend-excite"], Recipe.named("bare"))
     with pytest.raises(ValueError, match="images of 'attend-excite' with other numbers"):
         begin(tmp_path, conditions_of(model, 2, 7.5), prompts, range(3), changed)
+    for content, message in (("{", "cannot be read"), ('{"systems": []}', "older version")):
+        (tmp_path / "run.json").write_text(content)
+        with pytest.raises(ValueError, match=message):
+            begin(tmp_path, conditions_of(model, 2, 7.5), prompts, range(3), ours)
 
 
 def test_two_systems_with_the_same_numbers_have_their_own_images(model: Model, tmp_path: Path) -> None:

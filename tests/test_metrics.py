@@ -213,7 +213,8 @@ def test_verdict_by_hand() -> None:
     assert colour_of("bow", "a dog and a yellow bowl") is None
     assert colour_of("dog", "a dog and a yellow bowl") is None
     assert colour_of("yellow bowl", "a dog and a yellow bowl") == "yellow"
-    assert colour_of("big bowl", "a dog and a yellow big bowl") == "yellow"
+    assert colour_of("big Yellow bowl", "a dog and a big Yellow bowl") == "yellow"
+    assert colour_of("orange", "an orange and a dog") is None
     fine = verdict([0.9, 0.8], [True, True], [None, True])
     assert (fine["neglected"], fine["miscoloured"], fine["right"]) == (False, False, True)
     wrong = verdict([0.9, 0.8], [True, True], [None, False])
@@ -238,14 +239,20 @@ def test_presence_judge_compares_scores_with_its_thresholds(
     assert second["right"]
 
     metric = JudgedPresence(str(tmp_path))
-    phrases = [{"job": "", "prompt": "a blue dog and a Cat", "subjects": ["blue dog", "Cat"]}]
-    metric.update(pictures[:1], phrases)
-    (of_phrases,) = metric.compute()
-    assert of_phrases["present"] == [False, True]
-    assert of_phrases["coloured"] == [False, None]
-    for subjects, message in ((["cat", "van"], "doesn't know the 'van'"), ([], "names no subject")):
-        with pytest.raises(ValueError, match=message):
-            metric.update(pictures[:1], [{"job": "", "prompt": "a cat, a van", "subjects": subjects}])
+    for prompt, subjects, present, coloured in (
+        ("a blue dog and a Cat", ["blue dog", "Cat"], [False, True], [False, None]),
+        ("a red big Cat", ["big Cat"], [True], [True]),
+        ("a Blue Cat", ["Cat"], [True], [False]),
+        # Which of two is which isn't known.
+        ("a red cat and a blue cat", ["cat", "cat"], [True, True], [None, None]),
+        # Without a verdict.
+        ("a cat and a van", ["cat", "van"], None, None),
+        ("a cat", [], None, None),
+    ):
+        metric.update(pictures[:1], [{"job": "", "prompt": prompt, "subjects": subjects}])
+        (found,) = metric.compute()
+        assert (found["present"], found["coloured"]) == (present, coloured)
+    assert dict(metric.unjudged) == {"it doesn't know van": 1, "no subject named": 1}
 
 
 def _owl(tokenizer: CLIPTokenizer) -> tuple[Any, ...]:

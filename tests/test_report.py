@@ -91,10 +91,14 @@ def test_the_report_says_what_the_scores_say(run: Path) -> None:
 
 
 def test_the_bound_is_of_the_clip_that_judges(run: Path) -> None:
-    bound = [{"job": "cat", "scored_by": "another", "similarity": 0.5, "images": 1}]
-    store.write_scores(run, UPPER_BOUND, bound)
-    write_report(run, run / "report")
-    assert "upper bound" not in (run / "report" / "report.md").read_text("utf-8")
+    subjects = ("cat", "dog", "frog", "car", "bowl", "clock")
+    for judge, told in (("judge", True), ("another", False)):
+        bound = [{"job": name, "scored_by": judge, "similarity": 0.5, "images": 1} for name in subjects]
+        store.write_scores(run, UPPER_BOUND, bound)
+        write_report(run, run / "report")
+        assert ("upper bound" in (run / "report" / "report.md").read_text("utf-8")) == told
+        # Nothing is left of the report before.
+        assert (run / "report" / "numbers" / "bounds.csv").exists() == told
 
 
 def test_the_page_is_of_one_piece(run: Path) -> None:
@@ -161,7 +165,8 @@ def test_one_prompt_and_a_system_without_images(tmp_path: Path) -> None:
     store.write_rows(run, [failed])
     write_report(run, tmp_path / "report")
     text = (tmp_path / "report" / "report.md").read_text("utf-8")
-    assert "nan" not in text
+    tables = (path.read_text("utf-8") for path in (tmp_path / "report" / "numbers").glob("*.csv"))
+    assert "nan" not in "".join([text, *tables])
     assert "100.0 % plain, 0.0 % with Attend-and-Excite (\N{MINUS SIGN}100.0 points)." in text
     assert re.search(r"StructureDiffusion \| – \| – \| – \| 0 \| 0 \| 1 \|", text)
     # The sheets are of the systems that have images.
@@ -212,7 +217,8 @@ def _made_up(
         for at, (prompt, (subset, subjects)) in enumerate(_PROMPTS.items()):
             if minima[at] is None:
                 continue
-            job = f"{len(rows):016x}"
+            # In another order than the systems, as real ones are.
+            job = f"{0xFFFF - len(rows):016x}"
             path = store.write_image(run, job, Image.new("RGB", (160, 160), (40 * at, 90, 10 * len(rows))))
             rows.append(
                 {"job": job, "prompt": prompt, "subset": subset, "subjects": subjects, "seed": 0}

@@ -251,6 +251,9 @@ def test_commands_mark_what_is_simulated(study_folder: Path, tmp_path: Path) -> 
     apart = run(app, ["study", "simulate", str(copy), *strengths, "--respondents", "2"])
     assert (copy / "simulated.sqlite").is_file(), apart.output
     assert not (copy / "votes.sqlite").exists()
+    second = run(app, ["study", "simulate", str(copy), *strengths, "--seed", "1"])
+    assert second.exit_code == 2
+    assert "give each panel one of its own" in second.output
     simulated = run(
         app, ["study", "simulate", str(study_folder), *database, *strengths, "--respondents", "12"]
     )

@@ -26,17 +26,18 @@ _FRAME_SECONDS = 0.15
 
 
 async def watched(
-    work: Callable[[Report], None], seeds: Sequence[int]
+    work: Callable[[Report], None], seeds: Sequence[int], wanted: Callable[[], bool]
 ) -> AsyncGenerator[str | Drawn | Redrawn, None]:
     """A run as HTML, step by step; at the end what came out. What goes wrong is shown, too.
 
     Args:
         work: reports its steps and what came out.
         seeds: of the pictures in the making.
+        wanted: whether the visitor still waits for it.
     """
     latest = 0.0
     try:
-        async with aclosing(reports(work)) as run:
+        async with aclosing(reports(work, wanted)) as run:
             async for value in run:
                 if not isinstance(value, Progress):
                     yield value

@@ -29,7 +29,11 @@ def with_run(earlier: list[dict[str, Any]], drawn: Drawn) -> list[dict[str, Any]
         "made": f"{methods} · {form.steps} steps · {seeds}",
         "pictures": [data_url(run.images[0]) for run in drawn.generations.values()],
     }
-    return [entry, *(other for other in earlier if other["query"] != entry["query"])][:_REMEMBERED]
+    # A drawing and a comparison of the same form are two.
+    before = [
+        other for other in earlier if (other["query"], other["made"]) != (entry["query"], entry["made"])
+    ]
+    return [entry, *before][:_REMEMBERED]
 
 
 def _is_entry(value: Any) -> bool:

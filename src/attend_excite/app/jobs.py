@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from typing import Generic, TypeVar
@@ -14,11 +15,31 @@ class Stopped(Exception):
     """Raised in a run that nobody waits for any more."""
 
 
+class Stops:
+    """How often each visitor has pressed Stop. A run takes a ticket when it is asked for, and is wanted until
+    they press it again: also while it waits for its turn, and before it has come into the queue."""
+
+    def __init__(self) -> None:
+        self._pressed = Counter[str]()
+
+    def ticket(self, visitor: str) -> str:
+        """A ticket for a run of theirs."""
+        return f"{self._pressed[visitor]} {visitor}"
+
+    def press(self, visitor: str) -> None:
+        """All that they have asked for is no longer wanted."""
+        self._pressed[visitor] += 1
+
+    def wanted(self, ticket: str) -> bool:
+        """Whether a run is still wanted."""
+        return ticket == self.ticket(ticket.partition(" ")[2])
+
+
 class Reporter(Generic[Report]):
     """What a run is given to tell how far it is."""
 
-    def __init__(self, deliver: Callable[[Report], object]) -> None:
-        self._deliver = deliver
+    def __init__(self, deliver: Callable[[Report], object], wanted: Callable[[], bool]) -> None:
+        self._deliver, self._wanted = deliver, wanted
         self.stopped = False
 
     def __call__(self, value: Report) -> None:
@@ -36,22 +57,28 @@ class Reporter(Generic[Report]):
         Raises:
             Stopped: nobody waits any more.
         """
-        if self.stopped:
+        if self.stopped or not self._wanted():
             raise Stopped
 
 
-async def reports(work: Callable[[Reporter[Report]], None]) -> AsyncGenerator[Report, None]:
+async def reports(
+    work: Callable[[Reporter[Report]], None], wanted: Callable[[], bool] = lambda: True
+) -> AsyncGenerator[Report, None]:
     """What `work(report)` reports, in its order, until it is done.
 
-    When the iteration ends before that (a visitor has pressed Stop or gone away), the next use of `report`
+    When it is no longer wanted, or the iteration ends (a visitor has gone away), the next use of `report`
     raises `Stopped` in the run, which so ends at its next UNet pass and cleans up behind itself.
+
+    Args:
+        work: the run.
+        wanted: asked from the run's thread.
 
     Raises:
         Exception: what the work raises.
     """
     loop = asyncio.get_running_loop()
     queue: asyncio.Queue[Report | None] = asyncio.Queue()
-    report = Reporter[Report](lambda value: loop.call_soon_threadsafe(queue.put_nowait, value))
+    report = Reporter[Report](lambda value: loop.call_soon_threadsafe(queue.put_nowait, value), wanted)
 
     def run() -> None:
         try:
@@ -63,7 +90,8 @@ async def reports(work: Callable[[Reporter[Report]], None]) -> AsyncGenerator[Re
     running = asyncio.ensure_future(asyncio.to_thread(run))
     try:
         while (value := await queue.get()) is not None:
-            yield value
+            if wanted():
+                yield value
         await running
     finally:
         report.stopped = True

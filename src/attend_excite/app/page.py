@@ -19,6 +19,7 @@ from attend_excite.app.api import add_endpoints
 from attend_excite.app.asking import Asking
 from attend_excite.app.events import AT_ONCE, IN_TURN, RUN, watched
 from attend_excite.app.forms import Form
+from attend_excite.app.jobs import Stops
 from attend_excite.app.models import Models
 from attend_excite.app.showing import Again, Comparison, Pictures
 
@@ -32,6 +33,7 @@ _HEADER = (
     '<header class="ae-header"><h1>Attend-and-Excite</h1><p>Draw everything that a prompt asks for. '
     "Each picture beside that of the plain model, from the same noise.</p></header>"
 )
+_BUSY = "Too many runs are waiting: try again in a minute."
 _SCROLL_ON_PHONES = """(...values) => {
   if (innerWidth < 800) document.querySelector("#ae-results").scrollIntoView({ behavior: "smooth" });
   return values;
@@ -120,44 +122,65 @@ def build(server: Server) -> gr.Blocks:
                     past = views.clickable(views.history_view([]), elem_id="ae-history")
         gr.HTML(f'<footer class="ae-footer">{limits.SENTENCES}</footer>')
         remembered = gr.BrowserState([], storage_key="attend-excite", secret="attend-excite")
-        link, under_way = (gr.Textbox(visible=False) for _ in range(2))
+        link, under_way, ticket = (gr.Textbox(visible=False) for _ in range(3))
+        stops = Stops()
 
         stages = {"pictures": pictures.stage, "compare": comparison.stage, "again": again.stage}
 
         def begin(on: Any, name: str, **options: Any) -> Any:
             """Say at once that a run waits for its turn: other visitors' runs may take a while."""
-            return on(
-                lambda: (gr.Tabs(selected=name), views.waiting_view()),
-                None,
-                [tabs, stages[name]],
-                **options,
+
+            def wait(request: gr.Request) -> tuple[Any, ...]:
+                return gr.Tabs(selected=name), views.waiting_view(), stops.ticket(str(request.session_hash))
+
+            return on(wait, None, [tabs, stages[name], ticket], **options, **AT_ONCE)
+
+        def run(waiting: Any, name: str, work: Any, inputs: list[Any], outputs: list[Any]) -> Any:
+            """Join the queue. Where that is full the visitor is told so."""
+            running = waiting.then(work, [ticket, *inputs], outputs, **RUN)
+            # It fails also where Stop has taken it out of the queue again.
+            running.failure(
+                lambda ticket: views.problem_view(_BUSY) if stops.wanted(ticket) else gr.skip(),
+                ticket,
+                stages[name],
                 **AT_ONCE,
             )
+            return running
 
         def remember(run: Any, drawn: gr.State) -> None:
             run.then(_remember, [drawn, remembered], [remembered, past, link], **AT_ONCE).then(
                 None, link, None, js=_SHOW_LINK
             )
 
-        drawing = begin(
-            partial(gr.on, [asking.draw.click, asking.prompt.submit]), "pictures", js=_SCROLL_ON_PHONES
-        ).then(
-            _run(server, asking, draw, pictures.stage, pictures.drawn),
+        drawing = run(
+            begin(
+                partial(gr.on, [asking.draw.click, asking.prompt.submit]), "pictures", js=_SCROLL_ON_PHONES
+            ),
+            "pictures",
+            _run(server, stops, asking, draw, pictures.stage, pictures.drawn),
             asking.inputs,
             [pictures.stage, pictures.drawn, asking.seed],
-            **RUN,
         )
         looked = drawing.then(pictures.look, pictures.drawn, pictures.look_outputs, **AT_ONCE)
         remember(looked, pictures.drawn)
-        comparing = begin(comparison.button.click, "compare").then(
-            _run(server, asking, compare, comparison.stage, comparison.drawn),
+        comparing = run(
+            begin(comparison.button.click, "compare"),
+            "compare",
+            _run(server, stops, asking, compare, comparison.stage, comparison.drawn),
             asking.inputs,
             [comparison.stage, comparison.drawn, asking.seed],
-            **RUN,
         )
         offered = comparing.then(comparison.offer, comparison.drawn, comparison.files, **AT_ONCE)
         remember(offered, comparison.drawn)
-        redrawing = begin(again.file.upload, "again").then(_run_again(server), again.file, again.stage, **RUN)
+        redrawing = run(
+            begin(again.file.upload, "again"), "again", _run_again(server, stops), [again.file], [again.stage]
+        )
+
+        def stop(request: gr.Request) -> None:
+            stops.press(str(request.session_hash))
+
+        asking.stop.click(stop, None, None, **AT_ONCE)
+        # Out of the queue, too, where they have come into it.
         asking.stop.click(None, cancels=[drawing, comparing, redrawing])
         # Queued, and so behind the last step that the run has reported: "Stopped." is shown for good.
         asking.stop.click(
@@ -195,6 +218,7 @@ def build(server: Server) -> gr.Blocks:
 
 def _run(
     server: Server,
+    stops: Stops,
     asking: Asking,
     action: Callable[[Server, Form, Report], None],
     stage: Any,
@@ -202,15 +226,18 @@ def _run(
 ) -> Callable[..., AsyncIterator[dict[Any, Any]]]:
     """What a press of a button does: read the form, do as it says, show it step by step."""
 
-    async def run(*values: Any) -> AsyncIterator[dict[Any, Any]]:
+    async def run(ticket: str, *values: Any) -> AsyncIterator[dict[Any, Any]]:
         yield {drawn: None}
+        wanted = partial(stops.wanted, ticket)
+        if not wanted():
+            return
         try:
             form = asking.read(*values)
         except ValueError as error:
             yield {stage: views.problem_view(views.sentence(error))}
             return
         yield {asking.seed: form.seed}
-        async with aclosing(watched(partial(action, server, form), form.seeds)) as steps:
+        async with aclosing(watched(partial(action, server, form), form.seeds, wanted)) as steps:
             async for value in steps:
                 if isinstance(value, Drawn):
                     yield {stage: views.drawn_view(value), drawn: value}
@@ -220,9 +247,12 @@ def _run(
     return run
 
 
-def _run_again(server: Server) -> Callable[[str], AsyncIterator[str]]:
-    async def run(path: str) -> AsyncIterator[str]:
-        async with aclosing(watched(partial(draw_again, server, Path(path)), ())) as steps:
+def _run_again(server: Server, stops: Stops) -> Callable[[str, str], AsyncIterator[str]]:
+    async def run(ticket: str, path: str) -> AsyncIterator[str]:
+        wanted = partial(stops.wanted, ticket)
+        if not wanted():
+            return
+        async with aclosing(watched(partial(draw_again, server, Path(path)), (), wanted)) as steps:
             async for value in steps:
                 if isinstance(value, Redrawn):
                     yield views.redrawn_view(value)

@@ -19,7 +19,7 @@ class AttentionMaps:
     """The cross-attention of some images to their prompts, from the conditional passes.
 
     Attributes:
-        values: (images, steps, height, width, tokens), mean over layers and heads; over the tokens they
+        values: (images, steps, height, width, tokens), mean over layers and heads; over all tokens they
             sum to 1.
         locate: finds a word's tokens.
         kept: the token positions that `values` has; None: all.

@@ -73,7 +73,7 @@ class Finding:
             "worse": self.worse,
             "subset": self.subset,
             "holds": self.verdict,
-        } | _columns("difference", self.difference)
+        } | self.difference.columns("difference")
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ class Agreement:
         return (
             {"truth": self.truth.key, "score": self.score.key, "images": len(self.values)}
             | {"any_two": self.any_two, "correlation": self.correlation}
-            | _columns("of_one_prompt", self.of_one_prompt)
-            | _columns("of_one_system", self.of_one_system)
+            | self.of_one_prompt.columns("of_one_prompt")
+            | self.of_one_system.columns("of_one_system")
         )
 
 
@@ -132,9 +132,9 @@ class Beside:
         """As a row."""
         return (
             {"system": self.system, "measure": self.measure.key}
-            | _columns("here", self.here)
-            | _columns("there", self.there)
-            | _columns("difference", self.difference)
+            | self.here.columns("here")
+            | self.there.columns("there")
+            | self.difference.columns("difference")
         )
 
 
@@ -284,14 +284,6 @@ def _study(votes: Mapping[str, Any]) -> Rows:
         for subset, of_systems in votes["subsets"].items()
         for system, shares in of_systems.items()
     ]
-
-
-def _columns(name: str, found: Estimate) -> dict[str, float | None]:
-    return {
-        name: _known(found.value),
-        f"{name}_low": _known(found.low),
-        f"{name}_high": _known(found.high),
-    }
 
 
 def _known(value: float) -> float | None:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -43,9 +44,10 @@ class BenchmarkPrompt:
 
     @property
     def shown(self) -> list[str]:
-        """The subjects that must show, by name; empty where they are not known."""
+        """The subjects that must show, by name, the second cat being a "cat" too; empty where they are not
+        known."""
         subjects = [Subject.from_text(subject) for subject in self.subjects or ()]
-        return [subject.text for subject in subjects if not subject.negated]
+        return [re.sub(r" ?#\d+$", "", subject.text) for subject in subjects if not subject.negated]
 
 
 def paper_prompts(seed: int = COLOUR_SEED) -> list[BenchmarkPrompt]:

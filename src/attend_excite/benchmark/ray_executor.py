@@ -16,7 +16,7 @@ from typing import Any
 from attend_excite.benchmark.jobs import Batch, Conditions, conditions_of
 from attend_excite.benchmark.run import Queue, Row, draw, failed, write
 from attend_excite.guidance.schedule import Recipe
-from attend_excite.models import load
+from attend_excite.models import catalogue, load
 
 try:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -128,9 +128,7 @@ def ray_workers(
             f"({error})"
         ) from error
     try:
-        yield RayWorkers(
-            _start(_from_anywhere(model) if Path(model).is_dir() else model, device, dtype, workers)
-        )
+        yield RayWorkers(_start(_source_from_anywhere(model), device, dtype, workers))
     finally:
         ray.shutdown()
 
@@ -138,6 +136,11 @@ def ray_workers(
 def _from_anywhere(folder: str) -> str:
     """A folder as it is named by workers that don't run where this was started."""
     return folder if "://" in folder else str(Path(folder).absolute())
+
+
+def _source_from_anywhere(model: str) -> str:
+    """The same of a model, where it is a folder: a short name goes before a folder of that name."""
+    return _from_anywhere(model) if model not in catalogue() and Path(model).is_dir() else model
 
 
 def _start(model: str, device: str | None, dtype: str | None, workers: int | None) -> list[Any]:

@@ -20,7 +20,12 @@ from attend_excite.benchmark.comparison import Comparison
 from attend_excite.benchmark.results import Results, read_results
 from attend_excite.benchmark.sections import comparisons_of, sections_of, summary_of, title_of
 
-_OF_A_JOB = re.compile(r"[0-9a-f]{16}\.webp")
+# Pictures are named after their jobs, the others after what they show.
+_OURS = re.compile(
+    r"pictures/[0-9a-f]{16}\.webp"
+    r"|figures/(pairs|presence|detector|similarity|reweighting|separation)\.(svg|png)"
+    r"|numbers/(averages|prompts|images|cost|findings|agreement|bounds|study|beside)\.(csv|parquet)"
+)
 
 
 def write_report(
@@ -32,7 +37,7 @@ def write_report(
 ) -> None:
     """Write `report.md`, `report.html` (of one piece), `figures/`, `pictures/` and `numbers/`.
 
-    Pictures that only an earlier report in the folder showed are removed.
+    What only an earlier report in the folder had is removed.
 
     Args:
         run: the run's folder, or its URL.
@@ -62,12 +67,12 @@ def write_report(
     written = set()
     for path, content in _files(page, results, comparisons, votes, others):
         store.write_file(target, f"{root}/{path}", content)
-        written.add(path.rpartition("/")[2])
-    # Pictures are named after their jobs, so those of an earlier report are not overwritten.
-    for path in cast(list[str], target.glob(f"{root}/pictures/*.webp")):
-        name = path.rpartition("/")[2]
-        if _OF_A_JOB.fullmatch(name) and name not in written:
-            target.rm_file(path)
+        written.add(path)
+    for folder in ("pictures", "figures", "numbers"):
+        for path in cast(list[str], target.glob(f"{root}/{folder}/*")):
+            name = f"{folder}/{path.rpartition('/')[2]}"
+            if _OURS.fullmatch(name) and name not in written:
+                target.rm_file(path)
 
 
 def _files(

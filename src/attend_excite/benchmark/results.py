@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -175,15 +175,15 @@ def read_results(run: str | Path) -> Results:
         metric: {row["job"]: row for row in store.read_scores(run, metric).to_pylist()}
         for metric in dict.fromkeys(measure.metric for measure in MEASURES)
     }
-    tried = dict.fromkeys(row["system"] for row in everything)
-    there = dict.fromkeys(row["system"] for row in rows)
+    tried = _in_order(settings["systems"], {row["system"] for row in everything})
+    there = {row["system"] for row in rows}
     judges = {metric: _judge(run, metric, of_jobs) for metric, of_jobs in scores.items() if of_jobs}
     return Results(
         run=str(run),
         settings=settings,
         rows=rows,
         prompts=_prompts(settings, rows),
-        systems=[name for name in dict.fromkeys([*settings["systems"], *there]) if name in there],
+        systems=[name for name in tried if name in there],
         values={
             measure: _column(scores[measure.metric], rows, measure.column)
             for measure in MEASURES
@@ -216,7 +216,12 @@ def _prompts(settings: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[d
         }
         for row in rows
     }
-    return [found[text] for text in dict.fromkeys([*settings["prompts"], *found]) if text in found]
+    return [found[text] for text in _in_order(settings["prompts"], set(found))]
+
+
+def _in_order(names: Iterable[str], there: set[str]) -> list[str]:
+    """Those that are there, first the named ones in their order."""
+    return [name for name in dict.fromkeys([*names, *sorted(there)]) if name in there]
 
 
 def _column(scores: dict[str, dict[str, Any]], rows: Sequence[dict[str, Any]], column: str) -> Values:

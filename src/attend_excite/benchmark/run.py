@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.metadata import version
@@ -141,8 +141,12 @@ def begin(
 
     Raises:
         ValueError: the folder holds images of another model, made under other conditions, by a system of
-            the same name with other numbers, or of the same prompt with other subjects.
+            the same name with other numbers, or of the same prompt with other subjects; or a prompt is given
+            twice.
     """
+    texts = Counter(prompt.text for prompt in prompts)
+    if twice := [text for text, count in texts.items() if count > 1]:
+        raise ValueError(f"the prompt '{twice[0]}' is given twice, with other subjects or another subset")
     # As it will be read again: JSON knows no tuples, and text keys only.
     settings: dict[str, Any] = json.loads(
         json.dumps(
@@ -151,7 +155,7 @@ def begin(
                 "systems": {system.name: system.numbers for system in systems},
                 "seeds": list(seeds),
                 "prompts": {
-                    prompt.text: {"subset": prompt.subset, "subjects": prompt.shown} for prompt in prompts
+                    prompt.text: {"subset": prompt.subset, "subjects": prompt.subjects} for prompt in prompts
                 },
             }
         )
@@ -173,8 +177,13 @@ def _refuse_another(run: str | Path, before: dict[str, Any], settings: dict[str,
             raise ValueError(
                 f"'{run}' holds images with {name} {before[name]}, not {settings[name]}: choose another --out"
             )
-    for name, reason in (("systems", "with other numbers"), ("prompts", "with other subjects or subset")):
-        for key in before[name].keys() & settings[name].keys():
+    images = [row for row in store.read_rows(run).to_pylist() if row["image"] is not None]
+    for name, column, reason in (
+        ("systems", "system", "with other numbers"),
+        ("prompts", "prompt", "with other subjects or another subset"),
+    ):
+        drawn = {row[column] for row in images}
+        for key in before[name].keys() & settings[name].keys() & drawn:
             if before[name][key] != settings[name][key]:
                 raise ValueError(f"'{run}' holds images of '{key}' {reason}: choose another --out")
 
@@ -183,7 +192,7 @@ def settings_there(run: str | Path) -> dict[str, Any] | None:
     """What the folder holds; None: no run yet."""
     try:
         return store.read_settings(run)
-    except ValueError:
+    except store.NoRunError:
         return None
 
 

@@ -28,6 +28,11 @@ class Estimate:
         """Whether a value is known to lie outside the interval."""
         return value < self.low or value > self.high
 
+    def columns(self, name: str) -> dict[str, float | None]:
+        """As columns of a table: "name", "name_low" and "name_high"; None where there is nothing to say."""
+        values = {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+        return {key: None if np.isnan(value) else float(value) for key, value in values.items()}
+
 
 NOTHING = Estimate(np.nan, np.nan, np.nan)
 

@@ -66,6 +66,10 @@ _WRITTEN = "written"
 _SETTINGS = "run.json"
 
 
+class NoRunError(ValueError):
+    """There is no run in a folder."""
+
+
 def read_rows(run: str | Path) -> pa.Table:
     """The rows of all batches with the columns of `ROW`, sorted by job; of a job's rows the newest."""
     return _read_tables(run, "rows", ROW)
@@ -90,13 +94,21 @@ def read_settings(run: str | Path) -> dict[str, Any]:
     """What the run is, as `write_settings` was told.
 
     Raises:
-        ValueError: there is no run in the folder.
+        NoRunError: there is no run in the folder.
+        ValueError: what it says cannot be read.
     """
     files, root = open_folder(run)
     try:
-        return json.loads(_read(files, f"{root}/{_SETTINGS}"))
+        settings = json.loads(_read(files, f"{root}/{_SETTINGS}"))
     except FileNotFoundError:
-        raise ValueError(f"there is no benchmark run in '{run}': it has no {_SETTINGS}") from None
+        raise NoRunError(f"there is no benchmark run in '{run}': it has no {_SETTINGS}") from None
+    except ValueError as error:
+        raise ValueError(f"the {_SETTINGS} of '{run}' cannot be read: {error}") from error
+    if not all(isinstance(settings.get(name, {}), dict) for name in ("systems", "prompts")):
+        raise ValueError(
+            f"the run in '{run}' was drawn by an older version of attend-excite: draw it anew elsewhere"
+        )
+    return settings
 
 
 def write_settings(run: str | Path, settings: Mapping[str, Any]) -> None:

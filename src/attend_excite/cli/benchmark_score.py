@@ -13,7 +13,7 @@ from attend_excite.benchmark import store
 from attend_excite.benchmark.metrics import Clip
 from attend_excite.benchmark.metrics.clip import Wording
 from attend_excite.benchmark.score import judges_for, score, score_real_images
-from attend_excite.cli.messages import MESSAGES
+from attend_excite.cli.messages import MESSAGES, warn
 from attend_excite.cli.summary import RESULTS
 
 
@@ -48,6 +48,9 @@ def score_benchmark(
         metrics = judges.metrics(on, wording)
     with _progress() as advance:
         tally = score(run, metrics, batch_size=batch_size, progress=advance)
+    for metric in metrics:
+        for reason, images in metric.unjudged.items():
+            warn(f"{metric.scored_by} gave no verdict on {images} images: {reason}")
     if real is not None and judges.clip is not None:
         with MESSAGES.status("looking at real images"):
             score_real_images(run, Clip(judges.clip, on, wording), real)

@@ -80,7 +80,7 @@ def simulate(
     with failures_as_sentences():
         from attend_excite.study import simulate as panel
         from attend_excite.study.create import read_study
-        from attend_excite.study.database import add_votes, default_url
+        from attend_excite.study.database import add_votes, count, default_url, open_database
 
         read = read_study(folder)
         if strength and judge is None:
@@ -92,6 +92,10 @@ def simulate(
             raise ValueError("say what choices follow: --judge presence, or a --strength for each system")
         votes = panel.simulate(read, utilities, respondents, inattentive=inattentive, seed=seed)
         url = database or default_url(folder, "simulated")
+        engine = open_database(url, read)
+        if count(engine):
+            raise ValueError(f"the database '{url}' has votes already: give each panel one of its own")
+        engine.dispose()
         add_votes(url, read, votes)
         warn(f"{len(votes)} SIMULATED votes of {respondents} respondents added to {url}")
 

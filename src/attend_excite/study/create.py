@@ -268,8 +268,10 @@ def _compared(rows: Sequence[Mapping[str, Any]], systems: Sequence[str] | None) 
         raise ValueError(f"a study compares 2 to 9 systems, and these are {len(compared)}: name them")
     if unfit := [name for name in compared if BETWEEN in name or name == NONE or name.isdigit()]:
         raise ValueError(f"the system '{unfit[0]}' cannot be told apart from an answer in a file: rename it")
-    if len(models := {row["model"] for row in rows if row["system"] in compared}) > 1:
-        raise ValueError(f"the systems were drawn by different models: {', '.join(sorted(models))}")
+    # Where the weights are known it doesn't matter under what name they were found.
+    models = {row["revision"] or row["model"]: row["model"] for row in rows if row["system"] in compared}
+    if len(models) > 1:
+        raise ValueError(f"the systems were drawn by different models: {', '.join(sorted(models.values()))}")
     return compared
 
 

@@ -205,7 +205,12 @@ def _random_id(name: str, key: str) -> str:
 
 def _task_order(study: Study, page: Page) -> tuple[str, ...]:
     # The study's hash is not in the tasks: without study.json nobody can work the order out.
-    return tuple(random.Random(f"{study.hash} {page.id}").sample(study.systems, len(study.systems)))
+    draw = random.Random(f"{study.hash} {page.id}")
+    before = None if page.repeats is None else _task_order(study, study.page[page.repeats])
+    order = tuple(draw.sample(study.systems, len(study.systems)))
+    while order == before:
+        order = tuple(draw.sample(study.systems, len(study.systems)))
+    return order
 
 
 def _result(choice: str, vote: Vote) -> dict[str, Any]:

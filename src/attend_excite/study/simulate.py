@@ -124,7 +124,7 @@ def judged_utilities(
     study: Study, folder: Path, judge: str = "stickers-judge"
 ) -> dict[str, dict[str, float]]:
     """Utilities that follow the presence judge: `CERTAINTY` times the share of a set's images that show every
-    subject in its colour.
+    subject that it knows, in its colour.
 
     Args:
         study: whose images are judged, as respondents see them.
@@ -149,7 +149,10 @@ def judged_utilities(
     }
     utilities: dict[str, dict[str, float]] = {}
     for (prompt, system), files in tqdm(sets.items(), "judging", unit="set", leave=False, disable=None):
-        row = {"job": "", "prompt": prompt, "subjects": [noun.text for noun in find_nouns(prompt)]}
+        subjects = [noun.text for noun in find_nouns(prompt) if metric.knows(noun.text)]
+        if not subjects:
+            raise ValueError(f"{judge} knows no subject of '{prompt}': let choices follow strengths instead")
+        row = {"job": "", "prompt": prompt, "subjects": subjects}
         images = [Image.open(folder / IMAGES / name).convert("RGB") for name in files]
         metric.update(images, [row] * len(images))
         right = [verdict["right"] for verdict in metric.compute()]

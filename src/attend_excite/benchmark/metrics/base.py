@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -22,12 +23,14 @@ class Metric(ABC):
         name: the folder of its scores.
         scored_by: the model and the settings that the scores depend on. Scores by another are no longer
             this metric's.
+        unjudged: why some images got no verdict -> how many.
     """
 
     name: ClassVar[str]
 
     def __init__(self, scored_by: str) -> None:
         self.scored_by = scored_by
+        self.unjudged = Counter[str]()
         self._scores: list[dict[str, Any]] = []
 
     @torch.inference_mode()

@@ -10,7 +10,7 @@ from PIL import Image
 
 from attend_excite.benchmark.metrics.base import Metric, Row, pretrained
 from attend_excite.benchmark.metrics.clip import Clip
-from attend_excite.benchmark.metrics.presence import colour_of, colours, verdict, without_colour
+from attend_excite.benchmark.metrics.presence import colours, colours_of, verdict, without_colour
 
 Box = tuple[int, int, int, int]
 """Left, top, right and bottom in pixels."""
@@ -46,10 +46,11 @@ class DetectedPresence(Metric):
 
     def _verdict(self, image: Image.Image, row: Row) -> dict[str, Any]:
         scores, fits = [], []
-        things = [without_colour(subject) for subject in row["subjects"]]
-        for thing, (score, box) in zip(things, self._best(image, things), strict=True):
+        subjects = row["subjects"] or []
+        things = [without_colour(subject) for subject in subjects]
+        wanted_of = colours_of(subjects, row["prompt"])
+        for thing, wanted, (score, box) in zip(things, wanted_of, self._best(image, things), strict=True):
             scores.append(score)
-            wanted = colour_of(thing, row["prompt"])
             fits.append(None if wanted is None else self._colour(image.crop(box), thing) == wanted)
         return verdict(scores, [score >= THRESHOLD for score in scores], fits)
 

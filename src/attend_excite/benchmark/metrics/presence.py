@@ -17,6 +17,8 @@ from attend_excite.benchmark.metrics.base import Metric, Row
 from attend_excite.models import source_of
 from attend_excite.models.judge import Judge, pixels
 
+_COLUMNS = ("scores", "present", "coloured", "neglected", "miscoloured", "right")
+
 
 @cache
 def colours() -> tuple[str, ...]:
@@ -26,15 +28,27 @@ def colours() -> tuple[str, ...]:
 
 
 def colour_of(subject: str, prompt: str) -> str | None:
-    """The colour right before a subject in its prompt: "yellow" for "bowl" or for "yellow bowl" in "a dog and
-    a yellow bowl"."""
-    found = re.search(rf"\b({'|'.join(colours())}) {re.escape(without_colour(subject))}\b", prompt)
-    return found[1] if found else None
+    """The colour that a subject has in its prompt, which stands in it or right before it: "yellow" for "bowl"
+    and for "yellow bowl" in "a dog and a yellow bowl"."""
+    within = re.findall(rf"\b{_colour()} (?=\w)", subject, re.IGNORECASE)
+    found = within or re.findall(rf"\b{_colour()} {re.escape(subject)}\b", prompt, re.IGNORECASE)
+    return found[-1].lower() if found else None
 
 
 def without_colour(subject: str) -> str:
     """ "bowl" for "yellow bowl"."""
-    return re.sub(rf"^({'|'.join(colours())}) ", "", subject)
+    return re.sub(rf"\b{_colour()} (?=\w)", "", subject, flags=re.IGNORECASE)
+
+
+@cache
+def _colour() -> str:
+    return f"({'|'.join(colours())})"
+
+
+def colours_of(subjects: Sequence[str], prompt: str) -> list[str | None]:
+    """The colour of each subject; None also where several have the same name, and nobody can tell which of
+    them is which."""
+    return [colour_of(name, prompt) if subjects.count(name) == 1 else None for name in subjects]
 
 
 def verdict(
@@ -65,14 +79,14 @@ def verdict(
 
 class JudgedPresence(Metric):
     """The presence judge's `verdict` on subjects that it knows, each by itself or at the end of a phrase:
-    "bowl", "yellow bowl", "big yellow bowl".
+    "bowl", "yellow bowl", "big yellow bowl". A prompt with another has none: its columns are null.
 
     Args:
         judge: a short name, or a folder that `Judge.load` reads.
         device: where it goes.
 
     Raises:
-        ValueError: there is no such judge, a prompt has no subjects, or one that it doesn't know.
+        ValueError: there is no such judge.
     """
 
     name = "presence"
@@ -85,17 +99,23 @@ class JudgedPresence(Metric):
         self._judge_model = Judge.load(folder).to(device)
         self._device = device
 
+    def knows(self, subject: str) -> bool:
+        """Whether it can tell if a subject is there."""
+        return self._place(subject) is not None
+
     def _judge(self, images: Sequence[Image.Image], rows: Sequence[Row]) -> list[dict[str, Any]]:
         seen = self._judge_model(pixels(images).to(self._device))
         return [self._verdict(row, seen.scores[at], seen.colours[at]) for at, row in enumerate(rows)]
 
     def _verdict(self, row: Row, scores: torch.Tensor, hues: torch.Tensor) -> dict[str, Any]:
-        judge = self._judge_model
+        subjects, judge = row["subjects"] or [], self._judge_model
+        places = [place for subject in subjects if (place := self._place(subject)) is not None]
+        if not subjects or len(places) < len(subjects):
+            strangers = [subject for subject in subjects if not self.knows(subject)]
+            self.unjudged[f"it doesn't know {', '.join(strangers)}" if strangers else "no subject named"] += 1
+            return dict.fromkeys(_COLUMNS)
         thresholds = judge.get_buffer("thresholds")
-        places = [self._place(subject, row["prompt"]) for subject in row["subjects"]]
-        if not places:
-            raise ValueError(f"'{row['prompt']}' names no subject to judge: leave it out with --judge none")
-        wanted = [colour_of(judge.subjects[place], row["prompt"]) for place in places]
+        wanted = colours_of(subjects, row["prompt"])
         # The last colour is a sticker's own, which is no answer: a red apple in its own colour is red.
         seen = [judge.colours[int(hues[place, :-1].argmax())] for place in places]
         return verdict(
@@ -104,13 +124,9 @@ class JudgedPresence(Metric):
             [None if colour is None else colour == hue for colour, hue in zip(wanted, seen, strict=True)],
         )
 
-    def _place(self, subject: str, prompt: str) -> int:
-        """The index of what a subject is, which is what it ends in."""
-        names = self._judge_model.subjects
-        for place, name in enumerate(names):
+    def _place(self, subject: str) -> int | None:
+        """The index of what a subject is, which is what it ends in; None: the judge doesn't know it."""
+        for place, name in enumerate(self._judge_model.subjects):
             if re.search(rf"(^| ){re.escape(name)}$", subject, re.IGNORECASE):
                 return place
-        raise ValueError(
-            f"{self.scored_by} doesn't know the '{subject}' of '{prompt}', only {', '.join(names)}: "
-            "leave it out with --judge none"
-        )
+        return None

@@ -7,10 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import (
+    StableDiffusionImg2ImgPipeline,
+)
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
 from attend_excite import (
     AttendAndExcite,
@@ -130,6 +138,62 @@ def test_guidance_passes_are_made_only_where_the_latent_can_change(tiny: Model) 
     assert passes == [1, 2] * 3 + [2] * 3
 
 
+def test_a_shift_is_as_large_with_every_scheduler(tiny: Model) -> None:
+    plain = tiny.pipeline.scheduler
+    shifts = []
+    for kind in (DDIMScheduler, EulerDiscreteScheduler):
+        try:
+            tiny.pipeline.scheduler = kind.from_config(plain.config)
+            drawn = tiny.generate(CAT_AND_FROG, method=AttendAndExcite("bare"), steps=4, progress=False)
+        finally:
+            tiny.pipeline.scheduler = plain
+        shifts.append([update.shift for step in drawn.trace[0].steps for update in step.updates])
+    assert shifts[0] == pytest.approx(shifts[1], rel=1e-3)
+    assert min(shifts[0]) > 0
+
+
+def test_a_scheduler_that_forgets_shifts_is_named(tiny: Model) -> None:
+    plain = tiny.pipeline.scheduler
+    try:
+        tiny.pipeline.scheduler = UniPCMultistepScheduler.from_config(plain.config)
+        with pytest.warns(UserWarning, match="UniPC.*part of each shift is lost"):
+            tiny.generate(CAT_AND_FROG, steps=2, progress=False)
+    finally:
+        tiny.pipeline.scheduler = plain
+
+
+def test_the_objective_is_wide_in_a_callers_autocast(tiny_folder: Path) -> None:
+    model = load(tiny_folder, device="cpu")
+    with torch.autocast("cpu", torch.bfloat16):
+        drawn = model.generate(CAT_AND_FROG, steps=2, maps=True, progress=False)
+    assert drawn.maps.values.dtype == torch.float32
+    total = drawn.maps.values.sum(dim=-1)
+    assert torch.allclose(total, torch.ones_like(total), atol=1e-5)
+    losses = [update.loss for step in drawn.trace[0].steps for update in step.updates]
+    assert any(loss != float(torch.tensor(loss).bfloat16()) for loss in losses)
+
+
+def test_numbers_of_numpy_are_seeds(tiny: Model) -> None:
+    drawn = tiny.generate(CAT_AND_FROG, seeds=np.arange(2), steps=1, decode=False, progress=False)
+    assert drawn.seeds == [0, 1]
+    assert tiny.generate(CAT_AND_FROG, seeds=np.int64(1), steps=1, decode=False, progress=False).seeds == [1]
+
+
+@pytest.mark.parametrize("compiled", ["whole", "blocks"])
+def test_maps_of_a_compiled_unet_are_those_of_the_plain_one(tiny_folder: Path, compiled: str) -> None:
+    model = load(tiny_folder, device="cpu")
+    options: dict[str, Any] = {"steps": 2, "maps": True, "decode": False, "progress": False}
+    expected = model.generate(CAT_AND_FROG, **options)
+    if compiled == "whole":
+        model.pipeline.unet = torch.compile(model.unet, backend="eager")
+    else:
+        model.unet.compile_repeated_blocks(backend="eager")
+    model.generate(CAT_AND_FROG, method=StableDiffusion(), steps=2, decode=False, progress=False)
+    found = model.generate(CAT_AND_FROG, **options)
+    assert torch.allclose(found.maps.values, expected.maps.values, atol=1e-5)
+    assert torch.allclose(found.latents, expected.latents, atol=1e-4)
+
+
 @pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
 def test_the_model_is_left_as_it_was(
     tiny: Model, same_model: Callable[[Model], Callable[[], None]], error: type[BaseException] | None
@@ -181,6 +245,8 @@ def test_stable_diffusion_2_normalises_over_the_prompt_only(tiny: Model) -> None
         ({"seeds": -1}, "none negative"),
         ({"steps": 0}, "steps is 0: it must be 1 or more"),
         ({"guidance_scale": -1.0}, "guidance_scale is -1.0"),
+        ({"guidance_scale": float("inf")}, "guidance_scale is inf"),
+        ({"width": 32, "height": 32}, "make it 64 pixels wide and high"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"prompt": ["a cat", "a dog"], "subjects": [["cat"]]}, "2 prompts but subjects for 1"),
     ],
@@ -214,3 +280,21 @@ def test_a_unet_that_needs_more_than_text_is_refused(tiny: Model, changed: dict[
     parts = tiny.pipeline.components | {"unet": unet}
     with pytest.raises(ValueError, match="needs more than latents and a text"):
         load(StableDiffusionPipeline(**parts, requires_safety_checker=False))
+
+
+def test_a_callers_scheduler_keeps_its_settings(tiny: Model) -> None:
+    scheduler = DDIMScheduler.from_config(tiny.pipeline.scheduler.config, clip_sample=True, steps_offset=0)
+    before = dict(scheduler.config)
+    parts = {**tiny.pipeline.components, "scheduler": scheduler}
+    pipeline = StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
+    pipeline.scheduler = DDIMScheduler.from_config(before)
+    assert load(pipeline).pipeline.scheduler is pipeline.scheduler
+    assert {key: pipeline.scheduler.config[key] for key in before} == before
+
+
+def test_offloaded_parameters_ask_for_gradients_as_before(tiny_folder: Path) -> None:
+    model = load(tiny_folder, device="cpu")
+    model.unet.requires_grad_(True)
+    cpu_offload(model.unet, execution_device=torch.device("cpu"))
+    model.generate(CAT_AND_FROG, steps=1, decode=False, progress=False)
+    assert all(parameter.requires_grad for parameter in model.unet.parameters())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor
 
-from attend_excite import AttendAndExcite, Model, Recipe, StableDiffusion
+from attend_excite import AttendAndExcite, Model, Recipe, StableDiffusion, load
 from attend_excite.methods import AttentionReweighting, StructureDiffusion
 from attend_excite.nouns import find_phrases
 
@@ -188,6 +189,13 @@ def test_any_processor_stays(tiny: Model) -> None:
     tiny.unet.set_attn_processor(AttnProcessor())
     written_out = _run(tiny, StructureDiffusion(align="keys-and-values"))
     torch.testing.assert_close(written_out, fused, rtol=1e-9, atol=1e-9)
+
+
+def test_fused_projections_are_refused(tiny_folder: Path) -> None:
+    model = load(tiny_folder, device="cpu")
+    model.unet.fuse_qkv_projections()
+    with pytest.raises(ValueError, match="unfuse_qkv_projections"):
+        _run(model, StructureDiffusion())
 
 
 def test_weights_out_of_range_are_refused() -> None:

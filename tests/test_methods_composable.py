@@ -69,6 +69,15 @@ def test_without_guidance_the_default_weights_are_the_scale(tiny: Model) -> None
     assert torch.equal(default, ones)
 
 
+def test_the_negative_prompt_counts_without_guidance_too(tiny: Model) -> None:
+    method, options = ComposableDiffusion([4, 3]), {"negative_prompt": "blurry dog"}
+    with_guidance, without = (
+        _run(tiny, "a cat and a dog", method, guidance_scale=scale, **options) for scale in (7.5, 1.0)
+    )
+    assert torch.equal(with_guidance, without)
+    assert not torch.equal(without, _run(tiny, "a cat and a dog", method))
+
+
 @pytest.mark.parametrize(
     ("prompt", "expected"),
     [

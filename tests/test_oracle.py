@@ -131,6 +131,28 @@ def test_drop_in_nurses_in_a_callers_inference_mode_too(tiny_folder: Path) -> No
         assert torch.equal(latents(), expected)
 
 
+def test_drop_in_calls_back_as_often_and_in_the_same_type(tiny_folder: Path) -> None:
+    found = []
+    for pipeline_class in (Oracle, Ours):
+        pipeline = pipeline_class.from_pretrained(tiny_folder, safety_checker=None, dtype=torch.bfloat16)
+        pipeline.scheduler = PNDMScheduler.from_config(pipeline.scheduler.config, skip_prk_steps=True)
+        pipeline.set_progress_bar_config(disable=True)
+        calls: list[tuple[int, int]] = []
+        output = pipeline(
+            "a cat and a frog",
+            [2, 5],
+            num_inference_steps=6,
+            max_iter_to_alter=0,
+            attn_res=(4, 4),
+            output_type="latent",
+            callback=lambda step, timestep, latents, calls=calls: calls.append((step, int(timestep))),
+        )
+        found.append((calls, output.images.dtype))
+    assert found[0] == found[1]
+    with pytest.raises(ValueError, match="3 generators for 2 pictures"):
+        pipeline("a cat", [2], num_images_per_prompt=2, generator=[torch.Generator()] * 3)
+
+
 @pytest.mark.parametrize(
     ("token_indices", "message"),
     [([[2], [5]], "2 lists for 1 prompts"), ([], "at least one"), ([0, 2], "1 to 75"), ([76], "1 to 75")],

@@ -6,6 +6,7 @@ from itertools import combinations, product
 from pathlib import Path
 
 import pytest
+from diffusers.loaders.textual_inversion import TextualInversionLoaderMixin
 from transformers import CLIPTokenizer
 
 import attend_excite
@@ -233,3 +234,15 @@ class TestBeyondTheContext:
         prompt = parse(f"{self.filler}big big a frog ", short_tokenizer)
         assert placed(prompt) == [("frog", (14,))]
         assert not recwarn.list
+
+
+def test_a_learnt_word_of_several_vectors_has_as_many_tokens():
+    tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER, model_max_length=16)
+    tokenizer.add_tokens(["<toy>", "<toy>_1", "<toy>_2"])
+    prompt = parse("a <toy> and a frog", tokenizer, ["<toy>", "frog"])
+    assert placed(prompt) == [("<toy>", (2, 3, 4)), ("frog", (7,))]
+    # As the pipeline writes it out, and so cut where the pipeline cuts it.
+    written_out = TextualInversionLoaderMixin().maybe_convert_prompt(prompt.text, tokenizer)
+    assert len(prompt.tokens) == len(tokenizer(written_out).input_ids)
+    with pytest.raises(ValueError, match="beyond the model's context"):
+        parse("a <toy> and a <toy> and a <toy> or a <toy> frog", tokenizer, ["frog"])

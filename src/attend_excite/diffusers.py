@@ -152,6 +152,10 @@ class StableDiffusionAttendAndExcitePipeline(StableDiffusionPipeline):
         prompts = _prompts(
             token_indices, len(text) // num_images_per_prompt, num_images_per_prompt, last=text.shape[1] - 2
         )
+        if isinstance(generator, list | tuple) and len(generator) != len(text):
+            raise ValueError(
+                f"{len(generator)} generators for {len(text)} pictures: give one, or one a picture"
+            )
         noise = latents
         if noise is None:
             noise = randn_tensor(shape, generator, self._execution_device, text.dtype)
@@ -180,9 +184,14 @@ class StableDiffusionAttendAndExcitePipeline(StableDiffusionPipeline):
 
         noise = noise.to(self._execution_device, run.latents_dtype)
         with offloaded_afterwards(self):
-            with self.progress_bar(total=iterations) as bar:  # type: ignore[call-arg]
+            warm_up = iterations - num_inference_steps * scheduler.order
+            with self.progress_bar(total=num_inference_steps) as bar:  # type: ignore[call-arg]
 
                 def after_step(index: int, timestep: Tensor, latents: Tensor) -> None:
+                    # As there: not in the warm-up of PNDM, nor in the second half of Heun's steps.
+                    last = index == iterations - 1
+                    if not (last or (index + 1 > warm_up and (index + 1) % scheduler.order == 0)):
+                        return
                     bar.update()
                     if callback is not None and index % callback_steps == 0:
                         callback(index // scheduler.order, timestep, latents)
@@ -191,7 +200,7 @@ class StableDiffusionAttendAndExcitePipeline(StableDiffusionPipeline):
                     run, AttendAndExcite(recipe), noise, generator, eta=eta, after_step=after_step
                 )
 
-            images: Any = denoised
+            images: Any = denoised.to(text.dtype)
             flagged = None
             if output_type != "latent":
                 images, flagged = decode_latents(run.model, denoised, output_type or "pil")

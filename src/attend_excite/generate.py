@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
+import operator
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from attend_excite.attention.maps import AttentionMaps
-from attend_excite.attention.places import Place, cross_attention_places, downsampling_for
+from attend_excite.attention.places import Place, cross_attention_places, downsampling_for, map_size
 from attend_excite.methods.attend_excite import AttendAndExcite
 from attend_excite.methods.base import Method, Run, Step
 from attend_excite.models.model import Model, fitting_batch_size, offloaded_afterwards, prepared
@@ -131,13 +133,17 @@ def generate(
         ValueError: an argument is out of its range, or a subject cannot be found.
     """
     method = method or AttendAndExcite()
-    seeds = [seeds] if isinstance(seeds, int) else list(seeds)
+    # numpy's integers, and arrays of them, are as good.
+    seeds = [operator.index(seed) for seed in (seeds if isinstance(seeds, Iterable) else [seeds])]
     size = _latent_size(model, height, width)
     _require(len(seeds) > 0 and min(seeds) >= 0, "seeds", seeds, "one or more numbers, none negative")
     _require(steps >= 1, "steps", steps, "1 or more")
-    _require(guidance_scale >= 0, "guidance_scale", guidance_scale, "0 or more")
+    _require(0 <= guidance_scale < math.inf, "guidance_scale", guidance_scale, "0 or more, and finite")
     _require(batch_size == "auto" or batch_size >= 1, "batch_size", batch_size, '1 or more, or "auto"')
     prompts = _parse(model, prompt, subjects, method)
+    if method.uses_subjects and min(map_size(size, model.attention_downsampling)) < 2:
+        least = 2 * model.attention_downsampling * model.pipeline.vae_scale_factor
+        raise ValueError(f"the picture is too small for attention maps: make it {least} pixels wide and high")
     places = _map_places(model, size, maps) if maps else ()
 
     jobs = [(parsed, seed) for parsed in prompts for seed in seeds]
@@ -278,6 +284,7 @@ def _encode(model: Model, prompts: list[Prompt], guidance_scale: float, negative
         empty_text=None if empty is None else empty[rows],
         guidance_scale=guidance_scale,
         scheduler=copy.deepcopy(model.pipeline.scheduler),
+        negative=negative_prompt,
     )
 
 

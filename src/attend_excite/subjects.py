@@ -9,6 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from attend_excite.nouns import WORD, Span, find_nouns, head_of
@@ -174,10 +175,16 @@ class _Context:
     @classmethod
     def of(cls, text: str, tokenizer: PreTrainedTokenizerBase) -> _Context:
         encoded: Any = tokenizer(text, truncation=True, return_offsets_mapping=True)
-        offsets = tuple(encoded["offset_mapping"])
-        start, end = tokenizer.convert_ids_to_tokens([encoded["input_ids"][0], encoded["input_ids"][-1]])
-        words = [text[a:b] for a, b in offsets[1:-1]]
-        return cls(text, (start, *words, end), offsets, tokenizer.model_max_length)
+        (start, *tokens, end), limit = (
+            tokenizer.convert_ids_to_tokens(encoded["input_ids"]),
+            tokenizer.model_max_length,
+        )
+        first, *spans, last = encoded["offset_mapping"]
+        # The pipeline writes out a learnt word of several vectors as so many tokens.
+        repeats = [1 + _further_vectors(token, tokenizer) for token in tokens]
+        spans = [span for span, count in zip(spans, repeats, strict=True) for _ in range(count)][: limit - 2]
+        words = [text[a:b] for a, b in spans]
+        return cls(text, (start, *words, end), (first, *spans, last), limit)
 
     @property
     def end(self) -> int:
@@ -209,6 +216,12 @@ class _Context:
         # The hyphen of "t-rex" shows nothing that could be attended to.
         spoken = [p for p in found if any(c.isalnum() for c in self.tokens[p])]
         return tuple(spoken or found)
+
+
+def _further_vectors(token: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many tokens follow that of a word learnt by textual inversion: "<toy>_1", "<toy>_2", …"""
+    added = tokenizer.added_tokens_encoder
+    return 0 if token not in added else next(n for n in count() if f"{token}_{n + 1}" not in added)
 
 
 def _automatic(context: _Context) -> list[TokenGroup]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -62,7 +62,8 @@ def record(
     into a layer and works out the probabilities beside it. So the output is the same to the bit, all
     layers stay on fused attention, and nothing remains in the model after the block, also when the
     block ends with an exception. With gradient checkpointing, take gradients inside the block: the layers
-    run again for them, and must find what they found before.
+    run again for them, and must find what they found before. Where the caller has compiled the places, or
+    what they are in, the passes in the block run eagerly: a compiled module doesn't ask for hooks.
 
     Args:
         unet: the model.
@@ -89,15 +90,24 @@ def record(
         return hook
 
     handles = [unet.register_forward_pre_hook(begin, with_kwargs=True)]
+    eager = torch.compiler.set_stance("force_eager") if _are_compiled(unet, places) else nullcontext()
     try:
         for place in places:
             layer = unet.get_submodule(place.name)
             # First of the layer's hooks, so that it reads what the UNet gives the layer.
             handles.append(layer.register_forward_pre_hook(keep(place), with_kwargs=True, prepend=True))
-        yield recording
+        with eager:
+            yield recording
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _are_compiled(unet: nn.Module, places: Sequence[Place]) -> bool:
+    """Whether a place lies in something that the caller has compiled, which doesn't ask for hooks again."""
+    names = {name.rsplit(".", depth)[0] for name in (place.name for place in places) for depth in range(9)}
+    around = [unet, *(unet.get_submodule(name) for name in names)]
+    return any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in around)
 
 
 def _attention_inputs(
@@ -112,5 +122,6 @@ def _probabilities(attention: Attention, hidden_states: Tensor, text: Tensor) ->
     key = attention.to_k(text).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
     # In half precision the softmax of a sharp map loses the small entries that the gradient needs.
     wide = torch.promote_types(query.dtype, torch.float32)
-    scores = torch.matmul(query.to(wide) * attention.scale, key.to(wide).transpose(-1, -2))
-    return scores.softmax(dim=-1)
+    with torch.autocast(query.device.type, enabled=False):  # a caller's would make it half again
+        scores = torch.matmul(query.to(wide) * attention.scale, key.to(wide).transpose(-1, -2))
+        return scores.softmax(dim=-1)

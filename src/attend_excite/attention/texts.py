@@ -40,7 +40,15 @@ def attend_to_sets(unet: UNet2DConditionModel, sets: int, width: int) -> Iterato
         unet: the model.
         sets: how many sets of keys and values there are, 1 or more.
         width: of one text embedding.
+
+    Raises:
+        ValueError: the layers' projections are fused.
     """
+    layers = [layer for layer in unet.modules() if isinstance(layer, Attention) and layer.is_cross_attention]
+    if any(getattr(layer, "fused_projections", False) for layer in layers):
+        raise ValueError(
+            "keys and values of different texts need projections of their own: call unfuse_qkv_projections()"
+        )
 
     def only_keys(_: nn.Module, args: tuple[Tensor, ...]) -> Tensor:
         return args[0][..., :width]
@@ -61,9 +69,7 @@ def attend_to_sets(unet: UNet2DConditionModel, sets: int, width: int) -> Iterato
 
     handles = []
     try:
-        for layer in unet.modules():
-            if not isinstance(layer, Attention) or not layer.is_cross_attention:
-                continue
+        for layer in layers:
             assert layer.to_k is not None
             assert layer.to_v is not None
             handles.append(layer.to_k.register_forward_pre_hook(only_keys))

@@ -249,6 +249,9 @@ def _chosen(request: Request, origin: Origin | None) -> dict[str, Any]:
         recorded = {member.name: getattr(settings, member.name) for member in fields(settings)}
         if request.model is not None:
             recorded["revision"] = None
+        if request.model not in (None, settings.model) and isinstance(settings.method, AttendAndExcite):
+            # What was good for one model is not for another.
+            recorded["method"] = replace(settings.method, recipe=None)
         if request.prompt is not None:
             recorded["subjects"] = None
         if request.device is None and not _usable(settings.device):

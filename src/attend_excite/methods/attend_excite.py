@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,6 +30,15 @@ from attend_excite.subjects import Prompt, TokenGroup, parse
 
 # Enough to see where a single word's attention settles, at a few passes a word and model.
 _DOMINANT_STEPS = 8
+# These take up an earlier sample again: to correct a step, or for its second half.
+_FORGETFUL = {
+    "DPMSolverSinglestepScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "SASolverScheduler",
+    "UniPCMultistepScheduler",
+}
 _BRACKETS = r"[\[\]]"
 
 
@@ -76,6 +86,12 @@ class AttendAndExcite:
         """The nursed step. Guidance passes are made only where the recipe can alter the latents."""
         recipe = self._recipe(run.model)
         plans = recipe.plan(len(run.scheduler.timesteps))
+        if (scheduler := type(run.scheduler).__name__) in _FORGETFUL:
+            warnings.warn(
+                f"{scheduler} goes back to latents from before they were nursed, so part of each shift is "
+                "lost: DDIM, PNDM, Euler and DPM++ multistep keep it",
+                stacklevel=2,
+            )
         subjects = self._subject_tokens(run, recipe)
         resting = _Resting(subjects, recipe) if recipe.rest_after else None
         unet = run.model.unet
@@ -87,17 +103,21 @@ class AttendAndExcite:
             rows = None if resting is None else resting.awake()
             if rows is not None and not len(rows):
                 return latents, []
+            scale = run.input_scale(step)
             # Around the gradients too: with gradient checkpointing the layers run again on the way back.
             with record(unet, places, stop_after_last=True) as recording:
+                # In the space of the UNet's input, so that a step goes as far with every scheduler. Not a
+                # bit changes where the two are the same.
+                def measure(inputs: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+                    recording.forward(**run.unet_inputs(inputs / scale, step, run.text[rows]))
+                    chosen, maps = subjects.rows(rows), recording.average()
+                    with torch.autocast(maps.device.type, enabled=False):
+                        probabilities = token_probabilities(maps, chosen.last, recipe.temperature)
+                        attention = subject_attention(probabilities, chosen, recipe.sigma)
+                        return attention, subject_losses(attention, chosen)
 
-                def measure(latents: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-                    recording.forward(**run.unet_inputs(latents, step, run.text[rows]))
-                    chosen = subjects.rows(rows)
-                    probabilities = token_probabilities(recording.average(), chosen.last, recipe.temperature)
-                    attention = subject_attention(probabilities, chosen, recipe.sigma)
-                    return attention, subject_losses(attention, chosen)
-
-                latents, visits = nurse(latents, measure, plan, tolerated, rows)
+                inputs, visits = nurse(latents * scale, measure, plan, tolerated, rows)
+                latents = inputs / scale
             if resting is not None:
                 resting.update(visits[0])
             return latents, visits

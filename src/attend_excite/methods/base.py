@@ -79,6 +79,7 @@ class Run:
         empty_text: (B, tokens, width) those of the negative prompts; None: no classifier-free guidance.
         guidance_scale: the weight of classifier-free guidance.
         scheduler: the run's own, with its timesteps set.
+        negative: the negative prompt; "": none.
         cross_attention_kwargs: handed to the UNet's attention processors.
         map_places: the layers whose maps are wanted; empty: none are.
         maps: (B, height, width, tokens) a step, filled where `map_places` is given.
@@ -91,6 +92,7 @@ class Run:
     empty_text: Tensor | None
     guidance_scale: float
     scheduler: Any
+    negative: str = ""
     cross_attention_kwargs: dict[str, Any] | None = None
     map_places: tuple[Place, ...] = ()
     maps: list[Tensor] = field(default_factory=list)
@@ -133,6 +135,12 @@ class Run:
     def condition_on(self, keys: Tensor, values: Tensor) -> None:
         """Go on with other texts of the same shape, in a `conditioned_on` block."""
         self.text = side_by_side(keys, values)
+
+    def input_scale(self, step: Step) -> float:
+        """What the latents are multiplied by to become the UNet's input: 1 but for Euler, LMS and their like,
+        whose latents are larger."""
+        one = torch.ones((), dtype=torch.float64)
+        return float(self.scheduler.scale_model_input(one, step.timestep))
 
     def unet_inputs(self, latents: Tensor, step: Step, text: Tensor) -> dict[str, Any]:
         """The UNet's arguments for latents as the loop holds them (unscaled, float32 or wider)."""

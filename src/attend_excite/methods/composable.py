@@ -72,7 +72,8 @@ class ComposableDiffusion:
         weights = [self._weights(parts, run).view(-1, 1, 1, 1) for parts in split]
         counts = [len(parts) for parts in split]
         texts = run.encode([part.text for parts in split for part in parts])
-        empty = run.empty_text if run.empty_text is not None else run.encode([""] * len(split))
+        # Without classifier-free guidance the loop has none, but the weights here may be others.
+        empty = run.empty_text if run.empty_text is not None else run.encode([run.negative] * len(split))
         text = torch.cat([empty, texts])
         image = torch.arange(len(split), device=text.device).repeat_interleave(
             torch.tensor(counts, device=text.device)

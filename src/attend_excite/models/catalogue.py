@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -119,11 +120,20 @@ def _as_text_to_image(pipeline: DiffusionPipeline) -> StableDiffusionPipeline:
             f"the UNet of this {type(pipeline).__name__} needs more than latents and a text, as those of "
             "inpainting and of SDXL do: choose a text-to-image model of Stable Diffusion 1.x or 2.x"
         )
+    if unet["time_cond_proj_dim"] is not None:
+        raise ValueError(
+            f"the UNet of this {type(pipeline).__name__} is told the guidance, as those of latent "
+            "consistency models are: choose a model that isn't distilled"
+        )
     if isinstance(pipeline, StableDiffusionPipeline):
         return pipeline
     optional = {part: parts.get(part) for part in ("safety_checker", "feature_extractor")}
     kept: dict[str, Any] = {part: parts[part] for part in _PARTS} | optional
-    return StableDiffusionPipeline(**kept, requires_safety_checker=False)
+    # The pipeline sets its scheduler right by what it thinks of it, and this one is the caller's.
+    copied = {"scheduler": copy.deepcopy(parts["scheduler"])}
+    made = StableDiffusionPipeline(**kept | copied, requires_safety_checker=False)
+    made.register_modules(scheduler=parts["scheduler"])
+    return made
 
 
 def _best_device() -> torch.device:

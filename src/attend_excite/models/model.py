@@ -132,17 +132,18 @@ def frozen(module: nn.Module) -> Iterator[None]:
     The gradient of nursing goes to the latents alone; parameters that asked for one would keep every
     layer's activations alive. Afterwards everything is as it was.
     """
-    wanted = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    # By name: accelerate's offloading puts others in their place during a pass.
+    wanted = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
     training = [child for child in module.modules() if child.training]
     try:
-        for parameter in wanted:
-            parameter.requires_grad_(False)
+        for name in wanted:
+            module.get_parameter(name).requires_grad_(False)
         for child in training:
             child.training = False
         yield
     finally:
-        for parameter in wanted:
-            parameter.requires_grad_(True)
+        for name in wanted:
+            module.get_parameter(name).requires_grad_(True)
         for child in training:
             child.training = True
 

@@ -28,7 +28,8 @@ class StructureDiffusion:
         phrases: the phrases, each as it stands in every prompt; a phrase listed twice is its first two
             occurrences. None: those that the tagger finds.
         align: "values", where all attend with the prompt's own keys, so only what is seen changes; or
-            "keys-and-values", where each has its own keys too, so where it is seen can change.
+            "keys-and-values", where each has its own keys too, so where it is seen can change. The maps
+            that are recorded, and nursed, are those of the prompt's own keys in either case.
 
     Raises:
         ValueError: there is no such alignment, or `phrases` is empty.

@@ -54,11 +54,11 @@ def interval(pictures: list[Seen]) -> tuple[float, float]:
 def read_seen(without: str | None) -> dict[str, list[Seen]]:
     """The pictures that were looked at, by system, but for prompts that name the subject `without`."""
     with RECORDED.open(newline="") as lines:
-        rows = {row["job"]: row for row in csv.DictReader(lines)}
+        rows = {(row["prompt"], row["seed"], row["system"]): row for row in csv.DictReader(lines)}
     pictures: dict[str, list[Seen]] = defaultdict(list)
     with (DATA / "seen.csv").open(newline="") as lines:
         for seen in csv.DictReader(lines):
-            row = rows[seen["job"]]
+            row = rows[seen["prompt"], seen["seed"], seen["system"]]
             if without is not None and without in row["prompt"].split():
                 continue
             picture = Seen(

@@ -220,7 +220,7 @@ class _Context:
 
 def _further_vectors(token: str, tokenizer: PreTrainedTokenizerBase) -> int:
     """How many tokens follow that of a word learnt by textual inversion: "<toy>_1", "<toy>_2", …"""
-    added = tokenizer.added_tokens_encoder
+    added: Any = tokenizer.added_tokens_encoder
     return 0 if token not in added else next(n for n in count() if f"{token}_{n + 1}" not in added)
 
 

@@ -243,7 +243,10 @@ def test_stable_diffusion_2_normalises_over_the_prompt_only(tiny: Model) -> None
         ({"width": 100}, "width is 100: it must be a multiple of 8 pixels"),
         ({"seeds": []}, "seeds is"),
         ({"seeds": -1}, "none negative"),
-        ({"steps": 0}, "steps is 0: it must be 1 or more"),
+        ({"steps": 0}, "steps is 0: it must be a whole number, 1 or more"),
+        ({"steps": 2.5}, "steps is 2.5"),
+        ({"method": AttendAndExcite}, "give one that is made"),
+        ({"prompt": "a cat and a [-frog]"}, "is no word"),
         ({"guidance_scale": -1.0}, "guidance_scale is -1.0"),
         ({"guidance_scale": float("inf")}, "guidance_scale is inf"),
         ({"width": 32, "height": 32}, "make it 64 pixels wide and high"),
@@ -298,3 +301,8 @@ def test_offloaded_parameters_ask_for_gradients_as_before(tiny_folder: Path) -> 
     cpu_offload(model.unet, execution_device=torch.device("cpu"))
     model.generate(CAT_AND_FROG, steps=1, decode=False, progress=False)
     assert all(parameter.requires_grad for parameter in model.unet.parameters())
+
+
+def test_a_word_that_the_model_has_never_read_is_named(stickers: Model) -> None:
+    with pytest.warns(UserWarning, match="stickers has never read the word 'dragon'"):
+        stickers.generate("a cat and a dragon", steps=1, decode=False, progress=False)

@@ -104,6 +104,15 @@ def test_recipes_from_plain_data() -> None:
     assert Recipe.from_dict({"base": "official", "step_size": 1.5}) == replace(OFFICIAL, step_size=1.5)
     with pytest.raises(ValueError, match="unknown in a recipe: steps"):
         Recipe.from_dict({"base": "official", "steps": 3})
+    for key, value, message in (
+        ("prompt_tokens_only", "no", "prompt_tokens_only is 'no': it must be true or false"),
+        ("update_after_refinement", 1, "true or false"),
+        ("max_refinements", True, "a whole number"),
+        ("step_size", "5", "step_size is '5': it must be a number"),
+        ("thresholds", [[0.1, 0.2, 0.3]], "thresholds are pairs"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Recipe.from_dict({"base": "official", key: value})
     with pytest.raises(ValueError, match="missing in a recipe"):
         Recipe.from_dict({"step_size": 1.5})
     with pytest.raises(ValueError, match="choose one of official, paper"):

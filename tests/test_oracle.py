@@ -12,6 +12,7 @@ import torch
 from diffusers.pipelines.deprecated.stable_diffusion_attend_and_excite import (
     pipeline_stable_diffusion_attend_and_excite as deprecated,
 )
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_euler_ancestral_discrete import EulerAncestralDiscreteScheduler
@@ -114,6 +115,14 @@ def test_drop_in_has_the_deprecated_class_s_output_and_pixels(tiny_folder: Path)
     difference = np.abs(np.asarray(ours.images[0], int) - np.asarray(theirs.images[0], int))
     assert difference.max() <= 1
     assert pipeline.get_indices("a cat")[2] == "cat</w>"
+
+
+def test_drop_in_takes_the_parts_of_another_pipeline(tiny_folder: Path) -> None:
+    plain = StableDiffusionPipeline.from_pretrained(tiny_folder, safety_checker=None)
+    pipeline = Ours.from_pipe(plain)
+    assert pipeline.unet is plain.unet
+    with pytest.raises(ValueError, match="num_inference_steps is 0"):
+        pipeline("a cat", [2], num_inference_steps=0)
 
 
 def test_drop_in_nurses_in_a_callers_inference_mode_too(tiny_folder: Path) -> None:

@@ -153,7 +153,7 @@ def test_the_draw_is_that_of_its_seed(small_run: Path, tmp_path: Path) -> None:
         ({"seeds": 0}, "seeds is 0"),
         ({"systems": ["ours", "other"]}, "the run has no other"),
         ({"systems": ["ours"]}, "2 to 9 systems"),
-        ({"repeats": 9}, "repeat fewer"),
+        ({"repeats": 9}, "lower --repeats"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(

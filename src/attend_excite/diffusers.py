@@ -15,10 +15,15 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_output import StableDiffusionPipelineOutput
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
+from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from attend_excite.attention.places import downsampling_for
 from attend_excite.generate import decode_latents, denoise
@@ -33,21 +38,22 @@ class StableDiffusionAttendAndExcitePipeline(StableDiffusionPipeline):
     """Stable Diffusion with Attend-and-Excite, called as diffusers' deprecated class is called.
 
     It departs from that class where that class is wrong: the attention maps of pictures that aren't square
-    are not transposed, the guidance pass scales its input as the scheduler asks, the model is left as it
-    was after an exception, and `attn_res` may be left to follow the picture's size.
+    are not transposed, the guidance pass scales its input as the scheduler asks and the step is taken on that
+    input, the model is left as it was after an exception, and `attn_res` may be left to follow the picture's
+    size.
     """
 
     def __init__(
         self,
-        vae: Any,
-        text_encoder: Any,
-        tokenizer: Any,
-        unet: Any,
-        scheduler: Any,
-        safety_checker: Any,
-        feature_extractor: Any,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        unet: UNet2DConditionModel,
+        scheduler: KarrasDiffusionSchedulers,
+        safety_checker: StableDiffusionSafetyChecker,
+        feature_extractor: CLIPImageProcessor,
         requires_safety_checker: bool = True,
-        image_encoder: Any = None,
+        image_encoder: CLIPVisionModelWithProjection = None,  # type: ignore[assignment]
     ) -> None:
         super().__init__(
             vae,
@@ -132,6 +138,8 @@ class StableDiffusionAttendAndExcitePipeline(StableDiffusionPipeline):
         self.check_inputs(
             prompt, height, width, callback_steps, negative_prompt, prompt_embeds, negative_prompt_embeds
         )
+        if num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps is {num_inference_steps}: it must be 1 or more")
         guided = guidance_scale > 1
         text, empty = self.encode_prompt(
             prompt,

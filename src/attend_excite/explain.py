@@ -97,13 +97,13 @@ def evolution_figure(run: Generation, image: int = 0, *, subtitle: str = "") -> 
     return evolution_sheet(prompt, subtitle, run.images[image], heats)
 
 
-def save_animation(path: Path, frames: Sequence[Image.Image]) -> None:
+def save_animation(path: str | Path, frames: Sequence[Image.Image]) -> None:
     """Write frames as a film without end: .webp, .gif, or what else of the kind Pillow writes.
 
     The last frame stays for two seconds.
     """
     durations = [_FRAME_MILLISECONDS] * (len(frames) - 1) + [_LAST_FRAME_MILLISECONDS]
-    with written_whole(path) as partial:
+    with written_whole(Path(path)) as partial:
         frames[0].save(partial, save_all=True, append_images=frames[1:], duration=durations, loop=0)
 
 

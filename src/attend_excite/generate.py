@@ -7,6 +7,7 @@ import inspect
 import math
 import operator
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -133,17 +134,20 @@ def generate(
         ValueError: an argument is out of its range, or a subject cannot be found.
     """
     method = method or AttendAndExcite()
+    if isinstance(method, type | str):
+        raise ValueError(f"the method is {method}: give one that is made, as AttendAndExcite()")
     # numpy's integers, and arrays of them, are as good.
     seeds = [operator.index(seed) for seed in (seeds if isinstance(seeds, Iterable) else [seeds])]
     size = _latent_size(model, height, width)
     _require(len(seeds) > 0 and min(seeds) >= 0, "seeds", seeds, "one or more numbers, none negative")
-    _require(steps >= 1, "steps", steps, "1 or more")
+    _require(isinstance(steps, int) and steps >= 1, "steps", steps, "a whole number, 1 or more")
     _require(0 <= guidance_scale < math.inf, "guidance_scale", guidance_scale, "0 or more, and finite")
     _require(batch_size == "auto" or batch_size >= 1, "batch_size", batch_size, '1 or more, or "auto"')
     prompts = _parse(model, prompt, subjects, method)
     if method.uses_subjects and min(map_size(size, model.attention_downsampling)) < 2:
         least = 2 * model.attention_downsampling * model.pipeline.vae_scale_factor
         raise ValueError(f"the picture is too small for attention maps: make it {least} pixels wide and high")
+    _warn_of_unknown_words(model, prompts)
     places = _map_places(model, size, maps) if maps else ()
 
     jobs = [(parsed, seed) for parsed in prompts for seed in seeds]
@@ -252,6 +256,22 @@ def _parse(
     elif any(named is not None and not len(named) for named in wanted):
         raise ValueError(f"no subjects for {method.name}: name at least one, or none to find the nouns")
     return [parse(text, model.tokenizer, named) for text, named in zip(texts, wanted, strict=True)]
+
+
+def _warn_of_unknown_words(model: Model, prompts: Sequence[Prompt]) -> None:
+    """A model that was trained on few words, as the bundled one, has noughts for all others."""
+    weights = model.pipeline.text_encoder.get_input_embeddings().weight
+    if weights.is_meta:  # offloaded
+        return
+    for prompt in dict.fromkeys(prompts):
+        ids = model.tokenizer(prompt.text, truncation=True).input_ids
+        if len(ids) != len(prompt.tokens):  # a learnt word stands for several tokens
+            continue
+        for group in prompt.groups:
+            if not weights[[ids[position] for position in group.positions]].any():
+                warnings.warn(
+                    f"{model.name} has never read the word '{group.text}', so it cannot draw it", stacklevel=3
+                )
 
 
 def _latent_size(model: Model, height: int | None, width: int | None) -> tuple[int, int]:

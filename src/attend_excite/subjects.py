@@ -155,6 +155,11 @@ def _read_brackets(prompt: str) -> tuple[str, list[Span]]:
             inside = text[opened:]
             if not inside.strip():
                 raise ValueError(f"empty brackets in {prompt!r}: put a word or phrase into them")
+            if re.search(r"^\s*-|=\s*[\d.]+\s*$", inside):
+                raise ValueError(
+                    f"[{inside}] is no word: a target, or what is to be avoided, is named with "
+                    f"subjects=[{inside.strip()!r}] (--subject={inside.strip()} on the command line)"
+                )
             start = opened + len(inside) - len(inside.lstrip())
             spans.append((start, start + len(inside.strip())))
             opened = None

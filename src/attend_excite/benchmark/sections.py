@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from attend_excite.benchmark import figures, numbers, paper
 from attend_excite.benchmark.blocks import (
@@ -77,7 +78,10 @@ def summary_of(results: Results, systems: Comparison) -> list[str]:
 def _plain_against_ours(results: Results, systems: Comparison, measure: Measure) -> str:
     subset = list(results.subsets)[-1]
     plain, ours = (systems.figures[name, subset, measure] for name in (PLAIN, FULL_METHOD))
-    difference = apart(measure, results.means(FULL_METHOD, measure), results.means(PLAIN, measure))
+    images = _common(results)
+    difference = apart(
+        measure, results.means(FULL_METHOD, measure, images), results.means(PLAIN, measure, images)
+    )
     return (
         f"{measure.title}: {value_text(measure, plain.mean.value)} plain, "
         f"{value_text(measure, ours.mean.value)} with Attend-and-Excite "
@@ -85,9 +89,16 @@ def _plain_against_ours(results: Results, systems: Comparison, measure: Measure)
     )
 
 
+def _common(results: Results) -> NDArray[np.bool_] | None:
+    """The prompts and seeds that all systems have, so that their means are of the same; None, which is all,
+    where they have none in common."""
+    images = results.shared(results.main_systems) if results.main_systems else np.zeros(0, dtype=bool)
+    return images if images.any() else None
+
+
 def comparisons_of(results: Results) -> dict[str, Comparison]:
     """Of all that the paper compares: the systems, re-weighting (appendix C.1), the ablations (B)."""
-    found = {"systems": compare(results, "systems", results.main_systems)}
+    found = {"systems": compare(results, "systems", results.main_systems, _common(results))}
     for name, systems in (("reweighting", [REWEIGHT]), ("ablations", results.ablations)):
         if systems and set(systems) <= set(results.systems) and FULL_METHOD in results.systems:
             together = [*systems, FULL_METHOD]

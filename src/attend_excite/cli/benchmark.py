@@ -74,7 +74,9 @@ def run(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it will cost; write nothing.")] = False,
 ) -> None:
-    """Draw every prompt with every seed and system. The same command goes on where it was stopped."""
+    """Draw every prompt with every seed and system. The same command goes on where it was stopped.
+
+    The exit status is 1 where an image failed."""
     with failures_as_sentences(
         stopped="stopped: the images that were finished are kept, and the same command goes on",
         out_of_memory="out of memory: lower --batch-size, or use --dtype float16",
@@ -82,7 +84,7 @@ def run(
         from attend_excite.cli.benchmark_run import Request, draw_benchmark
 
         quieten_libraries()
-        draw_benchmark(
+        all_is_well = draw_benchmark(
             Request(
                 out=out,
                 prompts=prompts,
@@ -101,6 +103,8 @@ def run(
                 dry_run=dry_run,
             )
         )
+    if not all_is_well:
+        raise typer.Exit(1)
 
 
 @benchmark.command()

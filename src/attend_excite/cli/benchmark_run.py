@@ -51,8 +51,11 @@ class Request:
     dry_run: bool
 
 
-def draw_benchmark(request: Request) -> None:
+def draw_benchmark(request: Request) -> bool:
     """Draw what isn't drawn yet, or say what that will cost.
+
+    Returns:
+        Whether all is well: no image failed.
 
     Raises:
         ValueError: the request makes no sense, or doesn't go with what the folder holds.
@@ -78,11 +81,11 @@ def draw_benchmark(request: Request) -> None:
                 estimates = estimate(request.out, executor.model, batches)
             # How many a cluster has isn't known before it is there.
             _print_estimates(estimates, request.workers or 1, on_ray=request.executor == "ray")
-            return
+            return True
         begin(request.out, conditions, prompts, seeds, systems)
         with Claims(request.out) as claims:
             _draw(executor, Queue(request.out, batches, claims), batches)
-    _print_rows(request.out, batches)
+    return _print_rows(request.out, batches)
 
 
 @contextmanager
@@ -133,8 +136,8 @@ def _draw(executor: Executor, queue: Queue, batches: Sequence[Batch]) -> None:
             )
 
 
-def _print_rows(run: str, batches: Sequence[Batch]) -> None:
-    """What there is now, system by system, and why the rest failed."""
+def _print_rows(run: str, batches: Sequence[Batch]) -> bool:
+    """What there is now, system by system, and why the rest failed; whether none did."""
     jobs = {job.name for batch in batches for job in batch}
     rows = [row for row in read_rows(run).to_pylist() if row["job"] in jobs]
     systems = table("system", "images", "failed", "black", "seconds an image", "UNet passes", "updates")
@@ -151,9 +154,10 @@ def _print_rows(run: str, batches: Sequence[Batch]) -> None:
     RESULTS.print(systems)
     errors = Counter((row["error"], row["prompt"], row["system"]) for row in rows if row["error"] is not None)
     for (error, prompt, system), count in errors.most_common(_ERRORS_TOLD):
-        warn(f"'{prompt}' by {system}, {count} times: {error}")
+        warn(f"'{prompt}' by {system}, {count} images: {error}")
     if len(errors) > _ERRORS_TOLD:
         warn(f"{len(errors) - _ERRORS_TOLD} more prompts failed: the rows say why")
+    return not errors
 
 
 def _mean(rows: Sequence[Row], column: str) -> str:

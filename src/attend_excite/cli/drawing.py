@@ -254,6 +254,8 @@ def _chosen(request: Request, origin: Origin | None) -> dict[str, Any]:
             recorded["method"] = replace(settings.method, recipe=None)
         if request.prompt is not None:
             recorded["subjects"] = None
+            if settings.subjects and not request.subjects:
+                warn("the prompt is another, so its own nouns are its subjects: name others with --subject")
         if request.device is None and not _usable(settings.device):
             warn(f"it was drawn on {settings.device}, which is not here: the pixels may differ")
             recorded["device"] = None

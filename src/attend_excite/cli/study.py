@@ -106,11 +106,13 @@ def export(
     """Write the votes as CSV, or the study with its votes in Label Studio's format."""
     with failures_as_sentences():
         from attend_excite.study.create import read_study
-        from attend_excite.study.database import default_url, votes
+        from attend_excite.study.database import default_url, open_database, votes
         from attend_excite.study.export import write_votes
 
-        cast = votes(database or default_url(folder))
-        for written in write_votes(file, read_study(folder), cast):
+        study, url = read_study(folder), database or default_url(folder)
+        if file.suffix == ".json":
+            open_database(url, study).dispose()  # Tasks may be taken elsewhere before anybody has voted.
+        for written in write_votes(file, study, votes(url)):
             print(written)
 
 

@@ -78,12 +78,21 @@ class Recipe:
     summary: str = ""
 
     def __post_init__(self) -> None:
+        for what in ("step_size", "altered", "temperature", "sigma"):
+            value = getattr(self, what)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            _require(number, what, repr(value), "a number")
+        switches = {"update_after_refinement": self.update_after_refinement}
+        if self.prompt_tokens_only is not None:
+            switches["prompt_tokens_only"] = self.prompt_tokens_only
+        for what, value in switches.items():
+            _require(isinstance(value, bool), what, repr(value), "true or false")
         _require(0 < self.step_size < math.inf, "step_size", self.step_size, "above 0")
         _require(self.decay in get_args(Decay), "decay", self.decay, " or ".join(get_args(Decay)))
         _require(0 <= self.altered <= 1, "altered", self.altered, "a fraction of the run, 0 to 1")
         for what, least in (("max_refinements", 0), ("guide_every", 1), ("rest_after", 0)):
             value = getattr(self, what)
-            whole = isinstance(value, int) and value >= least
+            whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
             _require(whole, what, value, f"a whole number, {least} or more")
         _require(0 < self.temperature < math.inf, "temperature", self.temperature, "above 0")
         _require(0 <= self.sigma < math.inf, "sigma", self.sigma, "0 or more")
@@ -118,6 +127,8 @@ class Recipe:
         Raises:
             ValueError: an unknown or missing key, or a number out of its range.
         """
+        if not isinstance(values, Mapping):
+            raise ValueError("a recipe is an object of numbers by name")
         values = dict(values)
         base = values.pop("base", None)
         known = {field.name for field in fields(Recipe)}
@@ -127,7 +138,10 @@ class Recipe:
                 f"unknown in a recipe: {', '.join(unknown)}; known are {', '.join(sorted(known))}"
             )
         if "thresholds" in values:
-            values["thresholds"] = tuple((float(f), float(t)) for f, t in values["thresholds"])
+            try:
+                values["thresholds"] = tuple((float(f), float(t)) for f, t in values["thresholds"])
+            except (TypeError, ValueError):
+                raise ValueError("thresholds are pairs: a fraction of the run and an attention") from None
         if base == "recommended":
             return replace(recommended or Recipe.named("official"), **values)
         if base is not None:

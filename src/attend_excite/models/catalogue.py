@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -148,6 +149,10 @@ def _generator(name: str) -> str | Path:
     entry = catalogue().get(name)
     if entry and entry.kind != "generator":
         raise ValueError(f"'{name}' looks at pictures and makes none: choose one of {_generators()}")
+    if entry is None and "/" not in name and not Path(name).exists():
+        close = difflib.get_close_matches(name, catalogue(), n=1)
+        if close:
+            raise ValueError(f"no model '{name}': did you mean '{close[0]}'?")
     return source_of(name)
 
 

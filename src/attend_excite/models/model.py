@@ -79,7 +79,7 @@ class Model:
         return height * self.pipeline.vae_scale_factor, width * self.pipeline.vae_scale_factor
 
     def generate(self, prompt: str | list[str], **options: Any) -> Generation:
-        """Make pictures of a prompt: see `attend_excite.generate`, which has the options."""
+        """Make pictures of a prompt: see `attend_excite.generate.generate`, which has the options."""
         from attend_excite.generate import generate
 
         return generate(self, prompt, **options)

@@ -215,7 +215,7 @@ def create_study(
     draw = random.Random(draw_seed)
     prompts, spare = _drawn_prompts(rows, prompts_per_subset, draw)
     if repeats > len(prompts):
-        raise ValueError(f"{repeats} pages are to be repeated, and there are {len(prompts)}: repeat fewer")
+        raise ValueError(f"{repeats} pages are to be repeated, and there are {len(prompts)}: lower --repeats")
     drawn_seeds = _drawn_seeds(rows, seeds, draw)
     checked = draw.sample(spare if len(spare) >= checks else prompts * checks, checks)
     repeated = draw.sample(range(len(prompts)), repeats)
@@ -285,7 +285,10 @@ def _drawn_prompts(
     drawn = []
     for subset, prompts in sorted(subsets.items()):
         if len(prompts) < count:
-            raise ValueError(f"{count} prompts are to be drawn of '{subset}', and the run has {len(prompts)}")
+            raise ValueError(
+                f"{count} prompts are to be drawn of '{subset}', and the run has {len(prompts)}: "
+                "lower --prompts-per-subset"
+            )
         drawn += [(subset, prompt) for prompt in draw.sample(sorted(prompts), count)]
     every = [(subset, prompt) for subset, prompts in sorted(subsets.items()) for prompt in sorted(prompts)]
     return drawn, [chosen for chosen in every if chosen not in drawn]

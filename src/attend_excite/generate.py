@@ -270,7 +270,7 @@ def _warn_of_unknown_words(model: Model, prompts: Sequence[Prompt]) -> None:
         for group in prompt.groups:
             if not weights[[ids[position] for position in group.positions]].any():
                 warnings.warn(
-                    f"{model.name} has never read the word '{group.text}', so it cannot draw it", stacklevel=3
+                    f"{model.name} has never read the word '{group.text}', so it cannot draw it", stacklevel=2
                 )
 
 

@@ -90,7 +90,7 @@ class AttendAndExcite:
             warnings.warn(
                 f"{scheduler} goes back to latents from before they were nursed, so part of each shift is "
                 "lost: DDIM, PNDM, Euler and DPM++ multistep keep it",
-                stacklevel=2,
+                stacklevel=1,
             )
         subjects = self._subject_tokens(run, recipe)
         resting = _Resting(subjects, recipe) if recipe.rest_after else None

@@ -180,16 +180,17 @@ class _Context:
     @classmethod
     def of(cls, text: str, tokenizer: PreTrainedTokenizerBase) -> _Context:
         encoded: Any = tokenizer(text, truncation=True, return_offsets_mapping=True)
-        (start, *tokens, end), limit = (
-            tokenizer.convert_ids_to_tokens(encoded["input_ids"]),
-            tokenizer.model_max_length,
-        )
+        start, *tokens, end = tokenizer.convert_ids_to_tokens(encoded["input_ids"])
         first, *spans, last = encoded["offset_mapping"]
+        limit = tokenizer.model_max_length
         # The pipeline writes out a learnt word of several vectors as so many tokens.
-        repeats = [1 + _further_vectors(token, tokenizer) for token in tokens]
-        spans = [span for span, count in zip(spans, repeats, strict=True) for _ in range(count)][: limit - 2]
-        words = [text[a:b] for a, b in spans]
-        return cls(text, (start, *words, end), (first, *spans, last), limit)
+        written_out = [
+            span
+            for token, span in zip(tokens, spans, strict=True)
+            for _ in range(1 + _further_vectors(token, tokenizer))
+        ][: limit - 2]
+        words = [text[a:b] for a, b in written_out]
+        return cls(text, (start, *words, end), (first, *written_out, last), limit)
 
     @property
     def end(self) -> int:

@@ -90,13 +90,13 @@ def record(
         return hook
 
     handles = [unet.register_forward_pre_hook(begin, with_kwargs=True)]
-    eager = torch.compiler.set_stance("force_eager") if _are_compiled(unet, places) else nullcontext()
     try:
         for place in places:
             layer = unet.get_submodule(place.name)
             # First of the layer's hooks, so that it reads what the UNet gives the layer.
             handles.append(layer.register_forward_pre_hook(keep(place), with_kwargs=True, prepend=True))
-        with eager:
+        # Made where it is entered: the stance holds from its making on.
+        with torch.compiler.set_stance("force_eager") if _are_compiled(unet, places) else nullcontext():
             yield recording
     finally:
         for handle in handles:

@@ -93,9 +93,10 @@ def simulate(
         votes = panel.simulate(read, utilities, respondents, inattentive=inattentive, seed=seed)
         url = database or default_url(folder, "simulated")
         engine = open_database(url, read)
-        if count(engine):
-            raise ValueError(f"the database '{url}' has votes already: give each panel one of its own")
+        there = count(engine)
         engine.dispose()
+        if there:
+            raise ValueError(f"the database '{url}' has votes already: give each panel one of its own")
         add_votes(url, read, votes)
         warn(f"{len(votes)} SIMULATED votes of {respondents} respondents added to {url}")
 

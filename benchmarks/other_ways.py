@@ -15,7 +15,6 @@ import statistics
 import time
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -43,7 +42,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
     way: str = options.way
-    other = load("stickers", device="cpu", dtype=None if way == "compiled" else getattr(torch, way))
+    other = load("stickers", device="cpu", dtype=None if way == "compiled" else way)
     if way == "compiled":
         other.compile()
     models = {"as it is": load("stickers", device="cpu"), way: other}

@@ -187,6 +187,27 @@ def test_a_visitor_who_waits_is_told_so(browser: Browser, address: str) -> None:
         page.context.close()
 
 
+def test_a_visitor_who_finds_the_queue_full_is_told_so(
+    browser: Browser, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from attend_excite.app import limits
+    from attend_excite.app.page import serving
+
+    monkeypatch.setattr(limits, "MAX_WAITING", 1)
+    with serving([str(tiny_folder)]) as served:
+        visitors = [
+            _open(_visitor(browser).new_page(), served.local_url, steps=100, pictures=8) for _ in range(3)
+        ]
+        for page, told in zip(visitors, (": step", "Waiting for the model", "Too many runs"), strict=True):
+            page.locator("#ae-draw").click()
+            expect(page.locator("#ae-stage")).to_contain_text(told)
+        for page in visitors[:2]:
+            page.locator("#ae-stop").click()
+            expect(page.locator("#ae-stage")).to_have_text("Stopped.")
+        for page in visitors:
+            page.context.close()
+
+
 def test_a_dropped_picture_comes_out_the_same(page: Page, address: str, tmp_path: Path) -> None:
     _open(page, address, seed=5)
     (tmp_path / "mine.png").write_bytes(_draw(page)[1])

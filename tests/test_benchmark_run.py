@@ -381,6 +381,10 @@ def test_the_program_draws_tells_and_goes_on(tiny_folder: Path, tmp_path: Path) 
     assert "12 of 18 images are there" in again.stderr
     assert store.read_rows(out).num_rows == 18
     assert "only attend-excite has recipes" in _run(*options, "--system", "reweight bare", status=2).stderr
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat and a frog\nquickly\n")
+    mixed = _run(*options, "--prompts", str(prompts), "--system", "attend-excite no-refinement", status=1)
+    assert "'quickly' by attend-excite no-refinement, 2 images: no noun found" in mixed.stderr
 
 
 def _run(*arguments: str, status: int = 0) -> Any:

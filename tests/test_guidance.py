@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attend_excite import Recipe
-from attend_excite.guidance.nurse import nurse
+from attend_excite.guidance.nurse import Measurement, nurse
 from attend_excite.guidance.objective import (
     SubjectTokens,
     most_neglected,
@@ -148,10 +148,10 @@ def test_the_first_of_equally_neglected_subjects_has_the_gradient() -> None:
     assert losses.grad.tolist() == [[0, 1, 0]]
 
 
-def _linear(latents: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+def _linear(latents: Tensor, rows: Tensor) -> Measurement:
     """A subject whose attention is the latent's mean: each update of size 4 adds 1/4 of the step."""
     attention = latents.flatten(1).mean(dim=1, keepdim=True)
-    return attention, 1 - attention
+    return Measurement(attention, 1 - attention, 1 - attention[:, 0])
 
 
 def _plan(**more: object) -> StepPlan:
@@ -185,10 +185,9 @@ def test_each_image_has_its_own_refinement(plan: StepPlan, updates: list[int]) -
 
 
 def test_an_update_that_is_not_finite_is_left_out_and_told() -> None:
-    def broken(latents: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        attention, losses = _linear(latents, rows)
-        losses[rows == 1] *= torch.nan
-        return attention, losses
+    def broken(latents: Tensor, rows: Tensor) -> Measurement:
+        measured = _linear(latents, rows)
+        return measured._replace(loss=torch.where(rows == 1, torch.nan, measured.loss))
 
     shifted, (visit,) = nurse(START.double(), broken, _plan(threshold=0.0), LIMIT * 2)
     assert visit.skipped.tolist() == [False, True, False]

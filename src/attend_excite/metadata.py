@@ -6,12 +6,12 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
-from types import NoneType, UnionType
+from types import FunctionType, NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from PIL import Image
@@ -35,6 +35,9 @@ MAX_BATCH = 256
 # Metadata comes from anywhere: beyond these a picture would only fill memory.
 _MAX_STEPS = 1000
 _MAX_SIDE = 8192
+
+# And a picture makes nobody run code that it names.
+_SOMEBODYS_OWN = "{} is somebody's own, {}: only what drew it can draw it again"
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,7 @@ def write_png(path: Path, picture: Image.Image, origin: Origin | None = None) ->
     """Save a picture with where it comes from: whole, or not at all."""
     chunks = PngInfo()
     if origin is not None:
-        chunks.add_itxt(KEY, json.dumps({"format": FORMAT} | _encode(origin), ensure_ascii=False))
+        chunks.add_itxt(KEY, json.dumps({"format": FORMAT} | as_plain_data(origin), ensure_ascii=False))
     with written_whole(path) as partial:
         picture.save(partial, pnginfo=chunks)
 
@@ -184,7 +187,7 @@ def read_origin(path: Path) -> Origin:
 
 def fingerprint(*values: Any) -> str:
     """A short name for settings, another for every other."""
-    text = json.dumps([_encode(value) for value in values], sort_keys=True)
+    text = json.dumps([as_plain_data(value) for value in values], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -195,18 +198,26 @@ def revision_of(model: Model) -> str | None:
     return commit[1] if commit else None
 
 
-def _encode(value: Any) -> Any:
-    """Plain data for JSON; a method is told by its name."""
+def as_plain_data(value: Any) -> Any:
+    """Plain data for JSON; a method is told by its name, or by where it lies, as is a function."""
     if isinstance(value, tuple | list):
-        return [_encode(item) for item in value]
+        return [as_plain_data(item) for item in value]
+    if isinstance(value, FunctionType):
+        return _place(value)
+    name = {"name": value.name} if type(value) in METHODS.values() else {}
+    if not name and (callable(value) or hasattr(value, "attach")):
+        name = {"name": _place(type(value))}
     if not is_dataclass(value):
-        return value
-    name = {"name": getattr(value, "name", None)} if type(value) in METHODS.values() else {}
-    return name | {member.name: _encode(getattr(value, member.name)) for member in fields(value)}
+        return name or value
+    return name | {member.name: as_plain_data(getattr(value, member.name)) for member in fields(value)}
+
+
+def _place(named: Any) -> str:
+    return f"{named.__module__}:{named.__qualname__}"
 
 
 def _decode(kind: Any, value: Any, where: str) -> Any:
-    """The inverse of `_encode`: a value of the annotated type, or a ValueError that says where not."""
+    """The inverse of `as_plain_data`: a value of the annotated type, or a ValueError that says where not."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         return _decode_first(arguments, value, where)
@@ -224,6 +235,10 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         if isinstance(name, str) and name in METHODS:
             options = {key: item for key, item in value.items() if key != "name"}
             return _decode_dataclass(METHODS[name], options, where)
+        if isinstance(name, str) and ":" in name:
+            raise ValueError(_SOMEBODYS_OWN.format(where, _shortened(name)))
+    if origin is Callable and isinstance(value, str):
+        raise ValueError(_SOMEBODYS_OWN.format(where, _shortened(value)))
     if is_dataclass(kind) and isinstance(value, dict):
         return _decode_dataclass(kind, value, where)
     # Written so that NaN is out, and so are integers too large for a float.

@@ -16,9 +16,10 @@ from torch import Tensor
 from attend_excite.attention.places import Place, cross_attention_places
 from attend_excite.attention.record import record
 from attend_excite.bench.sizes import Subject
-from attend_excite.guidance.nurse import Measure, nurse
+from attend_excite.guidance.nurse import Measure, Measurement, nurse
 from attend_excite.guidance.objective import (
     SubjectTokens,
+    most_neglected,
     subject_attention,
     subject_losses,
     token_probabilities,
@@ -233,12 +234,13 @@ def _measuring(subject: Subject, text: Tensor) -> Iterator[Measure]:
     )
     with record(subject.ours.unet, _places(subject), stop_after_last=True) as recording:
 
-        def measure(latents: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        def measure(latents: Tensor, rows: Tensor) -> Measurement:
             recording.forward(latents, _TIMESTEP, encoder_hidden_states=text[rows])
             chosen = tokens.rows(rows)
             probabilities = token_probabilities(recording.average(), chosen.last, recipe.temperature)
             attention = subject_attention(probabilities, chosen, recipe.sigma)
-            return attention, subject_losses(attention, chosen)
+            losses = subject_losses(attention, chosen)
+            return Measurement(attention, losses, most_neglected(losses))
 
         yield measure
 

@@ -12,8 +12,9 @@ from typing import Any
 from attend_excite.benchmark.prompts import BenchmarkPrompt
 from attend_excite.benchmark.store import name_of
 from attend_excite.guidance.schedule import Recipe
-from attend_excite.metadata import revision_of
-from attend_excite.methods import METHODS, AttendAndExcite, Method, method_named
+from attend_excite.metadata import as_plain_data, revision_of
+from attend_excite.methods import METHODS, AttendAndExcite, Method, StableDiffusion
+from attend_excite.methods.own import find_method
 from attend_excite.models import Model, source_of
 from attend_excite.models.catalogue import SETTINGS_FILE
 
@@ -25,7 +26,8 @@ class System:
     """A row of the tables.
 
     Attributes:
-        name: a method's name, or for an ablation "attend-excite" and the recipe's: "attend-excite bare".
+        name: a method's name, or where one lies, as "my_methods:Faded"; for an ablation also the recipe's:
+            "attend-excite bare".
         method: with Attend-and-Excite's numbers in full.
         recipe: the recipe's name; None: what the model recommends, or the method has none.
     """
@@ -37,7 +39,14 @@ class System:
     @property
     def numbers(self) -> dict[str, Any]:
         """All that the method does to an image, as plain data."""
-        return asdict(_unsummarised(self.method)) | {"name": self.method.name}
+        told = {"name": self.method.name} | as_plain_data(_unsummarised(self.method))
+        if isinstance(self.method, AttendAndExcite):
+            # What is left as it is goes without saying: so jobs keep their names when there is more to say.
+            if self.method.base == StableDiffusion():
+                told["base"] = {}
+            if self.method.objective is None:
+                del told["objective"]
+        return told
 
 
 @dataclass(frozen=True)
@@ -108,7 +117,8 @@ def systems_named(names: Sequence[str], recommended: Recipe) -> list[System]:
     """Systems by name.
 
     Args:
-        names: methods, and "attend-excite RECIPE" for ablations; empty: the paper's methods.
+        names: methods as `find_method` takes them, and "attend-excite RECIPE" for ablations; empty: the
+            paper's methods.
         recommended: the model's own recipe.
 
     Raises:
@@ -117,9 +127,11 @@ def systems_named(names: Sequence[str], recommended: Recipe) -> list[System]:
     systems = []
     for name in dict.fromkeys(" ".join(name.split()) for name in names or METHODS):
         method_name, _, recipe = name.partition(" ")
-        method = method_named(method_name)
+        method = find_method(method_name)
         if isinstance(method, AttendAndExcite):
-            numbers = Recipe.named(recipe, recommended) if recipe else recommended
+            numbers = recipe or method.recipe or recommended
+            if isinstance(numbers, str):
+                numbers = Recipe.named(numbers, recommended)
             method = replace(method, recipe=numbers)
         elif recipe:
             raise ValueError(f"'{name}': only attend-excite has recipes, {method_name} has none")

@@ -39,9 +39,7 @@ class _Worker:
     """A model in a process of its own."""
 
     def __init__(self, model: str, device: str | None, dtype: str | None) -> None:
-        import torch
-
-        self._model = load(model, device=device, dtype=None if dtype is None else getattr(torch, dtype))
+        self._model = load(model, device=device, dtype=dtype)
 
     def describe(self, steps: int, guidance: float) -> tuple[Conditions, Recipe]:
         return conditions_of(self._model, steps, guidance), self._model.recipe

@@ -46,8 +46,8 @@ Subjects = Annotated[
     list[str] | None,
     typer.Option(
         "--subject",
-        help='A word or phrase that must show; again for each. "frog=0.7" demands less attention, '
-        '--subject=-hat as little as possible, "cat#2" is the second cat.',
+        help="A word or phrase that must show, in place of the nouns; again for each. "
+        '"frog=0.7" demands less attention, --subject=-hat as little as possible, "cat#2" is the second cat.',
         show_default="the [bracketed] words, or the nouns",
     ),
 ]
@@ -94,7 +94,8 @@ def generate(
     method: Annotated[
         str | None,
         typer.Option(
-            help="attend-excite, stable-diffusion (the plain model), composable, structure or reweight.",
+            help="attend-excite, stable-diffusion (the plain model), composable, structure, reweight, or "
+            "one of your own as MODULE:NAME.",
             show_default="attend-excite",
             rich_help_panel=_DRAWING,
         ),

@@ -34,7 +34,8 @@ def run(
     system: Annotated[
         list[str] | None,
         typer.Option(
-            help='A method, or "attend-excite RECIPE" for an ablation; again for each.',
+            help='A method, "attend-excite RECIPE" for an ablation, or MODULE:NAME for one of your own; '
+            "again for each.",
             show_default="the five methods",
             rich_help_panel=_DRAWING,
         ),

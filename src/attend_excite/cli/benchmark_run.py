@@ -11,7 +11,6 @@ from datetime import timedelta
 from pathlib import Path
 from statistics import fmean
 
-import torch
 from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -92,9 +91,8 @@ def draw_benchmark(request: Request) -> bool:
 def _executor(request: Request) -> Iterator[Executor]:
     """What draws, or in a dry run what measures: one worker does for that."""
     if request.executor == "local" or request.dry_run:
-        dtype = None if request.dtype is None else getattr(torch, request.dtype)
         with MESSAGES.status(f"loading {request.model}"):
-            model = load(request.model, device=request.device, dtype=dtype)
+            model = load(request.model, device=request.device, dtype=request.dtype)
         yield Here(model)
         return
     from attend_excite.benchmark.ray_executor import ray_workers

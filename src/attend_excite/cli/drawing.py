@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -37,9 +36,10 @@ from attend_excite.methods import (
     Method,
     StableDiffusion,
     StructureDiffusion,
-    method_named,
 )
+from attend_excite.methods.own import find_method
 from attend_excite.models import Model, catalogue, load, load_tokenizer
+from attend_excite.models.catalogue import is_usable
 from attend_excite.models.model import fitting_batch_size
 from attend_excite.sheets import comparison_sheet, maps_sheet
 from attend_excite.subjects import Prompt, Subject, parse
@@ -256,14 +256,14 @@ def _chosen(request: Request, origin: Origin | None) -> dict[str, Any]:
             recorded["subjects"] = None
             if settings.subjects and not request.subjects:
                 warn("the prompt is another, so its own nouns are its subjects: name others with --subject")
-        if request.device is None and not _usable(settings.device):
+        if request.device is None and not is_usable(settings.device):
             warn(f"it was drawn on {settings.device}, which is not here: the pixels may differ")
             recorded["device"] = None
         if origin.other_versions:
             warn(f"it was drawn with {', '.join(origin.other_versions)}: the pixels may differ")
     elif request.prompt is None:
         raise ValueError("there is nothing to draw: give a prompt, or a picture with --from")
-    if request.device is not None and not _usable(request.device):
+    if request.device is not None and not is_usable(request.device):
         raise ValueError(f"the device '{request.device}' is not here: leave --device out, or use cpu")
     if request.dtype is not None and request.dtype not in DTYPES:
         raise ValueError(f"unknown dtype '{request.dtype}': choose one of {', '.join(DTYPES)}")
@@ -272,7 +272,7 @@ def _chosen(request: Request, origin: Origin | None) -> dict[str, Any]:
         "prompt": request.prompt,
         "subjects": tuple(map(Subject.from_text, request.subjects)) if request.subjects else None,
         "model": request.model,
-        "method": None if request.method is None else method_named(request.method),
+        "method": None if request.method is None else find_method(request.method),
         "steps": request.steps,
         "guidance_scale": request.guidance,
         "height": height,
@@ -309,14 +309,6 @@ def _with_options(method: Method, request: Request) -> Method:
     return method
 
 
-def _usable(device: str) -> bool:
-    try:
-        torch.empty(1, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError):
-        return False
-    return True
-
-
 def _size(text: str) -> tuple[int, int]:
     """(width, height) of "512" or "768x512"."""
     sides = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text.strip().lower())
@@ -349,8 +341,7 @@ def _make_writable(folder: Path) -> None:
 
 
 def _loaded(chosen: dict[str, Any]) -> Model:
-    dtype = None if chosen["dtype"] is None else getattr(torch, chosen["dtype"])
-    return load(chosen["model"], device=chosen["device"], dtype=dtype, revision=chosen["revision"])
+    return load(chosen["model"], device=chosen["device"], dtype=chosen["dtype"], revision=chosen["revision"])
 
 
 def _with_recipe(method: Method, name: str | None, model: Model) -> Method:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from attend_excite.cli.drawing import Drawing, Picture
 from attend_excite.nouns import find_nouns
-from attend_excite.subjects import Prompt
+from attend_excite.subjects import Prompt, TokenGroup
 from attend_excite.trace import Trace, Update
 
 # Wide enough for any table: the name of a file is of use in one piece only.
@@ -87,17 +87,29 @@ def print_tokens(prompt: Prompt, limit: int) -> None:
     lines = [f"{len(prompt.tokens)} of the {limit} tokens that the model reads", f"nouns found: {nouns}"]
     for group in prompt.groups:
         head = " ".join(prompt.tokens[position] for position in group.positions)
-        wanted = f"at most {group.target:g}" if group.negated else f"{group.target:g}"
+        wanted = _wanted_attention(group)
         places = ", ".join(map(str, group.positions))
         lines.append(f"subject {group.text}: {head}, position {places}, attention wanted {wanted}")
     for line in lines:
         RESULTS.print(Text(line))
 
 
+def _wanted(group: TokenGroup) -> str:
+    """A subject, and what is asked of it where that isn't all: "cat, frog (0.7)"."""
+    asks_all = not group.negated and group.target == 1
+    return group.text if asks_all else f"{group.text} ({_wanted_attention(group)})"
+
+
+def _wanted_attention(group: TokenGroup) -> str:
+    return f"at most {group.target:g}" if group.negated else f"{group.target:g}"
+
+
 def _notes(drawing: Drawing) -> list[RenderableType]:
     skipped = sum(picture.trace.skipped for picture in drawing.pictures)
     blacked = sum(picture.nsfw for picture in drawing.pictures)
     notes: list[RenderableType] = []
+    if drawing.prompt.groups:
+        notes.append(Text(f"subjects: {', '.join(map(_wanted, drawing.prompt.groups))}"))
     if skipped:
         noun = "update" if skipped == 1 else "updates"
         notes.append(Text(f"{skipped} {noun} skipped: gradient not finite", style="yellow"))

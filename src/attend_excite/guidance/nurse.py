@@ -4,19 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from attend_excite.guidance.objective import most_neglected
 from attend_excite.guidance.schedule import StepPlan
 
 # Keeps the gradients inside a half-precision network above float16's smallest numbers. A power of two, so
 # that in float32 and wider not a bit of the result depends on it.
 _GRADIENT_SCALE = 2.0**10
 
-Measure = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(latents (b, C, H, W), rows (b,)) -> (attention (b, S), losses (b, S)), differentiable.
+
+class Measurement(NamedTuple):
+    """What is found of b images and their S subjects.
+
+    Attributes:
+        attention: (b, S) each subject's attention, 0 to 1.
+        losses: (b, S) how far each subject is from its target: whether an image is refined at a threshold.
+        loss: (b,) what the latents are moved down along; differentiable.
+    """
+
+    attention: Tensor
+    losses: Tensor
+    loss: Tensor
+
+
+Measure = Callable[[Tensor, Tensor], Measurement]
+"""(latents (b, C, H, W), rows (b,)) -> what is found of them.
 
 `rows` says which images of the batch the latents are: those that are done leave the batch.
 """
@@ -29,7 +44,7 @@ class Visit:
     Attributes:
         rows: (b,) which images of the batch.
         attention: (b, S) each subject's attention before the update, 0 to 1.
-        loss: (b,) the most neglected subject's loss before the update.
+        loss: (b,) before the update: the most neglected subject's, or of an objective of one's own.
         shift: (b,) the update's size relative to the latent, |dz| / |z|; 0: there was no update.
         skipped: (b,) whether an update was left out because its gradient was NaN or infinite.
     """
@@ -48,7 +63,7 @@ def nurse(
     tolerated: Tensor | None = None,
     rows: Tensor | None = None,
 ) -> tuple[Tensor, list[Visit]]:
-    """Shift the latents of one step towards their most neglected subjects.
+    """Shift the latents of one step down their losses: towards their most neglected subjects.
 
     Each image has its own loss, its own number of refinements and its own end, as if it were alone.
 
@@ -69,8 +84,7 @@ def nurse(
     def visit(rows: Tensor, *, ordinary: bool = True) -> Tensor:
         """Measure and shift `rows`, or only those that are short; return the short ones."""
         current = latents[rows]
-        attention, losses, gradient = _gradient(measure, current, rows)
-        loss = most_neglected(losses)
+        (attention, losses, loss), gradient = _gradient(measure, current, rows)
         finite = gradient.flatten(1).isfinite().all(dim=1) & loss.isfinite()
         short = finite & (losses > limits[rows]).any(dim=1)
         moves = finite & (loss != 0) & (short | ordinary)
@@ -93,10 +107,10 @@ def nurse(
     return latents, visits
 
 
-def _gradient(measure: Measure, latents: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _gradient(measure: Measure, latents: Tensor, rows: Tensor) -> tuple[Measurement, Tensor]:
     with torch.enable_grad():
         latents = latents.detach().requires_grad_(True)
-        attention, losses = measure(latents, rows)
+        measured = measure(latents, rows)
         # No layer mixes images, so the gradient of the sum holds each image's own gradient.
-        (gradient,) = torch.autograd.grad(_GRADIENT_SCALE * most_neglected(losses).sum(), latents)
-    return attention.detach(), losses.detach(), gradient / _GRADIENT_SCALE
+        (gradient,) = torch.autograd.grad(_GRADIENT_SCALE * measured.loss.sum(), latents)
+    return Measurement(*(each.detach() for each in measured)), gradient / _GRADIENT_SCALE

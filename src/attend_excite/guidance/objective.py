@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,6 +61,13 @@ class SubjectTokens:
         return SubjectTokens(
             self.positions[rows], self.valid[rows], self.target[rows], self.negated[rows], self.last[rows]
         )
+
+
+Objective = Callable[[Tensor, SubjectTokens], Tensor]
+"""(maps (b, H, W, tokens), subjects) -> (b,) one loss an image, differentiable.
+
+The maps are `Recording.average`: the attention of each patch, summing to 1 over the tokens, <sot> among them.
+"""
 
 
 def token_probabilities(maps: Tensor, last: Tensor, temperature: float) -> Tensor:

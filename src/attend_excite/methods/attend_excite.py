@@ -14,9 +14,11 @@ from torch import Tensor
 
 from attend_excite.attention.places import attends_to_prompt_only, cross_attention_places
 from attend_excite.attention.record import record
-from attend_excite.guidance.nurse import Visit, nurse
+from attend_excite.guidance.nurse import Measurement, Visit, nurse
 from attend_excite.guidance.objective import (
+    Objective,
     SubjectTokens,
+    most_neglected,
     subject_attention,
     subject_losses,
     token_probabilities,
@@ -54,6 +56,9 @@ class AttendAndExcite:
             largest attention among its tokens, at no cost.
         base: the method that denoises the nursed latents, and whose conditioning the attention is
             measured under.
+        objective: what the latents are moved down along, if not the loss of the most neglected subject
+            (Equation 2): a function of the maps, of which the caller's own are as good. Whether a threshold
+            is met stays a matter of the subjects' attention.
 
     Raises:
         ValueError: there is no recipe of that name, or nursing cannot go on top of `base`.
@@ -62,6 +67,7 @@ class AttendAndExcite:
     recipe: Recipe | str | None = None
     word_tokens: Literal["dominant", "max"] = "dominant"
     base: Method = field(default_factory=StableDiffusion)
+    objective: Objective | None = None
 
     name = "attend-excite"
     title = "Attend-and-Excite"
@@ -108,13 +114,14 @@ class AttendAndExcite:
             with record(unet, places, stop_after_last=True) as recording:
                 # In the space of the UNet's input, so that a step goes as far with every scheduler. Not a
                 # bit changes where the two are the same.
-                def measure(inputs: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+                def measure(inputs: Tensor, rows: Tensor) -> Measurement:
                     recording.forward(**run.unet_inputs(inputs / scale, step, run.text[rows]))
                     chosen, maps = subjects.rows(rows), recording.average()
                     with torch.autocast(maps.device.type, enabled=False):
                         probabilities = token_probabilities(maps, chosen.last, recipe.temperature)
                         attention = subject_attention(probabilities, chosen, recipe.sigma)
-                        return attention, subject_losses(attention, chosen)
+                        losses = subject_losses(attention, chosen)
+                        return Measurement(attention, losses, self._loss(losses, maps, chosen))
 
                 inputs, visits = nurse(latents * scale, measure, plan, tolerated, rows)
                 latents = inputs / scale
@@ -130,6 +137,17 @@ class AttendAndExcite:
                 return denoise(latents, step)
 
             yield denoise_nursed
+
+    def _loss(self, losses: Tensor, maps: Tensor, subjects: SubjectTokens) -> Tensor:
+        if self.objective is None:
+            return most_neglected(losses)
+        loss = self.objective(maps, subjects)
+        if loss.shape != (len(maps),) or not loss.requires_grad:
+            raise ValueError(
+                f"the objective gave a tensor of shape {tuple(loss.shape)} for {len(maps)} images: it must "
+                "give one loss an image, (b,), worked out from the maps so that it has a gradient"
+            )
+        return loss
 
     def _recipe(self, model: Model) -> Recipe:
         if isinstance(self.recipe, str):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-from huggingface_hub import hf_hub_download
+from huggingface_hub import file_exists, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 from transformers import CLIPTokenizer
 
@@ -43,7 +43,7 @@ def load(
     model: str | Path | DiffusionPipeline,
     *,
     device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     revision: str | None = None,
 ) -> Model:
     """Make a model ready.
@@ -53,12 +53,12 @@ def load(
             Hub id, or a diffusers pipeline with Stable Diffusion's parts, which is used where it is and
             as it is and left as it was.
         device: "cpu", "cuda", "mps", ...; None: the first of CUDA, MPS and CPU that is there.
-        dtype: of the weights; None: float16 on CUDA, else float32.
+        dtype: of the weights, as torch.float16 or "float16"; None: float16 on CUDA, else float32.
         revision: branch, tag or commit of a model on the Hub.
 
     Raises:
-        ValueError: there is no such model, it isn't one of Stable Diffusion 1.x or 2.x, or a device
-            or dtype is given for a pipeline.
+        ValueError: there is no such model, device or dtype, it isn't one of Stable Diffusion 1.x or 2.x, or
+            a device or dtype is given for a pipeline.
     """
     if isinstance(model, DiffusionPipeline):
         if device is not None or dtype is not None or revision is not None:
@@ -71,8 +71,10 @@ def load(
 
     name = str(model)
     source = _generator(name)
+    if device is not None and not is_usable(device):
+        raise ValueError(f"the device '{device}' is not here: leave it out, or use cpu")
     device = torch.device(device) if device is not None else _best_device()
-    dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
+    dtype = _dtype(dtype or ("float16" if device.type == "cuda" else "float32"))
     pipeline = _read_pipeline(source, name, dtype, revision).to(device)
     return Model(pipeline, name=name, **_read_settings(source, revision))
 
@@ -88,7 +90,7 @@ def load_tokenizer(model: str | Path, *, revision: str | None = None) -> CLIPTok
         ValueError: there is no such model.
     """
     source = _generator(str(model))
-    with _sought(source, str(model)):
+    with _sought(source, str(model), revision):
         return CLIPTokenizer.from_pretrained(source, subfolder="tokenizer", revision=revision or "main")
 
 
@@ -105,6 +107,48 @@ def source_of(name: str) -> str | Path:
     entry = catalogue().get(name)
     source = entry.source if entry else name
     return Path(str(files("attend_excite"))) / "models" / name if source == "bundled" else source
+
+
+def is_usable(device: str | torch.device) -> bool:
+    """Whether a device is here, and torch can use it."""
+    try:
+        torch.empty(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError):
+        return False
+    return True
+
+
+def _dtype(dtype: torch.dtype | str) -> torch.dtype:
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"the dtype is {dtype}: give float32, float16 or bfloat16")
+    return found
+
+
+def seek(source: str | Path, file: str, revision: str | None = None) -> None:
+    """Ask the Hub once for a model that is neither a folder nor kept here from another time.
+
+    Libraries that read it ask for file after file, and many times where none answers.
+
+    Args:
+        source: from `source_of`.
+        file: one that every such model has.
+        revision: branch, tag or commit.
+
+    Raises:
+        OSError: the Hub doesn't answer, or has none.
+        ValueError: no model can have that name.
+    """
+    if Path(source).is_dir() or isinstance(try_to_load_from_cache(str(source), file, revision=revision), str):
+        return
+    try:
+        there = file_exists(str(source), file, revision=revision)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # of an HTTP library that isn't always the same
+        raise OSError(str(error)) from error
+    if not there:
+        raise FileNotFoundError(f"the Hub has no {file} of that name")
 
 
 def _as_text_to_image(pipeline: DiffusionPipeline) -> StableDiffusionPipeline:
@@ -163,19 +207,20 @@ def _generators() -> str:
 def _read_pipeline(
     source: str | Path, name: str, dtype: torch.dtype, revision: str | None
 ) -> StableDiffusionPipeline:
-    with _sought(source, name):
+    with _sought(source, name, revision):
         pipeline = DiffusionPipeline.from_pretrained(source, dtype=dtype, revision=revision)
     return _as_text_to_image(pipeline)
 
 
 @contextmanager
-def _sought(source: str | Path, name: str) -> Iterator[None]:
+def _sought(source: str | Path, name: str, revision: str | None) -> Iterator[None]:
     """Where a model is read: says in a ValueError that there is none."""
     if Path(source).is_dir() and not (Path(source) / "model_index.json").is_file():
         raise ValueError(
             f"the folder '{source}' is not a model in diffusers layout: it has no model_index.json"
         )
     try:
+        seek(source, "model_index.json", revision)
         yield
     except (OSError, HFValidationError, HfHubHTTPError) as error:
         if Path(source).is_dir():

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from attend_excite.models import source_of
+from attend_excite.models.catalogue import seek
 
 Row = Mapping[str, Any]
 """A row of a run, of which a metric reads `job`, `prompt` and `subjects`."""
@@ -75,6 +76,7 @@ def pretrained(kind: Any, name: str, device: str | torch.device) -> tuple[Any, A
     # What is in half precision on disk is slow on a CPU.
     dtype = torch.float32 if torch.device(device).type == "cpu" else "auto"
     try:
+        seek(source, "config.json")
         model = kind.from_pretrained(source, dtype=dtype).to(device).eval().requires_grad_(False)
         return model, AutoProcessor.from_pretrained(source)
     except (OSError, ValueError) as error:

@@ -1,0 +1,58 @@
+"""A method that a program's user wrote: found by where it lies, as "my_methods:Faded"."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from attend_excite.methods import METHODS, Method, method_named
+
+# What `base.Method` asks for.
+_NEEDED = ("attach", "name", "title", "uses_subjects", "attends_to_prompt")
+
+
+def find_method(name: str) -> Method:
+    """A method by its name, or by where it lies.
+
+    Args:
+        name: one of `METHODS`; or "module:NAME", NAME being a method or what makes one without arguments, in
+            a module that is installed or in the current folder. Its code is run: never take this from
+            strangers.
+
+    Raises:
+        ValueError: there is no such method.
+    """
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        if name not in METHODS:
+            raise ValueError(
+                f"unknown method '{name}': choose one of {', '.join(METHODS)}, "
+                "or one of your own as MODULE:NAME"
+            )
+        return method_named(name)
+    found = getattr(_imported(module), attribute, None)
+    if found is None:
+        missing = attribute or "name behind the colon"
+        raise ValueError(f"no method '{name}': the module {module} has no {missing}")
+    try:
+        method = found() if isinstance(found, type) else found
+    except TypeError as error:
+        raise ValueError(f"the method '{name}' cannot be made without arguments: {error}") from error
+    if missing := [part for part in _NEEDED if not hasattr(method, part)]:
+        raise ValueError(f"'{name}' is no method: it has no {', '.join(missing)}")
+    return method
+
+
+def _imported(module: str) -> Any:
+    here = str(Path.cwd())
+    sys.path.append(here)  # last, so that no file here stands in for a library
+    try:
+        return import_module(module)
+    except (ImportError, ValueError) as error:
+        raise ValueError(
+            f"no module '{module}' here or installed, where a method should be found: {error}"
+        ) from error
+    finally:
+        sys.path.remove(here)

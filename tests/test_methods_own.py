@@ -1,0 +1,154 @@
+"""Objectives and methods that a user writes: as good as ours, found by where they lie, told from others."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from typer.testing import CliRunner
+
+from attend_excite import AttendAndExcite, Model, Recipe
+from attend_excite.cli import app
+from attend_excite.guidance.objective import (
+    Objective,
+    SubjectTokens,
+    most_neglected,
+    subject_attention,
+    subject_losses,
+    token_probabilities,
+)
+from attend_excite.metadata import read_origin
+from attend_excite.methods.own import find_method
+
+PROMPT = "a cat and a frog"
+METHODS = """
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from attend_excite import AttendAndExcite, StableDiffusion
+
+@dataclass(frozen=True)
+class Faded:
+    share: float = 0.5
+    name, title = "faded", "Fading guidance"
+    uses_subjects, attends_to_prompt = False, True
+
+    @contextmanager
+    def attach(self, run):
+        run.guidance_scale *= self.share
+        yield lambda latents, step: (latents, run.predict_guided(latents, step))
+
+def largest(maps, subjects):
+    return -maps.amax(dim=(1, 2, 3))
+
+stronger = Faded(0.9)
+nursed = AttendAndExcite("official", objective=largest)
+on_faded = AttendAndExcite("official", base=Faded())
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A user's folder with a module of methods, in which the program is started."""
+    (tmp_path / "my_methods.py").write_text(METHODS)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    sys.modules.pop("my_methods", None)
+
+
+def _papers(recipe: Recipe) -> Objective:
+    """Equation 2, written by a user."""
+
+    def loss(maps: Tensor, subjects: SubjectTokens) -> Tensor:
+        probabilities = token_probabilities(maps, subjects.last, recipe.temperature)
+        return most_neglected(
+            subject_losses(subject_attention(probabilities, subjects, recipe.sigma), subjects)
+        )
+
+    return loss
+
+
+def test_the_papers_objective_written_again_draws_the_same(tiny: Model) -> None:
+    drawn = [
+        tiny.generate([PROMPT, "a dog"], method=method, steps=3, decode=False, progress=False).latents
+        for method in (AttendAndExcite(), AttendAndExcite(objective=_papers(tiny.recipe)))
+    ]
+    assert torch.equal(*drawn)
+
+
+def test_the_latents_move_down_an_objective_of_ones_own(tiny: Model) -> None:
+    """Away from the words: the attention to <sot> is not what the paper's objective looks at."""
+
+    def away(maps: Tensor, subjects: SubjectTokens) -> Tensor:
+        return 1 - maps[..., 0].mean(dim=(1, 2))
+
+    recipe = Recipe.from_dict({"base": "official", "step_size": 5.0, "thresholds": [[0.0, 1.0]]})
+    result = tiny.generate(
+        PROMPT, method=AttendAndExcite(recipe, objective=away), steps=2, decode=False, progress=False
+    )
+    losses = [update.loss for update in result.trace[0].steps[0].updates]
+    assert len(losses) == recipe.max_refinements + 1
+    assert all(later < earlier for earlier, later in pairwise(losses))
+
+
+@pytest.mark.parametrize(
+    "wrong", [lambda maps, _: maps.mean(), lambda maps, _: maps.detach().mean(dim=(1, 2, 3))]
+)
+def test_an_objective_that_gives_no_loss_is_refused(tiny: Model, wrong: Objective) -> None:
+    with pytest.raises(ValueError, match="it must give one loss an image"):
+        tiny.generate(PROMPT, method=AttendAndExcite(objective=wrong), steps=1, progress=False)
+
+
+def test_a_method_is_found_where_it_lies(mine: Path) -> None:
+    before = list(sys.path)
+    assert find_method("my_methods:Faded").name == "faded"
+    assert find_method("my_methods:stronger") != find_method("my_methods:Faded")
+    assert find_method("composable").name == "composable"
+    for name, message in {
+        "magic": "or one of your own as MODULE:NAME",
+        "my_methods:Gone": "the module my_methods has no Gone",
+        "my_methods:": "has no name behind the colon",
+        "my_methods:largest": "is no method: it has no attach, ",
+        "nowhere.to_be:Found": "no module 'nowhere.to_be' here or installed",
+        ":Faded": "no module ''",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            find_method(name)
+    assert sys.path == before
+
+
+def test_the_program_draws_with_methods_of_ones_own(mine: Path) -> None:
+    out = ["--out", str(mine / "out"), "--steps", "2", "--json"]
+    for name in ("Faded", "stronger", "nursed", "on_faded"):
+        result = CliRunner().invoke(app, ["generate", PROMPT, "--method", f"my_methods:{name}", *out])
+        assert result.exit_code == 0, result.output
+    pictures = list((mine / "out").iterdir())
+    assert len(pictures) == 4
+    # No picture makes a program run code that it names.
+    for picture in pictures:
+        with pytest.raises(ValueError, match="is somebody's own, 'my_methods:"):
+            read_origin(picture)
+
+
+def test_the_benchmark_tells_systems_of_ones_own_apart(mine: Path, tiny_folder: Path) -> None:
+    jobs = pytest.importorskip("attend_excite.benchmark.jobs", reason="the benchmark needs pyarrow")
+    names = [f"my_methods:{name}" for name in ("Faded", "stronger", "nursed", "on_faded")]
+    official = Recipe.named("official")
+    systems = jobs.systems_named([*names, "attend-excite official"], official)
+    numbers = [json.dumps(system.numbers, sort_keys=True) for system in systems]
+    assert len(set(numbers)) == 5
+    assert systems[0].numbers == {"name": "my_methods:Faded", "share": 0.5}
+    assert systems[2].numbers["objective"] == "my_methods:largest"
+    assert systems[3].numbers["base"] == {"name": "my_methods:Faded", "share": 0.5}
+
+    run = ["--model", str(tiny_folder), "--per-subset", "1", "--seeds", "2", "--steps", "2", "--out", "run"]
+    chosen = [part for name in names for part in ("--system", name)]
+    result = CliRunner().invoke(app, ["benchmark", "run", *run, *chosen])
+    assert result.exit_code == 0, result.output
+    assert len(list(Path("run").rglob("*.png"))) == 3 * 2 * 4

@@ -142,11 +142,13 @@ def table_of(results: Results, comparison: Comparison, measure: Measure, title: 
         rows.append(
             [Cell("upper bound, real images"), *(Cell(value_text(measure, bound)) for bound in bounds)]
         )
-    unit = "percentage points" if measure.rate else "how far"
-    note = (
-        f"In brackets: {unit} from Attend-and-Excite; “ns”: its interval has nought in it, or one prompt "
-        "gives none."
-    )
+    note = ""
+    if FULL_METHOD in comparison.systems:
+        unit = "percentage points" if measure.rate else "how far"
+        note = (
+            f"In brackets: {unit} from Attend-and-Excite; “ns”: its interval has nought in it, or one "
+            "prompt gives none."
+        )
     return Table(title, ["", *map(subset_name, results.subsets)], rows, note)
 
 

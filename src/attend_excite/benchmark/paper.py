@@ -26,6 +26,7 @@ from attend_excite.benchmark.comparison import Comparison
 from attend_excite.benchmark.results import (
     DETECTED,
     FULL,
+    FULL_METHOD,
     MINIMUM,
     NEGLECT,
     RIGHT,
@@ -64,12 +65,15 @@ def similarities(results: Results, comparisons: Mapping[str, Comparison]) -> Sec
     if FULL not in results.values:
         return None
     systems = comparisons["systems"]
+    judged_by = (
+        f"By {results.judges['clip']}. The minimum is over the parts of the prompt that speak of one "
+        "subject each."
+    )
+    if FULL_METHOD in systems.systems:
+        judged_by += " In brackets: how far below or above Attend-and-Excite."
     return Section(
         "CLIP image-text similarity (Figure 8)",
-        [
-            f"By {results.judges['clip']}. The minimum is over the parts of the prompt that speak of one "
-            "subject each. In brackets: how far below or above Attend-and-Excite.",
-        ],
+        [judged_by],
         [
             bar_plot(results, systems, [FULL, MINIMUM], "similarity", "Figure 8, for this model."),
             table_of(results, systems, FULL, FULL.title),

@@ -243,6 +243,36 @@ def test_ray_goes_on_without_a_worker_and_without_its_driver(
     _assert_same(killed, tmp_path / "undisturbed")
 
 
+def test_ray_goes_on_without_a_machine_of_the_cluster(
+    batches: list[Batch], tiny_folder: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed")
+
+    def draw_on_two_machines() -> None:
+        from ray.cluster_utils import Cluster
+
+        from attend_excite.benchmark.ray_executor import ray_workers
+
+        # The dashboard's agents would only take time to start.
+        machine = {"num_cpus": 1, "object_store_memory": 100 * 2**20, "include_dashboard": False}
+        cluster = Cluster(initialize_head=True, head_node_args=machine)
+        other = cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
+        try:
+            options = {"device": "cpu", "dtype": None, "workers": 2, "address": cluster.address}
+            with ray_workers(str(tiny_folder), **options) as executor, Claims(tmp_path) as held:
+                for drawn, _ in enumerate(executor.draw(Queue(tmp_path, batches, held))):
+                    if drawn == 0:
+                        cluster.remove_node(other, allow_graceful=False)
+        finally:
+            cluster.shutdown()
+
+    with _process(draw_on_two_machines):
+        pass
+    rows = store.read_rows(tmp_path).to_pylist()
+    assert len(rows) == sum(map(len, batches))
+    assert all(row["error"] is None for row in rows)
+
+
 def test_a_prompt_that_fails_spoils_no_other(model: Model, tmp_path: Path) -> None:
     prompts = [BenchmarkPrompt("a cat and a frog"), BenchmarkPrompt("a cat"), BenchmarkPrompt("quickly")]
     systems = systems_named(["composable", "attend-excite no-refinement"], model.recipe)

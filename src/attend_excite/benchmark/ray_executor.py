@@ -8,8 +8,10 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,9 @@ class _Worker:
     def __init__(self, model: str, device: str | None, dtype: str | None) -> None:
         self._model = load(model, device=device, dtype=dtype)
 
+    def ready(self) -> None:
+        """Come back once the model is loaded."""
+
     def describe(self, steps: int, guidance: float) -> tuple[Conditions, Recipe]:
         return conditions_of(self._model, steps, guidance), self._model.recipe
 
@@ -49,10 +54,15 @@ class _Worker:
 
 
 class RayWorkers:
-    """Draws on the workers of a Ray cluster: see `ray_workers`."""
+    """Draws on the workers of a Ray cluster: see `ray_workers`.
 
-    def __init__(self, workers: list[Any]) -> None:
-        self._workers = workers
+    Ray could start workers and batches again itself, but it gives a batch to no other worker: where a machine
+    is gone, and its worker finds no place on the others, the batch would wait for it for ever.
+    """
+
+    def __init__(self, start: Callable[[], Any], count: int) -> None:
+        self._start = start
+        self._workers = [start() for _ in range(count)]
 
     def describe(self, steps: int, guidance: float) -> tuple[Conditions, Recipe]:
         """See `Executor`.
@@ -66,24 +76,45 @@ class RayWorkers:
         return told[0]
 
     def draw(self, queue: Queue) -> Iterator[list[Row]]:
-        """See `Executor`. A batch whose worker dies is given to a new one."""
+        """See `Executor`. A batch whose worker dies goes to the next that is free, and another is started.
+
+        Raises:
+            RuntimeError: all workers have died, and no other starts.
+        """
         free = list(self._workers)
+        starting: dict[Any, Any] = {}
         drawing: dict[Any, tuple[Any, Batch]] = {}
-        while queue or drawing:
-            while free and (batch := queue.take()):
+        again = deque[Batch]()
+        deaths = Counter[str]()
+        while queue or again or drawing:
+            while free and (batch := again.popleft() if again else queue.take()):
                 worker = free.pop()
                 drawing[worker.draw.remote(_from_anywhere(str(queue.run)), batch)] = worker, batch
+            if not (free or drawing or starting):
+                raise RuntimeError("all workers have died, and no other starts: the same command goes on")
             if not drawing:
-                time.sleep(_POLL)
-            finished = ray.wait(list(drawing), timeout=_POLL)[0] if drawing else []
-            if not finished:
                 yield []
-            for result in finished:
+            if not (drawing or starting):
+                time.sleep(_POLL)
+                continue
+            for result in ray.wait([*drawing, *starting], timeout=_POLL)[0]:
+                if worker := starting.pop(result, None):
+                    with suppress(RayActorError):  # it isn't tried a third time
+                        ray.get(result)
+                        free.append(worker)
+                    continue
                 worker, batch = drawing.pop(result)
-                free.append(worker)
                 try:
                     rows = ray.get(result)
+                    free.append(worker)
                 except RayActorError:
+                    ray.kill(worker)  # where it was only out of reach
+                    other = self._start()
+                    starting[other.ready.remote()] = other
+                    deaths[batch[0].name] += 1
+                    if deaths[batch[0].name] <= _RETRIES:
+                        again.append(batch)
+                        continue
                     died = f"its worker died {_RETRIES + 1} times"
                     rows = write(queue.run, [(failed(job, died), None) for job in batch])
                 queue.finish(batch, rows)
@@ -126,7 +157,8 @@ def ray_workers(
             f"({error})"
         ) from error
     try:
-        yield RayWorkers(_start(_source_from_anywhere(model), device, dtype, workers))
+        kind, count = _kind_and_count(workers)
+        yield RayWorkers(partial(kind.remote, _source_from_anywhere(model), device, dtype), count)
     finally:
         ray.shutdown()
 
@@ -141,12 +173,12 @@ def _source_from_anywhere(model: str) -> str:
     return _from_anywhere(model) if model not in catalogue() and Path(model).is_dir() else model
 
 
-def _start(model: str, device: str | None, dtype: str | None, workers: int | None) -> list[Any]:
+def _kind_and_count(workers: int | None) -> tuple[Any, int]:
+    """The remote class of the workers, and how many there are to be."""
     there = ray.cluster_resources()
     unit = "GPU" if there.get("GPU") else "CPU"
     count = workers or int(there[unit])
     if count > there[unit]:
         raise ValueError(f"{count} workers need {count} {unit}s, and the cluster has {there[unit]:g}")
     taken: dict[str, Any] = {"num_gpus": 1} if unit == "GPU" else {"num_cpus": 1}
-    kind = ray.remote(max_restarts=-1, max_task_retries=_RETRIES, **taken)(_Worker)
-    return [kind.remote(model, device, dtype) for _ in range(count)]
+    return ray.remote(**taken)(_Worker), count

@@ -129,7 +129,7 @@ def _draw(executor: Executor, queue: Queue, batches: Sequence[Batch]) -> None:
             bar.update(
                 task,
                 completed=len(jobs & queue.done) + failed,
-                description="drawing" if rows else "waiting for images that others draw",
+                description="drawing" if rows else "waiting for other runs or for a worker",
                 pace=f"{drawn / (time.monotonic() - began):.2f} a second, {failed} failed",
             )
 

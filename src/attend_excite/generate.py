@@ -92,7 +92,7 @@ def generate(
     prompt: str | Sequence[str],
     *,
     method: Method | None = None,
-    subjects: Subjects | Sequence[Subjects] | None = None,
+    subjects: Subjects | Sequence[Subjects | None] | None = None,
     seeds: int | Iterable[int] = (0,),
     steps: int = 50,
     guidance_scale: float = 7.5,
@@ -115,7 +115,7 @@ def generate(
         prompt: what to draw, or several such. "a [cat] and a [frog]" names the subjects.
         method: how; None: Attend-and-Excite with the recipe that the model recommends.
         subjects: None: the nouns; else words, phrases, token positions or `Subject`s, as `parse` takes
-            them. With several prompts a list of those, one a prompt.
+            them. With several prompts a list of those, one a prompt, or None for its nouns.
         seeds: one or more, each 0 or more.
         steps: denoising steps, 1 or more.
         guidance_scale: of classifier-free guidance; 1 or less: none.
@@ -243,7 +243,7 @@ class _Result:
 def _parse(
     model: Model,
     prompt: str | Sequence[str],
-    subjects: Subjects | Sequence[Subjects] | None,
+    subjects: Subjects | Sequence[Subjects | None] | None,
     method: Method,
 ) -> list[Prompt]:
     texts = [prompt] if isinstance(prompt, str) else list(prompt)

@@ -20,10 +20,6 @@ from attend_excite.attention.places import textless_modules
 from attend_excite.guidance.schedule import Recipe
 from attend_excite.models.products import large_convolutions_as_products
 
-if TYPE_CHECKING:
-    from attend_excite.generate import Generation
-
-
 # What a guidance pass keeps for the way back, in activations of the UNet's first level: 190 in Stable
 # Diffusion 1.4, 230 in the bundled model. Twice that, for what else comes and goes.
 _ACTIVATIONS_AN_IMAGE = 2 * 230
@@ -78,11 +74,17 @@ class Model:
         height, width = size if isinstance(size, list | tuple) else (size, size)
         return height * self.pipeline.vae_scale_factor, width * self.pipeline.vae_scale_factor
 
-    def generate(self, prompt: str | list[str], **options: Any) -> Generation:
-        """Make pictures of a prompt: see `attend_excite.generate.generate`, which has the options."""
+    # `generate` needs to know what a model is, so it can be imported only late; editors and type checkers see
+    # its options all the same.
+    if TYPE_CHECKING:
         from attend_excite.generate import generate
+    else:
 
-        return generate(self, prompt, **options)
+        def generate(self, prompt, **options):
+            """Make pictures of a prompt: see `attend_excite.generate.generate`, which has the options."""
+            from attend_excite.generate import generate
+
+            return generate(self, prompt, **options)
 
     def compile(self, **options: Any) -> None:
         """Compile the UNet in place, as `torch.nn.Module.compile` does: for many pictures on a GPU.

@@ -95,6 +95,14 @@ def test_the_table_names_the_file(tmp_path: Path) -> None:
     assert not result.stderr
 
 
+def test_a_warning_is_said_once(tmp_path: Path) -> None:
+    prompt = " and ".join(["a cat", *["a frog"] * 9])
+    options = ("--subject", "cat", "--steps", "1", "--recipe", "no-refinement", "--out", str(tmp_path))
+    result = _run("generate", prompt, *options)
+    assert result.stderr.count("longer than the model's context") == 1
+    assert "subjects: cat" in result.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

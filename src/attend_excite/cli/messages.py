@@ -33,10 +33,18 @@ def failures_as_sentences(
         stopped: what is said after Ctrl-C: what became of the work.
         out_of_memory: what is said then: how to need less.
     """
+    said = set[str]()
+
+    def say_once(message: Warning | str, *_: Any, **__: Any) -> None:
+        if str(message) not in said:
+            said.add(str(message))
+            warn(str(message))
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        warnings.filterwarnings("once", category=UserWarning, module="attend_excite")
-        warnings.showwarning = _show_warning
+        # The filter "once" says it once a module that calls.
+        warnings.filterwarnings("always", category=UserWarning, module="attend_excite")
+        warnings.showwarning = say_once
         try:
             yield
         except KeyboardInterrupt:
@@ -77,10 +85,6 @@ def _exit(message: str, status: int) -> typer.Exit:
 def _say(kind: str, style: str, message: str) -> None:
     sentence = " ".join(message.split())
     MESSAGES.print(Text.assemble((f"{kind}: ", style), sentence), soft_wrap=True)
-
-
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    warn(str(message))
 
 
 def _explained(error: Exception, out_of_memory: str) -> str:

@@ -423,11 +423,18 @@ def _vote(client: Any, number: int, choice: str) -> Any:
     return client.post(f"/page/{number}", data={"token": token, "choice": choice}, follow_redirects=False)
 
 
+def test_who_skipped_pages_is_led_to_them(client: TestClient) -> None:
+    _start(client)
+    led_to = [_vote(client, number, "1").headers["location"] for number in (1, 3, 5, 6, 2, 4)]
+    assert led_to == [f"/page/{number}" for number in (2, 4, 6)] + ["/review", "/page/4", "/review"]
+    assert 'href="/review"' in client.get("/page/1").text
+
+
 def test_a_whole_session(client: TestClient, url: str, study: Study) -> None:
     _start(client)
     for number in range(1, 7):
         assert _vote(client, number, "2").status_code == 303
-    assert _vote(client, 3, "none").headers["location"] == "/page/4"
+    assert _vote(client, 3, "none").headers["location"] == "/review"
     review = client.get("/review").text
     assert "6 of 6 answered" in review
     done = client.post("/submit", data={"token": _hidden(review)})

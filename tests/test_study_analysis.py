@@ -109,6 +109,22 @@ def test_no_strengths_where_the_votes_do_not_rank_all() -> None:
     assert ranked == pytest.approx([0.25] * 4)
 
 
+def test_strengths_stand_where_some_resamples_prefer_no_system() -> None:
+    """All who prefer any prefer "plain", and so few do that a resample may hold none of them."""
+    votes = [
+        _vote(respondent, prompt, "plain" if prompt == "a" and respondent < 4 else None)
+        for respondent in range(6)
+        for prompt in "abc"
+    ]
+    found = standings(votes, 200)
+    low, high = found["plain"].strength_low, found["plain"].strength_high
+    assert found["plain"].strength == 1
+    assert low is not None
+    assert high is not None
+    assert 0 < low < high <= 1
+    assert found["ours"].strength == 0
+
+
 def test_one_respondent_has_no_bootstrap() -> None:
     found = standings([_vote(0, prompt, "ours") for prompt in "abc"], 20)["ours"]
     assert (found.share, found.bootstrap_low, found.strength, found.strength_low) == (1, None, 1, None)
@@ -154,6 +170,9 @@ def test_agreement() -> None:
     assert found.alpha == pytest.approx(1)
     assert (found.repeats, found.repeats_alike) == (2, 1)
     assert agreement([_vote(number, "a", "ours") for number in range(3)]).alpha is None
+    # The other choices are on pages that one respondent saw.
+    once = [_vote(0, "a", "ours"), _vote(1, "a", "ours"), _vote(0, "b", "plain"), _vote(1, "c", None)]
+    assert agreement(once).alpha is None
     # By chance alone.
     draw = np.random.default_rng(0)
     random = [

@@ -36,6 +36,7 @@ _STYLE: Any = {
     "axes.titlesize": 11,
     "figure.dpi": 150,
     "legend.frameon": False,
+    "text.parse_math": False,  # prompts may have dollars in them
     "xtick.color": MUTED,
     "ytick.color": MUTED,
 }

@@ -27,6 +27,7 @@ _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "attend-excite",
     "text.color": INK,
+    "text.parse_math": False,  # prompts may have dollars in them
     "axes.labelcolor": INK,
     "axes.edgecolor": INK,
     "xtick.color": INK,

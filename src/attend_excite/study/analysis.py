@@ -231,7 +231,8 @@ def agreement(votes: Sequence[Vote]) -> Agreement:
     counts = np.zeros((len(pages), len(choices)))
     for (_, page), choice in ordinary.items():
         counts[pages.index(page), choices.index(choice or NONE)] += 1
-    comparable = len(choices) > 1 and counts.sum(axis=1).max() > 1
+    counts = counts[counts.sum(axis=1) > 1]
+    comparable = (counts.sum(axis=0) > 0).sum() > 1
     alpha = krippendorff.alpha(value_counts=counts, level_of_measurement="nominal") if comparable else None
     again = [
         vote.choice == ordinary[vote.respondent, vote.repeats]

@@ -122,12 +122,14 @@ def write_results(result: Result, folder: Path) -> list[Path]:
     for name, rows in (("standings", standings), ("prompts", prompts)):
         written.append(_write(folder / f"{name}.csv", _csv(rows).encode()))
         written.append(_write(folder / f"{name}.parquet", _parquet(rows)))
-    for name, figure in (
-        ("shares", _plot_standings(result, "share", "bootstrap_low", "bootstrap_high")),
-        ("strengths", _plot_standings(result, "strength", "strength_low", "strength_high")),
-        ("prompts", _plot_prompts(result)),
-    ):
-        written += [_write(folder / f"{name}.{kind}", _drawn(figure, kind)) for kind in ("svg", "png")]
+    # Text stays text: it can be searched for and read aloud, and prompts may have dollars in them.
+    with rc_context({"svg.fonttype": "none", "text.parse_math": False}):
+        for name, figure in (
+            ("shares", _plot_standings(result, "share", "bootstrap_low", "bootstrap_high")),
+            ("strengths", _plot_standings(result, "strength", "strength_low", "strength_high")),
+            ("prompts", _plot_prompts(result)),
+        ):
+            written += [_write(folder / f"{name}.{kind}", _drawn(figure, kind)) for kind in ("svg", "png")]
     return written
 
 
@@ -215,9 +217,7 @@ def _titled(figure: Figure, result: Result, what: str) -> Figure:
 
 def _drawn(figure: Figure, kind: str) -> bytes:
     buffer = io.BytesIO()
-    # Text stays text: it can be searched for and read aloud.
-    with rc_context({"svg.fonttype": "none"}):
-        figure.savefig(buffer, format=kind, dpi=150)
+    figure.savefig(buffer, format=kind, dpi=150)
     return buffer.getvalue()
 
 

@@ -232,6 +232,7 @@ def _home(site: SiteHere, respondent: RespondentHere) -> Response:
         pages=len(site.study.pages),
         systems=len(site.study.systems),
         sheet=sheet,
+        respondent=None if sheet is None else respondent,
         # The id is drawn with the form: sent twice, it starts one respondent.
         token=site.starts.dumps(secrets.token_hex(16)),
     )
@@ -242,9 +243,7 @@ def _start(request: Request, site: SiteHere, respondent: RespondentHere, token: 
     """Begin, or go on at the first page without an answer."""
     sheet = None if respondent is None else database.sheet(site.engine, respondent)
     if sheet is not None:
-        unanswered = (at for at, answer in enumerate(sheet.answers, 1) if not answer.voted)
-        at = next(unanswered, None)
-        return _to("/review" if at is None else f"/page/{at}")
+        return _to(_next_unanswered(sheet))
     try:
         new = site.starts.loads(token)
     except BadSignature:
@@ -299,7 +298,7 @@ def _vote(number: int, site: SiteHere, respondent: RespondentHere, token: Field,
     seconds = max(0.0, time.time() - shown_at)
     if not database.save_vote(site.engine, str(respondent), answer.page, choices[choice], seconds):
         raise HTTPException(409, "Your answers are handed in already, and stay as they were.")
-    return _to(f"/page/{number + 1}" if number < len(sheet.answers) else "/review")
+    return _to(_next_unanswered(sheet, after=number))
 
 
 @_pages.get("/review")
@@ -343,6 +342,13 @@ async def _image(name: str, site: SiteHere) -> Response:
         raise HTTPException(404, "Not Found")
     content = (site.images / name).read_bytes()
     return Response(content, media_type="image/webp", headers={"Cache-Control": _FOREVER})
+
+
+def _next_unanswered(sheet: Sheet, after: int = 0) -> str:
+    """The first page without an answer behind one, or else the overview."""
+    unanswered = (at for at, answer in enumerate(sheet.answers, 1) if at > after and not answer.voted)
+    at = next(unanswered, None)
+    return "/review" if at is None else f"/page/{at}"
 
 
 def _numbered(sheet: Sheet, number: int) -> Answer:

@@ -84,6 +84,8 @@ def standings(votes: Sequence[Vote], resamples: int = RESAMPLES) -> dict[str, St
     def figures(cells: Values) -> Values:
         preferring = cells[..., :-1]
         strengths = luce_strengths(preferring.sum(axis=-2), preferring.sum(axis=-1), members)
+        # A resample in which nobody preferred a system says nothing of their strengths.
+        strengths[preferring.sum(axis=(-2, -1)) == 0] = np.nan
         return np.concatenate([_ratio(cells.sum(axis=-2), _shown(cells, members)), strengths], axis=-1)
 
     subsets = [subset for subset, _ in sorted({_prompt(vote) for vote in votes})]
@@ -181,7 +183,8 @@ def _intervals(
     if not freedom:
         return [(None, None)] * len(values)
     # Where nobody or everybody chose a system no resample differs, and each vote counts.
-    worth = np.divide(values * (1 - values), variances, out=votes.copy(), where=variances > 0)
+    spread = values * (1 - values)
+    worth = np.divide(spread, variances, out=votes.copy(), where=(variances > 0) & (spread > 0))
     lows, highs = wilson(values, worth, float(t.ppf(0.5 + CONFIDENCE / 2, freedom)))
     return list(zip(lows.tolist(), highs.tolist(), strict=True))
 
@@ -214,11 +217,11 @@ def _two_way(
         for stratum in sorted(set(of)):
             at = [place for place, name in enumerate(of) if name == stratum]
             drawn[:, at] = draw.multinomial(len(at), np.full(len(at), 1 / len(at)), size=resamples)
-        return figures(np.tensordot(drawn, groups, 1)).var(axis=0)
+        return np.nanvar(figures(np.tensordot(drawn, groups, 1)), axis=0)
 
     votes = round(cells.sum())
     single = draw.multinomial(votes, cells.ravel() / votes, size=resamples).astype(float)
-    of_votes = figures(single.reshape(-1, *cells.shape)).var(axis=0)
+    of_votes = np.nanvar(figures(single.reshape(-1, *cells.shape)), axis=0)
     of_respondents = variances(by_respondent, [""] * respondents) * respondents / (respondents - 1)
     of_prompts = variances(by_prompt, subsets) * prompts / (prompts - strata)
     return np.maximum(of_respondents + of_prompts - of_votes, of_votes), freedom

@@ -7,6 +7,7 @@ They are made of `Generation`s that kept their maps (`maps=True`). `runs` sets s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,7 +148,9 @@ def curves_figure(
             _draw_losses(panels[2], trace)
             _mark_nursing(panels, trace)
         for panel in panels:
-            panel.set_ylim(-0.03, 1.06)
+            low, high = panel.dataLim.intervaly
+            if low >= 0 and high <= 1:  # not the losses of an objective of one's own
+                panel.set_ylim(-0.03, 1.06)
         panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
         panels[-1].set_xlabel("denoising step")
     return figure
@@ -231,10 +234,12 @@ def _mark_nursing(panels: Sequence[Axes], trace: Trace) -> None:
         panel.axvline(end, color=MUTED, linewidth=1)
         for step in trace.refinements:
             panel.axvspan(step, step + 1, color=_BAND, linewidth=0, zorder=0)
+    # By height of the panel: an objective of one's own may have losses of any size.
+    note = partial(panels[-1].text, color=MUTED, transform=panels[-1].get_xaxis_transform())
     for step, count in trace.refinements.items():
-        panels[-1].text(step, 1.06, f"+{count}", color=MUTED, va="bottom")
+        note(step, 1, f"+{count}", va="bottom")
     side = "left" if end < 0.7 * len(trace.steps) else "right"
-    panels[-1].text(end, 0.95, f" last altered step: {end} ", color=MUTED, ha=side, va="top")
+    note(end, 0.9, f" last altered step: {end} ", ha=side, va="top")
 
 
 def _places(trace: Trace) -> list[float]:

@@ -121,7 +121,10 @@ def test_prompt_files(tmp_path: Path, tokenizer: Any) -> None:
         ("empty.txt", "\n", "there is no prompt"),
         ("other.json", '{"cats": []}', "the key 'cats'"),
         ("broken.json", "{", "not JSON"),
+        ("list.json", '["a cat and a dog"]', "must be an object"),
         ("table.csv", "text\na cat\n", "must have 'prompt'"),
+        ("table.csv", "prompt\na cat, a dog and a frog\n", "line 2 .* quote its commas"),
+        ("table.csv", "prompt,subset\na cat,all\n", "a subset .* is called 'all'"),
     ],
 )
 def test_a_bad_prompt_file_is_refused(tmp_path: Path, name: str, content: str, message: str) -> None:

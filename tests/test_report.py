@@ -147,11 +147,37 @@ def test_two_runs_side_by_side(run: Path, tmp_path: Path) -> None:
     other = _made_up(tmp_path / "other", "stickers", {"attend-excite": better})
     write_report(run, tmp_path / "report", other=other)
     text = (tmp_path / "report" / "report.md").read_text("utf-8")
-    assert "on the 4 prompts that both have" in text
+    assert "each system on the prompts and seeds that it has in both runs" in text
     assert re.search(r"Attend-and-Excite: minimum object similarity \| 0\.250 \| 0\.500 \| \+100\.0 %", text)
     beside = parquet.read_table(tmp_path / "report" / "numbers" / "beside.parquet").to_pylist()
     assert {row["measure"]: row["there"] for row in beside}["clip minimum"] == pytest.approx(0.5)
     assert re.search(r"Attend-and-Excite: a subject is missing \| 25\.0 % \| 0\.0 % \| .25\.0 points", text)
+
+
+def test_what_two_runs_do_not_share_is_told(run: Path, tmp_path: Path) -> None:
+    half = ([0.5, 0.5, None, None], [True, True, None, None])
+    other = _made_up(tmp_path / "other", "stickers", {"attend-excite": half})
+    store.write_settings(other, store.read_settings(other) | {"steps": 20})
+    write_report(run, tmp_path / "report", other=other)
+    text = (tmp_path / "report" / "report.md").read_text("utf-8")
+    assert "The other has steps 20, not 50." in text
+    here = sum(_OURS[0][:2]) / 2
+    assert f"Attend-and-Excite: minimum object similarity | {here:.3f} | 0.500" in text
+    strange = _made_up(tmp_path / "strange", "stickers", {"composable": half})
+    write_report(run, tmp_path / "report", other=strange)
+    assert "no system, prompt and seed in common" in (tmp_path / "report" / "report.md").read_text("utf-8")
+
+
+def test_of_equal_systems_all_are_best_and_below_nought_nothing_is_per_cent(tmp_path: Path) -> None:
+    below, above = ([-0.2] * 4, [True] * 4), ([-0.1] * 4, [True] * 4)
+    run = _made_up(tmp_path / "run", "stickers", {"stable-diffusion": below, "attend-excite": above})
+    write_report(run, tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text("utf-8")
+    assert "| stickers, plain | **100.0 % (+0.0 ns)**" in text
+    assert "| Attend-and-Excite | **100.0 %**" in text
+    assert "Minimum object similarity: -0.200 plain, -0.100 with Attend-and-Excite (–)." in text
+    found = parquet.read_table(tmp_path / "report" / "numbers" / "findings.parquet").to_pylist()
+    assert {row["holds"] for row in found if row["worse"] == "stable-diffusion"} == {"yes"}
 
 
 def test_one_prompt_and_a_system_without_images(tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def cell_of(comparison: Comparison, system: str, subset: str, measure: Measure) 
     if not np.isnan(figure.difference.value):
         text += f" ({difference_text(measure, figure.difference, short=True)})"
     return Cell(
-        text, interval_text(measure, figure.mean, mean=True), comparison.best(subset, measure) == system
+        text, interval_text(measure, figure.mean, mean=True), comparison.is_best(system, subset, measure)
     )
 
 
@@ -220,7 +220,9 @@ def subset_name(name: str) -> str:
 
 
 def value_text(measure: Measure, value: float) -> str:
-    """ "12.5 %" or "0.301"."""
+    """ "12.5 %" or "0.301", and a dash for NaN."""
+    if np.isnan(value):
+        return "–"
     return f"{100 * value:.1f} %" if measure.rate else f"{value:.3f}"
 
 

@@ -48,12 +48,12 @@ class Comparison:
     reference: str
     figures: dict[tuple[str, str, Measure], Figure]
 
-    def best(self, subset: str, measure: Measure) -> str:
-        """The system with the best mean."""
-        means = {system: self.figures[system, subset, measure].mean.value for system in self.systems}
-        known = {system: value for system, value in means.items() if not np.isnan(value)}
-        pick = min if measure.lower_is_better else max
-        return pick(known, key=known.__getitem__, default="")
+    def is_best(self, system: str, subset: str, measure: Measure) -> bool:
+        """Whether no system has a better mean; of those that are equal each is."""
+        means = [self.figures[other, subset, measure].mean.value for other in self.systems]
+        pick = np.nanmin if measure.lower_is_better else np.nanmax
+        mine = self.figures[system, subset, measure].mean.value
+        return not np.isnan(mine) and bool(np.isclose(mine, pick(means), rtol=1e-12, atol=1e-12))
 
     def numbers(self) -> list[dict[str, Any]]:
         """A row a figure."""

@@ -76,7 +76,7 @@ class Panel:
 
 
 def bars(rows: Mapping[str, Sequence[Panel]]) -> Drawn:
-    """Bars with intervals: rows of panels, each row with its title and its own scale, from nought."""
+    """Bars with intervals: rows of panels, each row with its title and its own scale, nought in it."""
     across, most = max(map(len, rows.values())), max(len(row[0].bars) for row in rows.values())
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(1.3 + 2.1 * across, len(rows) * (0.75 + 0.24 * most)), layout="constrained")
@@ -86,7 +86,7 @@ def bars(rows: Mapping[str, Sequence[Panel]]) -> Drawn:
                 value for panel in panels for bar in panel.bars for value in _known(bar.estimate, panel.bound)
             ]
             for axes, panel in zip(line, panels, strict=True):
-                _bars(axes, panel, max(values, default=1.0) or 1.0)
+                _bars(axes, panel, min(values, default=0.0), max(values, default=0.0))
             _write(line[0], title, (0, 1), (0, 17), "axes fraction", weight="bold", size=9.5)
             for axes in line[1:]:
                 axes.set_yticklabels([])
@@ -165,20 +165,23 @@ def separation(scores: Mapping[str, tuple[Values, NDArray[np.bool_]]], labels: t
         return _drawn(figure)
 
 
-def _bars(axes: Axes, panel: Panel, most: float) -> None:
+def _bars(axes: Axes, panel: Panel, lowest: float, highest: float) -> None:
+    least, most = min(lowest, 0.0), max(highest, 0.0)
+    width = most - least or 1.0
     for place, bar in enumerate(panel.bars):
         value, low, high = bar.estimate.value, bar.estimate.low, bar.estimate.high
         if np.isnan(value):
             continue
         axes.barh(place, value, height=0.68, color=OURS if bar.ours else OTHER)
         axes.plot([low, high], [place, place], color=INK, linewidth=1.1, solid_capstyle="butt")
-        end = np.nanmax([value, high, panel.bound])
+        end = np.nanmax([0, value, high, panel.bound])
         _write(axes, bar.note, (end, place), (4, 0), "data", va="center", size=7.2)
     if not np.isnan(panel.bound):
         axes.axvline(panel.bound, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
     # Room for what stands at the ends, which the axis is not to count through.
-    axes.set_xlim(0, 2.3 * most)
-    axes.set_xticks([tick for tick in MaxNLocator(3).tick_values(0, most) if tick <= 1.1 * most])
+    axes.set_xlim(least, least + 2.3 * width)
+    ticks = MaxNLocator(3).tick_values(least, least + width)
+    axes.set_xticks([tick for tick in ticks if least <= tick <= least + 1.1 * width])
     axes.set_yticks(range(len(panel.bars)), [bar.label for bar in panel.bars])
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
@@ -194,7 +197,7 @@ def _write(
 
 
 def _known(estimate: Estimate, bound: float) -> list[float]:
-    return [value for value in (estimate.value, estimate.high, bound) if not np.isnan(value)]
+    return [value for value in (estimate.low, estimate.value, estimate.high, bound) if not np.isnan(value)]
 
 
 def _drawn(figure: Figure) -> Drawn:

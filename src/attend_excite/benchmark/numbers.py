@@ -52,6 +52,7 @@ class Finding:
         worse: the other.
         subset: of which prompts.
         difference: of `worse` from `better`, as `apart` has it.
+        absolute: the same in the measure's own unit.
     """
 
     measure: Measure
@@ -59,11 +60,12 @@ class Finding:
     worse: str
     subset: str
     difference: Estimate
+    absolute: Estimate
 
     @property
     def verdict(self) -> str:
         """ "yes", "no" or "not told apart"."""
-        return "yes" if self.difference.high < 0 else "no" if self.difference.low > 0 else "not told apart"
+        return "yes" if self.absolute.high < 0 else "no" if self.absolute.low > 0 else "not told apart"
 
     def numbers(self) -> dict[str, Any]:
         """As a row."""
@@ -112,7 +114,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Beside:
-    """A system in this run and in another, on the prompts that both runs have.
+    """A system in this run and in another, on the prompts and seeds that it has in both.
 
     Attributes:
         system: which.
@@ -148,10 +150,10 @@ def findings(results: Results) -> list[Finding]:
                 continue
             images = results.shared([better, worse])
             first, second = (results.means(name, measure, images) for name in (better, worse))
-            found += [
-                Finding(measure, better, worse, subset, apart(measure, second[prompts], first[prompts]))
-                for subset, prompts in results.subsets.items()
-            ]
+            for subset, prompts in results.subsets.items():
+                pair = second[prompts], first[prompts]
+                distances = apart(measure, *pair), statistics.difference(*pair)
+                found.append(Finding(measure, better, worse, subset, *distances))
     return found
 
 
@@ -185,24 +187,32 @@ def _agreement(results: Results, score: Measure, truth: Measure) -> Agreement:
 
 
 def beside(results: Results, others: Results) -> list[Beside]:
-    """Systems and measures that both runs have, on the prompts that both have."""
-    here, there = shared_prompts(results, others)
+    """Systems and measures that both runs have, each on the prompts and seeds that it has in both."""
+    places = {prompt["prompt"]: at for at, prompt in enumerate(others.prompts)}
+    here = [at for at, prompt in enumerate(results.prompts) if prompt["prompt"] in places]
+    there = [places[results.prompts[at]["prompt"]] for at in here]
     rows = []
     for system in (name for name in results.systems if name in others.systems):
+        common = _seeds_of(results, system) & _seeds_of(others, system)
         for measure in (measure for measure in results.measures if measure in others.values):
-            first, second = results.means(system, measure)[here], others.means(system, measure)[there]
-            found = apart(measure, second, first)
-            if not np.isnan(found.value):
-                means = statistics.mean(first), statistics.mean(second)
-                rows.append(Beside(system, measure, *means, found))
+            first, second = (
+                run.means(system, measure, np.array([_seed(row) in common for row in run.rows]))[prompts]
+                for run, prompts in ((results, here), (others, there))
+            )
+            both = ~np.isnan(first) & ~np.isnan(second)
+            if both.any():
+                means = statistics.mean(first[both]), statistics.mean(second[both])
+                rows.append(Beside(system, measure, *means, apart(measure, second, first)))
     return rows
 
 
-def shared_prompts(results: Results, others: Results) -> tuple[list[int], list[int]]:
-    """The indices of the prompts that two runs have, in each."""
-    places = {prompt["prompt"]: at for at, prompt in enumerate(others.prompts)}
-    common = [at for at, prompt in enumerate(results.prompts) if prompt["prompt"] in places]
-    return common, [places[results.prompts[at]["prompt"]] for at in common]
+def _seeds_of(results: Results, system: str) -> set[tuple[str, int]]:
+    """The prompts and seeds of a system's images."""
+    return {_seed(row) for row in results.rows if row["system"] == system}
+
+
+def _seed(row: dict[str, Any]) -> tuple[str, int]:
+    return row["prompt"], row["seed"]
 
 
 def cost(results: Results) -> Rows:

@@ -25,6 +25,9 @@ COLOUR_SEED = 0
 
 # The keys of the authors' list.
 _OFFICIAL_KEYS = {"animals": ANIMALS, "animals_objects": ANIMAL_AND_OBJECT, "objects": OBJECTS}
+# What reports call all prompts.
+_RESERVED = "all"
+
 _CSV_COLUMNS = ("prompt", "subset", "subjects")
 
 
@@ -92,17 +95,16 @@ def read_prompts(path: str | Path) -> list[BenchmarkPrompt]:
         raise ValueError(f"the prompts '{path}' are not text in UTF-8") from error
     if Path(path).suffix.lower() == ".csv":
         prompts = _from_csv(text, path)
-    elif text.lstrip().startswith("{"):
+    elif Path(path).suffix.lower() == ".json" or text.lstrip().startswith("{"):
         prompts = _from_json(text, path)
     else:
         prompts = [BenchmarkPrompt(line.strip()) for line in text.splitlines()]
-    different: dict[str, BenchmarkPrompt] = {}
-    for prompt in prompts:
-        different.setdefault(prompt.text, prompt)
-    different.pop("", None)
+    if any(prompt.subset == _RESERVED for prompt in prompts):
+        raise ValueError(f"a subset in '{path}' is called '{_RESERVED}', as are all prompts: rename it")
+    different = [prompt for prompt in dict.fromkeys(prompts) if prompt.text]
     if not different:
         raise ValueError(f"there is no prompt in '{path}'")
-    return list(different.values())
+    return different
 
 
 def sample(prompts: Sequence[BenchmarkPrompt], per_subset: int, seed: int = 0) -> list[BenchmarkPrompt]:
@@ -137,10 +139,12 @@ def with_subjects(prompt: BenchmarkPrompt, tokenizer: PreTrainedTokenizerBase) -
 
 def _from_json(text: str, path: str | Path) -> list[BenchmarkPrompt]:
     try:
-        lists: dict[str, Any] = json.loads(text)
+        lists: Any = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"the prompts '{path}' are not JSON: {error}") from error
     known = ", ".join(_OFFICIAL_KEYS)
+    if not isinstance(lists, dict):
+        raise ValueError(f"'{path}' must be an object like the authors' list, with the keys {known}")
     for key, prompts in lists.items():
         if key not in _OFFICIAL_KEYS:
             raise ValueError(f"'{path}' has the key '{key}': the authors' list has {known}")
@@ -163,6 +167,8 @@ def _from_csv(text: str, path: str | Path) -> list[BenchmarkPrompt]:
         )
     prompts = []
     for row in table:
+        if None in row:
+            raise ValueError(f"line {table.line_num} of '{path}' has too many columns: quote its commas")
         text, subset, subjects = ((row.get(name) or "").strip() for name in _CSV_COLUMNS)
         named = [subject.strip() for subject in subjects.split(";")]
         prompts.append(BenchmarkPrompt(text, subset, tuple(filter(None, named)) or None))

@@ -23,9 +23,12 @@ from attend_excite.models import catalogue, load
 try:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
-    from ray.exceptions import RayActorError
+    from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("the executor 'ray' needs Ray: pip install 'attend-excite[ray]'") from error
+
+# What a worker that is no more leaves behind. (Its machine had too little memory: OutOfMemoryError.)
+_DIED = (RayActorError, NodeDiedError, OutOfMemoryError)
 
 # Rows and settings go through Ray's object store, images don't.
 _OBJECT_STORE_BYTES = 100 * 2**20
@@ -68,9 +71,14 @@ class RayWorkers:
         """See `Executor`.
 
         Raises:
-            ValueError: the workers have different models under the same name.
+            ValueError: the model cannot be loaded, or the workers have different ones under the same name.
         """
-        told = ray.get([worker.describe.remote(steps, guidance) for worker in self._workers])
+        try:
+            told = ray.get([worker.describe.remote(steps, guidance) for worker in self._workers])
+        except RayActorError as error:
+            # Of a traceback, the last line: what was raised where the model was loaded.
+            *_, reason = str(error).strip().splitlines()
+            raise ValueError(f"a worker could not start: {reason.partition(': ')[2] or reason}") from error
         if any(other != told[0] for other in told):
             raise ValueError("the workers' models are not the same: give all machines the same files")
         return told[0]
@@ -99,7 +107,7 @@ class RayWorkers:
                 continue
             for result in ray.wait([*drawing, *starting], timeout=_POLL)[0]:
                 if worker := starting.pop(result, None):
-                    with suppress(RayActorError):  # it isn't tried a third time
+                    with suppress(*_DIED):  # it isn't tried a third time
                         ray.get(result)
                         free.append(worker)
                     continue
@@ -107,7 +115,7 @@ class RayWorkers:
                 try:
                     rows = ray.get(result)
                     free.append(worker)
-                except RayActorError:
+                except _DIED:
                     ray.kill(worker)  # where it was only out of reach
                     other = self._start()
                     starting[other.ready.remote()] = other

@@ -187,7 +187,7 @@ def read_results(run: str | Path) -> Results:
         values={
             measure: _column(scores[measure.metric], rows, measure.column)
             for measure in MEASURES
-            if scores[measure.metric]
+            if any(score.get(measure.column) is not None for score in scores[measure.metric].values())
         },
         captions=[scores["captions"].get(row["job"], {}).get("caption") for row in rows],
         judges=judges,

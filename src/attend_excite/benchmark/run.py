@@ -140,6 +140,21 @@ def begin(
     """Write down what the run is, together with what the folder holds already.
 
     Raises:
+        ValueError: see `settings_of`.
+    """
+    store.write_settings(run, settings_of(run, conditions, prompts, seeds, systems))
+
+
+def settings_of(
+    run: str | Path,
+    conditions: Conditions,
+    prompts: Sequence[BenchmarkPrompt],
+    seeds: Sequence[int],
+    systems: Sequence[System],
+) -> dict[str, Any]:
+    """What the run is, together with what the folder holds already, as plain data.
+
+    Raises:
         ValueError: the folder holds images of another model, made under other conditions, by a system of
             the same name with other numbers, or of the same prompt with other subjects; or a prompt is given
             twice.
@@ -166,7 +181,7 @@ def begin(
         settings["seeds"] = list(dict.fromkeys(before["seeds"] + settings["seeds"]))
         for name in ("systems", "prompts"):
             settings[name] = before[name] | settings[name]
-    store.write_settings(run, settings)
+    return settings
 
 
 def _refuse_another(run: str | Path, before: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -207,6 +222,8 @@ def draw(model: Model, batch: Batch) -> list[tuple[Row, Image.Image | None]]:
     if len(batch) == len(prompts) * len(seeds):
         try:
             return _drawn(model, batch, prompts, seeds)
+        except torch.OutOfMemoryError:
+            raise  # no prompt's fault
         except Exception as error:
             if len(prompts) == 1:
                 return [(failed(job, str(error) or type(error).__name__), None) for job in batch]

@@ -42,6 +42,7 @@ from attend_excite.benchmark.results import (
 from attend_excite.benchmark.score import is_bundled
 
 _MOST_SUBJECTS = 40
+_CONDITIONS = ("model", "revision", "dtype", "steps", "guidance", "width", "height")
 
 
 def title_of(results: Results) -> str:
@@ -62,6 +63,13 @@ def summary_of(results: Results, systems: Comparison) -> list[str]:
             "This is the small sticker model that comes with attend-excite, judged by small models of its "
             "own kind. Nothing here is a result of Stable Diffusion."
         )
+    compared, main = _common(results), np.isin(results.system_of, results.main_systems)
+    if compared is not None and (left := int((main & ~compared).sum())):
+        each = int((main & compared).sum()) // len(results.main_systems)
+        lines.append(
+            f"The systems are compared on the {each:,} images each of prompts and seeds that all have; "
+            f"{left:,} others are left out of that."
+        )
     if {PLAIN, FULL_METHOD} <= set(systems.systems):
         for measure in (NEGLECT, RIGHT, DETECTED[0], MINIMUM, TEXT):
             if measure in results.values:
@@ -76,7 +84,7 @@ def summary_of(results: Results, systems: Comparison) -> list[str]:
 
 
 def _plain_against_ours(results: Results, systems: Comparison, measure: Measure) -> str:
-    subset = list(results.subsets)[-1]
+    subset = ALL if ALL in results.subsets else list(results.subsets)[-1]
     plain, ours = (systems.figures[name, subset, measure] for name in (PLAIN, FULL_METHOD))
     images = _common(results)
     difference = apart(
@@ -294,24 +302,34 @@ def _two_runs(results: Results, others: Results) -> Section:
         ]
         for found in numbers.beside(results, others)
     ]
-    common, _ = numbers.shared_prompts(results, others)
+    differing = [
+        f"{name} {others.settings[name]}, not {results.settings[name]}"
+        for name in _CONDITIONS
+        if others.settings.get(name) != results.settings.get(name)
+    ]
     judges = [
         f"{metric} by {results.judges[metric]} and by {others.judges[metric]}"
         for metric in results.judges
         if others.judges.get(metric, results.judges[metric]) != results.judges[metric]
     ]
-    warning = f" Judged by different models: {'; '.join(judges)}." if judges else ""
-    return Section(
-        f"Beside another run: {others.settings['model']}",
-        [f"{others.run}, on the {len(common)} prompts that both have.{warning}"],
-        [Table("", ["", "this run", "the other", "difference"], rows)],
-    )
+    told = [
+        f"{others.run}, each system on the prompts and seeds that it has in both runs; the difference is the "
+        "other run's less this one's."
+        if rows
+        else f"{others.run} has no system, prompt and seed in common with this run."
+    ]
+    if differing:
+        told.append(f"The other has {', '.join(differing)}.")
+    if judges:
+        told.append(f"Judged by different models: {'; '.join(judges)}.")
+    columns = ["", "this run", "the other", "difference"]
+    title = f"Beside another run: {others.settings['model']}"
+    return Section(title, told, [Table("", columns, rows)] if rows else [])
 
 
 def _circumstances(results: Results) -> Section:
     settings = results.settings
-    wanted = ("model", "revision", "dtype", "steps", "guidance", "width", "height")
-    facts = [(name, str(settings[name])) for name in wanted if settings.get(name) is not None]
+    facts = [(name, str(settings[name])) for name in _CONDITIONS if settings.get(name) is not None]
     for name, column in (("drawn on", "device"), ("drawn by", "versions")):
         facts += [(name, value) for value in dict.fromkeys(row[column] for row in results.rows) if value]
     if (machines := len({row["host"] for row in results.rows})) > 1:

@@ -74,15 +74,17 @@ def difference(values: Values, reference: Values) -> Estimate:
 
 
 def relative_difference(values: Values, reference: Values) -> Estimate:
-    """The same in per cent of the reference's mean, as the paper's tables have it; -5 means 5 % less."""
+    """The same in per cent of the reference's mean, as the paper's tables have it; -5 means 5 % less.
+
+    Nothing where that mean isn't surely above nought: CLIP's similarities can be below.
+    """
     values, reference = _paired(values, reference)
-    if not values.size or not reference.mean():
+    rows = _resamples(values.size) if values.size else np.zeros((0, 0), dtype=np.int64)
+    references = reference[rows].mean(axis=1) if values.size else np.zeros(0)
+    if not (references > 0).all() or not values.size or reference.mean() <= 0:
         return NOTHING
-    rows = _resamples(values.size)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        resampled = 100 * (values[rows].mean(axis=1) / reference[rows].mean(axis=1) - 1)
-    change = 100 * (values.mean() / reference.mean() - 1)
-    return _estimate(change, values.size, resampled[np.isfinite(resampled)])
+    resampled = 100 * (values[rows].mean(axis=1) / references - 1)
+    return _estimate(100 * (values.mean() / reference.mean() - 1), values.size, resampled)
 
 
 def chance_of_order(scores: Values, better: NDArray[np.bool_]) -> float:

@@ -18,7 +18,7 @@ from attend_excite.benchmark.claims import Claims
 from attend_excite.benchmark.estimate import Estimate, estimate
 from attend_excite.benchmark.jobs import Batch, plan, systems_named
 from attend_excite.benchmark.prompts import paper_prompts, read_prompts, sample, with_subjects
-from attend_excite.benchmark.run import Executor, Here, Queue, Row, begin
+from attend_excite.benchmark.run import Executor, Here, Queue, Row, begin, settings_of
 from attend_excite.benchmark.store import read_rows
 from attend_excite.cli.messages import MESSAGES, warn
 from attend_excite.cli.summary import RESULTS, table
@@ -76,6 +76,9 @@ def draw_benchmark(request: Request) -> bool:
         seeds = range(request.seeds)
         batches = plan(prompts, seeds, systems, conditions, request.batch_size)
         if isinstance(executor, Here) and request.dry_run:
+            settings_of(
+                request.out, conditions, prompts, seeds, systems
+            )  # Refuses what the run would refuse.
             with MESSAGES.status("measuring"):
                 estimates = estimate(request.out, executor.model, batches)
             # How many a cluster has isn't known before it is there.

@@ -85,6 +85,22 @@ def test_what_was_clicked_stays_while_the_prompt_is_edited(tokenizer: CLIPTokeni
     assert subjects_of(again) == (Subject("cat", 1.0), Subject("cat#2", 0.25, True), Subject("frog", 1.0))
 
 
+@pytest.mark.parametrize("subjects", [(Subject("cat", 1.0),), ()])
+def test_what_a_link_leaves_out_stays_left_out(
+    tokenizer: CLIPTokenizer, subjects: tuple[Subject, ...]
+) -> None:
+    form = Form.from_query(Form("a cat and a frog", subjects).to_query())
+    words, note = words_of(form.prompt, tokenizer, form.subjects)
+    again, _ = words_of(form.prompt, tokenizer, earlier=words_from(words_document(words, note)))
+    assert subjects_of(words) == subjects_of(again) == subjects
+
+
+def test_a_choice_outlives_the_model_but_not_its_tokens(tokenizer: CLIPTokenizer) -> None:
+    words, _ = words_of("a sombrero", tokenizer, ())
+    elsewhere = [replace(word, pieces=(word.text,)) for word in words]
+    assert words_of("a sombrero", tokenizer, earlier=elsewhere)[0] == words
+
+
 def test_a_link_says_everything() -> None:
     form = Form(
         "a “cat” & a frog",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 import pytest
@@ -18,6 +18,25 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 CHROMIUM = Path("/usr/bin/chromium")
 PATIENCE = 30_000
 """Milliseconds that a slow machine may take for anything."""
+
+_CONTRAST = """element => {
+  const canvas = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
+  const layers = [];
+  for (let at = element; at; at = at.parentElement) layers.unshift(getComputedStyle(at).backgroundColor);
+  const painted = (colour) => {
+    canvas.fillStyle = colour;
+    canvas.fillRect(0, 0, 1, 1);
+    const [red, green, blue] = [...canvas.getImageData(0, 0, 1, 1).data].map((value) => {
+      const part = value / 255;
+      return part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4;
+    });
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue + 0.05;
+  };
+  const behind = ["white", ...layers].map(painted).pop();
+  const text = painted(getComputedStyle(element).color);
+  return Math.max(behind, text) / Math.min(behind, text);
+}"""
+"""WCAG's contrast between a text and what it stands on."""
 
 pytestmark = pytest.mark.skipif(not CHROMIUM.is_file(), reason=f"there is no Chromium at {CHROMIUM}")
 
@@ -75,6 +94,17 @@ def _draw(page: Page) -> list[bytes]:
     return [page.request.get(url).body() for url in urls]
 
 
+def _set_steps(page: Page, steps: int) -> None:
+    page.get_by_text("Model, steps and size").click()
+    number = page.locator("#ae-steps input[type=number]")
+    expect(number).to_be_visible()
+    # Gradio builds what stands in an accordion as it opens, and then sets its value once more.
+    page.wait_for_timeout(500)
+    number.fill(str(steps))
+    number.press("Enter")
+    expect(number).to_have_value(str(steps))
+
+
 def _chip(page: Page, word: str) -> Any:
     return page.locator(".ae-chip", has_text=word)
 
@@ -123,6 +153,70 @@ def test_another_token_is_chosen_from_the_keyboard(page: Page, address: str) -> 
     assert page.request.get(one).body() != both[1]
 
 
+def test_a_link_brings_back_no_word_that_was_switched_off(page: Page, address: str) -> None:
+    _open(page, address, subject="cat")
+    expect(_chip(page, "frog")).to_have_attribute("aria-pressed", "false")
+    _draw(page)
+    page.get_by_role("tab", name="Attention").click()
+    expect(page.locator("#ae-maps figcaption")).to_have_text(["cat", "cat"])
+    page.wait_for_url("**subject=cat")
+    _chip(page, "cat").click()
+    page.locator("#ae-draw").click()
+    expect(page.get_by_role("alert")).to_have_text("Choose at least one word.")
+
+
+@pytest.mark.parametrize(
+    ("query", "told"),
+    [
+        ("prompt=a+dog+and+a+crown&model=foo", "'foo' is not served here"),
+        ("pictures=99", "The number of pictures is 99"),
+        ("seed=99999999999999999999999", "A seed is 99999999999999999999999"),
+        ("steps=99999999999999999999999", "Steps is 99999999999999999999999"),
+        ("subject=zebra", "'zebra' is not in the prompt"),
+    ],
+)
+def test_a_bad_link_is_told_in_a_sentence(page: Page, address: str, query: str, told: str) -> None:
+    page.goto(f"{address}?{query}")
+    expect(page.locator("#ae-stage").get_by_role("alert")).to_contain_text(told)
+
+
+def test_a_copied_link_fills_the_page_in_again(page: Page, address: str) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    _open(page, address, prompt="a [cat] and a frog")
+    page.locator("#ae-copy").click()
+    expect(page.locator("#ae-copied").get_by_role("status")).to_have_text("Copied.")
+    page.goto(page.evaluate("navigator.clipboard.readText()"))
+    expect(page.locator("#ae-prompt textarea")).to_have_value("a cat and a frog")
+    expect(_chip(page, "frog")).to_have_attribute("aria-pressed", "false")
+    page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    page.locator("#ae-copy").click()
+    expect(page.locator("#ae-copied")).to_have_text("The link stands in the address bar.")
+    page.locator("#ae-prompt textarea").fill("a [cat")
+    page.locator("#ae-copy").click()
+    expect(page.locator("#ae-copied")).to_contain_text("Unbalanced brackets")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_small_and_pale_text_can_be_read(page: Page, address: str, scheme: Literal["light", "dark"]) -> None:
+    page.emulate_media(color_scheme=scheme)
+    _open(page, address, prompt="a cat " + "very " * 80, subject="cat")
+    page.locator("#ae-copy").click()
+    expect(page.locator("#ae-copied .ae-note")).to_be_visible()
+    for text in (
+        "#ae-draw",
+        "#ae-words .ae-note",
+        "#ae-copied .ae-note",
+        ".ae-header p",
+        ".ae-footer",
+        ".ae-empty",
+        ".ae-chip[aria-pressed=true]",
+        ".ae-subjects output",
+        ".ae-cut",
+        "#ae-seeds span",
+    ):
+        assert page.locator(text).first.evaluate(_CONTRAST) >= 4.5, text
+
+
 def test_stop_ends_a_run_and_the_next_one_works(page: Page, address: str) -> None:
     _open(page, address, steps=100)
     for wait in (0, 100, 200):  # A step that is on its way must not be shown after all.
@@ -131,18 +225,14 @@ def test_stop_ends_a_run_and_the_next_one_works(page: Page, address: str) -> Non
         page.wait_for_timeout(wait)
         page.locator("#ae-stop").click()
         expect(page.locator("#ae-stage")).to_have_text("Stopped.")
-    page.get_by_text("Model, steps and size").click()
-    page.locator("#ae-steps input[type=number]").fill("4")
-    page.locator("#ae-steps input[type=number]").press("Enter")
+    _set_steps(page, 4)
     assert len(_draw(page)) == 2
 
 
 def test_stop_leaves_other_results_alone(page: Page, address: str) -> None:
     _open(page, address)
     _draw(page)
-    page.get_by_text("Model, steps and size").click()
-    page.locator("#ae-steps input[type=number]").fill("100")
-    page.locator("#ae-steps input[type=number]").press("Enter")
+    _set_steps(page, 100)
     page.get_by_role("tab", name="Compare methods").click()
     page.locator("#ae-compare").click()
     expect(page.locator("#ae-compare-stage progress")).to_be_visible()
@@ -163,9 +253,7 @@ def test_stop_holds_also_before_the_run_is_in_the_queue(page: Page, address: str
     page.wait_for_timeout(2000)
     expect(page.locator("#ae-stage")).to_have_text("Stopped.")
     page.unroute_all()
-    page.get_by_text("Model, steps and size").click()
-    page.locator("#ae-steps input[type=number]").fill("2")
-    page.locator("#ae-steps input[type=number]").press("Enter")
+    _set_steps(page, 2)
     assert len(_draw(page)) == 16
 
 
@@ -184,6 +272,22 @@ def test_a_visitor_who_waits_is_told_so(browser: Browser, address: str) -> None:
     second.locator("#ae-stop").click()
     for page in (first, second):
         expect(page.locator("#ae-stage")).to_have_text("Stopped.")
+        page.context.close()
+
+
+def test_stop_while_waiting_does_not_bring_the_earlier_run_back(browser: Browser, address: str) -> None:
+    first, second = (_open(_visitor(browser).new_page(), address, steps=steps) for steps in (4, 100))
+    _draw(first)
+    second.locator("#ae-draw").click()
+    expect(second.locator("#ae-stage progress")).to_be_visible()
+    first.locator("#ae-draw").click()
+    expect(first.locator("#ae-stage")).to_contain_text("Waiting for the model …")
+    first.locator("#ae-stop").click()
+    expect(first.locator("#ae-stage")).to_have_text("Stopped.")
+    first.wait_for_timeout(3000)
+    expect(first.locator("#ae-stage")).to_have_text("Stopped.")
+    second.locator("#ae-stop").click()
+    for page in (first, second):
         page.context.close()
 
 

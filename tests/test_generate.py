@@ -304,5 +304,6 @@ def test_offloaded_parameters_ask_for_gradients_as_before(tiny_folder: Path) -> 
 
 
 def test_a_word_that_the_model_has_never_read_is_named(stickers: Model) -> None:
-    with pytest.warns(UserWarning, match="stickers has never read the word 'dragon'"):
-        stickers.generate("a cat and a dragon", steps=1, decode=False, progress=False)
+    for method in (StableDiffusion(), AttendAndExcite()):
+        with pytest.warns(UserWarning, match="stickers has never read the word 'dragon'"):
+            stickers.generate("a cat and a dragon", method=method, steps=1, progress=False)

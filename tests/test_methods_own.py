@@ -30,8 +30,9 @@ PROMPT = "a cat and a frog"
 METHODS = """
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
-from attend_excite import AttendAndExcite, StableDiffusion
+from attend_excite import AttendAndExcite
 
 @dataclass(frozen=True)
 class Faded:
@@ -50,6 +51,16 @@ def largest(maps, subjects):
 stronger = Faded(0.9)
 nursed = AttendAndExcite("official", objective=largest)
 on_faded = AttendAndExcite("official", base=Faded())
+METHODS = {}
+
+def faded():
+    return Faded()
+
+def weighted(weight, maps, subjects):
+    return -weight * maps.amax(dim=(1, 2, 3))
+
+light, heavy = (AttendAndExcite("official", objective=partial(weighted, weight)) for weight in (1, 50))
+nameless = AttendAndExcite("official", objective=lambda maps, subjects: -maps.amax(dim=(1, 2, 3)))
 """
 
 
@@ -58,6 +69,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A user's folder with a module of methods, in which the program is started."""
     (tmp_path / "my_methods.py").write_text(METHODS)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
     yield tmp_path
     sys.modules.pop("my_methods", None)
 
@@ -98,7 +110,8 @@ def test_the_latents_move_down_an_objective_of_ones_own(tiny: Model) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [lambda maps, _: maps.mean(), lambda maps, _: maps.detach().mean(dim=(1, 2, 3))]
+    "wrong",
+    [lambda maps, _: maps.mean(), lambda maps, _: maps.detach().mean(dim=(1, 2, 3)), lambda maps, _: 1.0],
 )
 def test_an_objective_that_gives_no_loss_is_refused(tiny: Model, wrong: Objective) -> None:
     with pytest.raises(ValueError, match="it must give one loss an image"):
@@ -106,34 +119,43 @@ def test_an_objective_that_gives_no_loss_is_refused(tiny: Model, wrong: Objectiv
 
 
 def test_a_method_is_found_where_it_lies(mine: Path) -> None:
-    before = list(sys.path)
+    (mine / "broken.py").write_text("from attend_excite import AttendAndExcite\nAttendAndExcite('offical')")
     assert find_method("my_methods:Faded").name == "faded"
+    assert find_method("my_methods:faded") == find_method("my_methods:Faded")
     assert find_method("my_methods:stronger") != find_method("my_methods:Faded")
     assert find_method("composable").name == "composable"
     for name, message in {
         "magic": "or one of your own as MODULE:NAME",
         "my_methods:Gone": "the module my_methods has no Gone",
         "my_methods:": "has no name behind the colon",
-        "my_methods:largest": "is no method: it has no attach, ",
+        "my_methods:largest": "cannot be made without arguments",
+        "my_methods:METHODS": "is no method: it has no attach, ",
         "nowhere.to_be:Found": "no module 'nowhere.to_be' here or installed",
+        "broken:Faded": "the module 'broken' cannot be imported: unknown recipe 'offical'",
         ":Faded": "no module ''",
     }.items():
         with pytest.raises(ValueError, match=message):
             find_method(name)
-    assert sys.path == before
 
 
 def test_the_program_draws_with_methods_of_ones_own(mine: Path) -> None:
     out = ["--out", str(mine / "out"), "--steps", "2", "--json"]
-    for name in ("Faded", "stronger", "nursed", "on_faded"):
+    names = ("Faded", "stronger", "nursed", "on_faded", "light", "heavy")
+    for name in names:
         result = CliRunner().invoke(app, ["generate", PROMPT, "--method", f"my_methods:{name}", *out])
         assert result.exit_code == 0, result.output
     pictures = list((mine / "out").iterdir())
-    assert len(pictures) == 4
+    assert len(pictures) == len(names)
     # No picture makes a program run code that it names.
     for picture in pictures:
-        with pytest.raises(ValueError, match="is somebody's own, 'my_methods:"):
+        with pytest.raises(ValueError, match=r"somebody's own, .*: name what drew it with --method"):
             read_origin(picture)
+    for name in names:
+        again = ["generate", "--from", str(pictures[0]), "--method", f"my_methods:{name}", *out]
+        assert CliRunner().invoke(app, again).exit_code == 0
+    assert len(list((mine / "out").iterdir())) == len(names)
+    nameless = CliRunner().invoke(app, ["generate", PROMPT, "--method", "my_methods:nameless", *out])
+    assert "cannot be written down so that no other is taken for it" in nameless.output
 
 
 def test_the_benchmark_tells_systems_of_ones_own_apart(mine: Path, tiny_folder: Path) -> None:

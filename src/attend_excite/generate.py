@@ -6,6 +6,7 @@ import copy
 import inspect
 import math
 import operator
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -140,14 +141,15 @@ def generate(
     seeds = [operator.index(seed) for seed in (seeds if isinstance(seeds, Iterable) else [seeds])]
     size = _latent_size(model, height, width)
     _require(len(seeds) > 0 and min(seeds) >= 0, "seeds", seeds, "one or more numbers, none negative")
-    _require(isinstance(steps, int) and steps >= 1, "steps", steps, "a whole number, 1 or more")
+    _require(hasattr(steps, "__index__") and steps >= 1, "steps", steps, "a whole number, 1 or more")
     _require(0 <= guidance_scale < math.inf, "guidance_scale", guidance_scale, "0 or more, and finite")
     _require(batch_size == "auto" or batch_size >= 1, "batch_size", batch_size, '1 or more, or "auto"')
     prompts = _parse(model, prompt, subjects, method)
     if method.uses_subjects and min(map_size(size, model.attention_downsampling)) < 2:
         least = 2 * model.attention_downsampling * model.pipeline.vae_scale_factor
         raise ValueError(f"the picture is too small for attention maps: make it {least} pixels wide and high")
-    _warn_of_unknown_words(model, prompts)
+    if decode:  # there is a picture to be disappointed by
+        _warn_of_unknown_words(model, prompts)
     places = _map_places(model, size, maps) if maps else ()
 
     jobs = [(parsed, seed) for parsed in prompts for seed in seeds]
@@ -267,10 +269,11 @@ def _warn_of_unknown_words(model: Model, prompts: Sequence[Prompt]) -> None:
         ids = model.tokenizer(prompt.text, truncation=True).input_ids
         if len(ids) != len(prompt.tokens):  # a learnt word stands for several tokens
             continue
-        for group in prompt.groups:
-            if not weights[[ids[position] for position in group.positions]].any():
+        unread = {prompt.spans[at][0] for at in range(1, len(ids) - 1) if not weights[ids[at]].any()}
+        for word in re.finditer(r"[\w'-]+", prompt.text):
+            if unread.intersection(range(*word.span())):
                 warnings.warn(
-                    f"{model.name} has never read the word '{group.text}', so it cannot draw it", stacklevel=2
+                    f"{model.name} has never read the word '{word[0]}', so it cannot draw it", stacklevel=2
                 )
 
 
@@ -283,8 +286,10 @@ def _latent_size(model: Model, height: int | None, width: int | None) -> tuple[i
 
 
 def _map_places(model: Model, latent: tuple[int, int], maps: bool | tuple[int, int]) -> tuple[Place, ...]:
-    level = downsampling_for(model.unet, latent, maps) if isinstance(maps, tuple) else None
-    return cross_attention_places(model.unet, level or model.attention_downsampling)
+    if isinstance(maps, bool):
+        return cross_attention_places(model.unet, model.attention_downsampling)
+    _require(isinstance(maps, Sequence) and len(maps) == 2, "maps", maps, "True, or (height, width)")
+    return cross_attention_places(model.unet, downsampling_for(model.unet, latent, maps))
 
 
 def _encode(model: Model, prompts: list[Prompt], guidance_scale: float, negative_prompt: str) -> Run:

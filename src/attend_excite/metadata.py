@@ -8,7 +8,8 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import FunctionType, NoneType, UnionType
@@ -37,7 +38,7 @@ _MAX_STEPS = 1000
 _MAX_SIDE = 8192
 
 # And a picture makes nobody run code that it names.
-_SOMEBODYS_OWN = "{} is somebody's own, {}: only what drew it can draw it again"
+_SOMEBODYS_OWN = "{} is somebody's own, {}: name what drew it with --method"
 
 
 @dataclass(frozen=True)
@@ -158,8 +159,12 @@ def written_whole(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def read_origin(path: Path) -> Origin:
+def read_origin(path: Path, method: Method | None = None) -> Origin:
     """Where the picture in a PNG comes from. Nothing in the file is trusted.
+
+    Args:
+        path: of the PNG.
+        method: in place of the one that the file names, which is then not read.
 
     Raises:
         ValueError: it is no PNG, carries no settings, or ones that make no sense.
@@ -180,7 +185,12 @@ def read_origin(path: Path) -> Origin:
         values = json.loads(text)
         made_as = values.pop("format", None) if isinstance(values, dict) else None
         _require(made_as == FORMAT, "the format", made_as, f"{FORMAT} for this version of attend-excite")
-        return _decode(Origin, values, "the whole")
+        if method is None:
+            return _decode(Origin, values, "the whole")
+        if isinstance(values.get("settings"), dict):
+            values["settings"]["method"] = as_plain_data(METHODS["stable-diffusion"]())
+        origin = _decode(Origin, values, "the whole")
+        return replace(origin, settings=replace(origin.settings, method=method))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"what '{path}' says of how it was made cannot be used: {error}") from error
 
@@ -199,16 +209,30 @@ def revision_of(model: Model) -> str | None:
 
 
 def as_plain_data(value: Any) -> Any:
-    """Plain data for JSON; a method is told by its name, or by where it lies, as is a function."""
+    """Plain data for JSON; a method is told by its name, or by where it lies, as is a function.
+
+    Raises:
+        ValueError: it cannot be told from others of its kind, as a lambda or a closure.
+    """
     if isinstance(value, tuple | list):
         return [as_plain_data(item) for item in value]
-    if isinstance(value, FunctionType):
+    if isinstance(value, partial):
+        given = {key: as_plain_data(item) for key, item in value.keywords.items()}
+        return {"name": as_plain_data(value.func), "args": as_plain_data(value.args), "keywords": given}
+    if isinstance(value, FunctionType) and "<" not in value.__qualname__:
         return _place(value)
-    name = {"name": value.name} if type(value) in METHODS.values() else {}
+    if not is_dataclass(value):
+        if hasattr(value, "attach") and not vars(value):
+            return {"name": _place(type(value))}
+        if not isinstance(value, str | int | float | bool | dict | None):
+            raise ValueError(
+                f"{_shortened(value)} cannot be written down so that no other is taken for it: make it a "
+                "function with a name in its module, or a frozen dataclass of numbers and texts"
+            )
+        return value
+    name = {"name": getattr(value, "name", None)} if type(value) in METHODS.values() else {}
     if not name and (callable(value) or hasattr(value, "attach")):
         name = {"name": _place(type(value))}
-    if not is_dataclass(value):
-        return name or value
     return name | {member.name: as_plain_data(getattr(value, member.name)) for member in fields(value)}
 
 
@@ -237,8 +261,9 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
             return _decode_dataclass(METHODS[name], options, where)
         if isinstance(name, str) and ":" in name:
             raise ValueError(_SOMEBODYS_OWN.format(where, _shortened(name)))
-    if origin is Callable and isinstance(value, str):
-        raise ValueError(_SOMEBODYS_OWN.format(where, _shortened(value)))
+    if origin is Callable and isinstance(value, str | dict):
+        own = value if isinstance(value, str) else value.get("name")
+        raise ValueError(_SOMEBODYS_OWN.format(where, _shortened(own)))
     if is_dataclass(kind) and isinstance(value, dict):
         return _decode_dataclass(kind, value, where)
     # Written so that NaN is out, and so are integers too large for a float.

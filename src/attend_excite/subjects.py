@@ -257,7 +257,7 @@ def _named(subjects: Sequence[str | int | Sequence[int] | Subject], context: _Co
         if isinstance(subject, Subject):
             groups.append(_group_of(subject, context, listed))
         else:
-            groups.append(_group_on([subject] if isinstance(subject, int) else subject, context))
+            groups.append(_group_on(subject if isinstance(subject, Sequence) else [int(subject)], context))
     return groups
 
 

@@ -122,7 +122,7 @@ def draw(server: Server, form: Form, report: Report) -> None:
         ValueError: the form makes no sense or asks for too much.
     """
     method = method_named(form.method)
-    plain = () if isinstance(method, StableDiffusion) else (StableDiffusion(),)
+    plain = () if type(method) is StableDiffusion else (StableDiffusion(),)
     model = server.models.get(form.model)
     form = resolved(form, model.tokenizer)
     wanted = [form.settings(model, each) for each in (*plain, method)]

@@ -10,14 +10,14 @@ from typing import Any
 import gradio as gr
 
 from attend_excite.app import limits, views
-from attend_excite.app.actions import Server
+from attend_excite.app.actions import Server, resolved
 from attend_excite.app.api import failures_as_errors
 from attend_excite.app.events import AT_ONCE
 from attend_excite.app.forms import RECOMMENDED, Form
 from attend_excite.app.views import sentence
 from attend_excite.app.words import subjects_of, words_document, words_from, words_of
 from attend_excite.guidance.schedule import recipe_names
-from attend_excite.methods import METHODS, method_named
+from attend_excite.methods import METHODS, AttendAndExcite, method_named
 from attend_excite.models import Model
 
 _FIRST = Form()
@@ -32,6 +32,7 @@ class Asking:
         stop: the button that ends it.
         seed: of the first picture.
         copy_link: the button for the link to this form.
+        copied: where it is said what became of the link.
         inputs: what `read` takes, and `fill` fills, in their order.
     """
 
@@ -110,7 +111,8 @@ class Asking:
             label="From the paper",
             elem_id="ae-examples",
         )
-        self.copy_link = gr.Button("Copy a link to this form", size="sm")
+        self.copy_link = gr.Button("Copy a link to this form", size="sm", elem_id="ae-copy")
+        self.copied = gr.HTML(apply_default_css=False, elem_id="ae-copied")
         self.inputs = [
             self.prompt,
             self._chips,
@@ -172,19 +174,25 @@ class Asking:
             height=int(height),
         )
 
-    def read_link(self, *values: Any) -> str:
-        """The query part of the link to what the form says."""
-        with failures_as_errors():
-            return self.read(*values).to_query()
+    def read_link(self, *values: Any) -> tuple[str, str]:
+        """The query part of the link to what the form says, and "", or the other way round what is wrong."""
+        try:
+            form = self.read(*values)
+            # Beside brackets a link can name no subjects.
+            return resolved(form, self._server.models.tokenizer(form.model)).to_query(), ""
+        except ValueError as error:
+            return "", views.note(sentence(error))
 
     def fill(self, form: Form) -> dict[Any, Any]:
         """What makes the page say that.
 
         Raises:
-            ValueError: it speaks of a model that is not served, a recipe that is none, or the like.
+            ValueError: it speaks of a model that is not served, asks for too much, or the like.
         """
         model = self._server.models.get(form.model)
-        method_named(form.method)
+        # The recipe is filled in also where another method is chosen.
+        for method in (method_named(form.method), AttendAndExcite()):
+            limits.check(form.settings(model, method), form.seeds, model)
         words = words_of(form.prompt, model.tokenizer, form.subjects)
         return {
             self.prompt: form.prompt,

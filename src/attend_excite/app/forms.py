@@ -75,7 +75,8 @@ class Form:
             if getattr(self, name) not in (None, getattr(default, name))
         }
         if self.subjects is not None:
-            values["subject"] = [_subject_text(subject) for subject in self.subjects]
+            # An empty one says that no word is chosen; without any the nouns would be.
+            values["subject"] = [_subject_text(subject) for subject in self.subjects] or [""]
         return urlencode(values, doseq=True)
 
     @staticmethod
@@ -85,10 +86,11 @@ class Form:
         Raises:
             ValueError: a number is none, or a subject cannot be read.
         """
-        given = parse_qs(query, max_num_fields=40)
-        values: dict[str, Any] = {name: given[name][-1] for name in _TEXTS if name in given}
+        fields = parse_qs(query, keep_blank_values=True, max_num_fields=40)
+        given = {name: [text for text in texts if text] for name, texts in fields.items()}
+        values: dict[str, Any] = {name: given[name][-1] for name in _TEXTS if given.get(name)}
         for name, kind in _NUMBERS.items():
-            if name in given:
+            if given.get(name):
                 values[name] = _number(name, kind, given[name][-1])
         if "subject" in given:
             values["subjects"] = tuple(map(Subject.from_text, given["subject"]))

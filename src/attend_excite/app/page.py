@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from functools import partial
@@ -22,6 +23,7 @@ from attend_excite.app.forms import Form
 from attend_excite.app.jobs import Stops
 from attend_excite.app.models import Models
 from attend_excite.app.showing import Again, Comparison, Pictures
+from attend_excite.methods import method_named
 
 _SESSIONS = 50
 """Visitors whose last run the server keeps for a closer look."""
@@ -45,10 +47,16 @@ _UNDER_WAY = """() => [
 ]"""
 _READ_ADDRESS = "() => [location.search]"
 _SHOW_LINK = "(query) => { if (query) history.replaceState(null, '', `?${query}`); }"
-_COPY_LINK = """async (query) => {
-  history.replaceState(null, "", `?${query}`);
-  try { await navigator.clipboard.writeText(location.href); } catch { /* It stands in the address bar. */ }
-}"""
+_COPY_LINK = f"""async (query, problem) => {{
+  if (!query) return [problem];
+  history.replaceState(null, "", `?${{query}}`);
+  try {{
+    await navigator.clipboard.writeText(location.href);
+    return [{json.dumps(views.note("Copied."))}];
+  }} catch {{  // Browsers let pages copy only over HTTPS or from this machine.
+    return [{json.dumps(views.note("The link stands in the address bar."))}];
+  }}
+}}"""
 
 
 @contextmanager
@@ -127,13 +135,16 @@ def build(server: Server) -> gr.Blocks:
 
         stages = {"pictures": pictures.stage, "compare": comparison.stage, "again": again.stage}
 
-        def begin(on: Any, name: str, **options: Any) -> Any:
+        def begin(on: Any, name: str, drawn: Sequence[gr.State] = (), **options: Any) -> Any:
             """Say at once that a run waits for its turn: other visitors' runs may take a while."""
 
             def wait(request: gr.Request) -> tuple[Any, ...]:
-                return gr.Tabs(selected=name), views.waiting_view(), stops.ticket(str(request.session_hash))
+                visitor = str(request.session_hash)
+                # A run that Stop ends before its turn must not leave the earlier one as what came out.
+                forgotten = [None] * len(drawn)
+                return gr.Tabs(selected=name), views.waiting_view(), stops.ticket(visitor), *forgotten
 
-            return on(wait, None, [tabs, stages[name], ticket], **options, **AT_ONCE)
+            return on(wait, None, [tabs, stages[name], ticket, *drawn], **options, **AT_ONCE)
 
         def run(waiting: Any, name: str, work: Any, inputs: list[Any], outputs: list[Any]) -> Any:
             """Join the queue. Where that is full the visitor is told so."""
@@ -154,17 +165,20 @@ def build(server: Server) -> gr.Blocks:
 
         drawing = run(
             begin(
-                partial(gr.on, [asking.draw.click, asking.prompt.submit]), "pictures", js=_SCROLL_ON_PHONES
+                partial(gr.on, [asking.draw.click, asking.prompt.submit]),
+                "pictures",
+                [pictures.drawn],
+                js=_SCROLL_ON_PHONES,
             ),
             "pictures",
-            _run(server, stops, asking, draw, pictures.stage, pictures.drawn),
+            _run(server, stops, asking, _draw, pictures.stage, pictures.drawn),
             asking.inputs,
             [pictures.stage, pictures.drawn, asking.seed],
         )
         looked = drawing.then(pictures.look, pictures.drawn, pictures.look_outputs, **AT_ONCE)
         remember(looked, pictures.drawn)
         comparing = run(
-            begin(comparison.button.click, "compare"),
+            begin(comparison.button.click, "compare", [comparison.drawn]),
             "compare",
             _run(server, stops, asking, compare, comparison.stage, comparison.drawn),
             asking.inputs,
@@ -193,6 +207,8 @@ def build(server: Server) -> gr.Blocks:
             api_visibility="private",
         )
 
+        restored = [*asking.filled, *pictures.look_outputs, pictures.drawn, tabs]
+
         def restore(query: str) -> dict[Any, Any]:
             if not query:
                 # Nothing to fill in; the visitor may be typing already.
@@ -200,17 +216,21 @@ def build(server: Server) -> gr.Blocks:
             try:
                 return asking.fill(Form.from_query(query.removeprefix("?")))
             except ValueError as error:
-                gr.Warning(views.sentence(error))
-                return asking.fill(Form())
+                return {
+                    tabs: gr.Tabs(selected="pictures"),
+                    pictures.drawn: None,
+                    **pictures.look(None),
+                    pictures.stage: views.problem_view(views.sentence(error)),
+                }
 
         def restore_remembered(entries: Any, click: gr.EventData) -> dict[Any, Any]:
             return restore(history.entries(entries)[click.index]["query"])
 
-        page.load(restore, link, asking.filled, js=_READ_ADDRESS, **AT_ONCE)
+        page.load(restore, link, restored, js=_READ_ADDRESS, **AT_ONCE)
         page.load(lambda entries: views.history_view(history.entries(entries)), remembered, past, **AT_ONCE)
-        past.click(restore_remembered, remembered, asking.filled, **AT_ONCE)
-        asking.copy_link.click(asking.read_link, asking.inputs, link, **AT_ONCE).success(
-            None, link, None, js=_COPY_LINK
+        past.click(restore_remembered, remembered, restored, **AT_ONCE)
+        asking.copy_link.click(asking.read_link, asking.inputs, [link, asking.copied], **AT_ONCE).success(
+            None, [link, asking.copied], asking.copied, js=_COPY_LINK
         )
         add_endpoints(server, IN_TURN)
     return page
@@ -247,6 +267,13 @@ def _run(
     return run
 
 
+def _draw(server: Server, form: Form, report: Report) -> None:
+    """As `actions.draw`, which speaks to programs where no word is chosen."""
+    if form.prompt.strip() and not form.subjects and method_named(form.method).uses_subjects:
+        raise ValueError("choose at least one word")
+    draw(server, form, report)
+
+
 def _run_again(server: Server, stops: Stops) -> Callable[[str, str], AsyncIterator[str]]:
     async def run(ticket: str, path: str) -> AsyncIterator[str]:
         wanted = partial(stops.wanted, ticket)
@@ -277,4 +304,16 @@ def _theme() -> themes.Base:
         font=["system-ui", "sans-serif"],
         font_mono=["ui-monospace", "monospace"],
         radius_size="lg",
+    ).set(
+        # Gradio's own are too pale for WCAG's contrast of 4.5.
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_400",
+        input_placeholder_color="*neutral_600",
+        input_placeholder_color_dark="*neutral_400",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_hover_dark="*primary_800",
+        button_primary_border_color="*primary_700",
+        button_primary_border_color_dark="*primary_700",
     )

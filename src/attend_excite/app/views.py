@@ -62,7 +62,12 @@ def waiting_view() -> str:
 
 def stopped_view() -> str:
     """After Stop."""
-    return _note("Stopped.")
+    return note("Stopped.")
+
+
+def note(text: str) -> str:
+    """A short message."""
+    return f'<p class="ae-note" role="status">{escape(text)}</p>'
 
 
 def problem_view(message: str) -> str:
@@ -101,14 +106,14 @@ def drawn_view(drawn: Drawn, chosen: int | None = None) -> str:
     for label, paths in drawn.files.items():
         names = [f"{drawn.prompt.text}, {label}, seed {seed}" for seed in drawn.form.seeds]
         cells[label] = list(map(_picture, paths, names))
-    refused = "".join(_note(f"{label}: {why}") for label, why in drawn.refused.items())
+    refused = "".join(note(f"{label}: {why}") for label, why in drawn.refused.items())
     return _title(drawn.prompt) + _sets(drawn.form.seeds, cells, chosen) + refused
 
 
 def overlays_view(prompt: Prompt, rows: Mapping[str, Sequence[Image.Image]]) -> str:
     """Where each subject was attended to: a row a method, a column a subject."""
     if not rows or not prompt.groups:
-        return _note("No maps: choose a subject, and a method that attends to the whole prompt.")
+        return note("No maps: choose a subject, and a method that attends to the whole prompt.")
     sections = []
     for label, pictures in rows.items():
         figures = "".join(
@@ -135,7 +140,7 @@ def redrawn_view(redrawn: Redrawn) -> str:
     )
     figure = f"<figure>{_picture(redrawn.file, 'drawn again')}</figure>"
     return (
-        f'<h3 class="ae-title">{escape(settings.prompt)}</h3>{_note(made)}'
+        f'<h3 class="ae-title">{escape(settings.prompt)}</h3>{note(made)}'
         f'<p class="ae-verdict" role="status">{escape(same)}</p><div class="ae-row">{figure}</div>'
     )
 
@@ -150,7 +155,7 @@ def history_view(entries: Iterable[Mapping[str, Any]]) -> str:
         for index, entry in enumerate(entries)
     ]
     if not rows:
-        return _note("Nothing yet. What you draw is remembered here, in this browser alone.")
+        return note("Nothing yet. What you draw is remembered here, in this browser alone.")
     return f'<ul class="ae-history">{"".join(rows)}</ul>'
 
 
@@ -191,10 +196,6 @@ def _picture(path: Path, alternative: str) -> str:
 
 def _title(prompt: Prompt) -> str:
     return f'<h3 class="ae-title">{escape(prompt.text)}</h3>'
-
-
-def _note(text: str) -> str:
-    return f'<p class="ae-note" role="status">{escape(text)}</p>'
 
 
 def _duration(seconds: float) -> str:

@@ -45,7 +45,8 @@ def words_of(
     Args:
         prompt: as typed; [brackets] name its subjects.
         tokenizer: of the model.
-        subjects: the chosen words; None: those in brackets, or the nouns.
+        subjects: the chosen words, all others being left out on purpose; None: those in brackets, or the
+            nouns.
         earlier: the words before the last edit.
 
     Returns:
@@ -58,7 +59,7 @@ def words_of(
     if not prompt.strip():
         return (), "Type what the picture is to show."
     parsed, note = _parsed(prompt, tokenizer, subjects)
-    kept = {word.name: word for word in earlier if word.touched}
+    kept = {word.name: word for word in earlier if word.name and word.touched}
     spans = tokenizer(parsed.text, truncation=True, return_offsets_mapping=True)["offset_mapping"][1:-1]
     words: list[Word] = []
     for match in WORD.finditer(parsed.text):
@@ -66,12 +67,11 @@ def words_of(
         positions = [at for at, (first, last) in enumerate(spans, 1) if first < end and last > start]
         pieces = tuple(parsed.text[slice(*spans[at - 1])] for at in positions)
         name = _name(text, words) if text[0].isalnum() and pieces else ""
-        word = Word(text, name, pieces)
+        word = Word(text, name, pieces, touched=bool(name) and subjects is not None)
         for group in parsed.groups:
             if name and not set(positions).isdisjoint(group.positions):
-                touched = subjects is not None
-                word = replace(word, chosen=True, negated=group.negated, target=group.target, touched=touched)
-        words.append(kept.get(name, word) if name else word)
+                word = replace(word, chosen=True, negated=group.negated, target=group.target)
+        words.append(_as_chosen(word, kept[name]) if name in kept else word)
     if cut := " ".join(word.text for word in words if not word.pieces):
         note = f"The model reads {tokenizer.model_max_length} tokens: “{cut}” is cut."
     return tuple(words), note
@@ -119,6 +119,11 @@ def _word_from(value: Mapping[str, Any]) -> Word:
         target=float(value["target"]),
         touched=bool(value["touched"]),
     )
+
+
+def _as_chosen(word: Word, earlier: Word) -> Word:
+    """The word with what the visitor has made of it, and with the tokens of the model that reads it now."""
+    return replace(word, chosen=earlier.chosen, negated=earlier.negated, target=earlier.target, touched=True)
 
 
 def _parsed(prompt: str, tokenizer: Any, subjects: Sequence[Subject] | None) -> tuple[Prompt, str]:

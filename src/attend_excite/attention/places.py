@@ -56,7 +56,7 @@ def downsampling_for(unet: UNet2DConditionModel, latent: tuple[int, int], size: 
     """
     levels = sorted({place.downsampling for place in _all_places(unet)})
     for downsampling in levels:
-        if map_size(latent, downsampling) == size:
+        if map_size(latent, downsampling) == tuple(size):
             return downsampling
     sizes = ", ".join("{}x{}".format(*map_size(latent, level)) for level in levels)
     raise ValueError(

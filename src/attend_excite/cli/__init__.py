@@ -119,7 +119,7 @@ def generate(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help=f"Attend-and-Excite's numbers: {', '.join(recipe_names())}, or a .json file.",
+            help=f"Attend-and-Excite's numbers: recommended, {', '.join(recipe_names())}, or a .json file.",
             show_default="what the model recommends",
             rich_help_panel=_DRAWING,
         ),

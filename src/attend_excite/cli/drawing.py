@@ -170,12 +170,13 @@ def prepare(request: Request) -> Plan:
     Raises:
         ValueError: the request makes no sense.
     """
-    origin = read_origin(request.source) if request.source else None
+    method = None if request.method is None else find_method(request.method)
+    origin = read_origin(request.source, method) if request.source else None
     seeds, in_one_pass = _seeds(request, origin), _in_one_pass(request)
-    chosen = _chosen(request, origin)
+    chosen = _chosen(request, origin, method)
     methods: list[Method] = [StableDiffusion()] if request.compare else []
     methods.append(chosen["method"])
-    if request.compare and isinstance(chosen["method"], StableDiffusion):
+    if request.compare and type(chosen["method"]) is StableDiffusion:
         raise ValueError("--compare sets a method beside the plain model: choose another --method")
     if request.maps and not chosen["method"].attends_to_prompt:
         raise ValueError(
@@ -189,6 +190,7 @@ def prepare(request: Request) -> Plan:
     with MESSAGES.status(f"loading {chosen['model']}"):
         model = _loaded(chosen)
     runs = [_settings(model, chosen, _with_recipe(method, request.recipe, model)) for method in methods]
+    fingerprint(*runs)  # What cannot be written down shows before anything is drawn.
     if request.compile:
         model.compile()
     if origin is not None and seeds == [origin.seed] and request.batch_size is None:
@@ -241,7 +243,7 @@ def _fitting(model: Model, settings: Settings) -> int:
     return fitting_batch_size(model, (settings.height // factor, settings.width // factor))
 
 
-def _chosen(request: Request, origin: Origin | None) -> dict[str, Any]:
+def _chosen(request: Request, origin: Origin | None, method: Method | None) -> dict[str, Any]:
     """The fields of `Settings`: what was typed, else what the source was made with, else the default."""
     recorded = {}
     if origin is not None:
@@ -252,7 +254,7 @@ def _chosen(request: Request, origin: Origin | None) -> dict[str, Any]:
         if request.model not in (None, settings.model) and isinstance(settings.method, AttendAndExcite):
             # What was good for one model is not for another.
             recorded["method"] = replace(settings.method, recipe=None)
-        if request.prompt is not None:
+        if request.prompt not in (None, settings.prompt):
             recorded["subjects"] = None
             if settings.subjects and not request.subjects:
                 warn("the prompt is another, so its own nouns are its subjects: name others with --subject")
@@ -272,7 +274,7 @@ def _chosen(request: Request, origin: Origin | None) -> dict[str, Any]:
         "prompt": request.prompt,
         "subjects": tuple(map(Subject.from_text, request.subjects)) if request.subjects else None,
         "model": request.model,
-        "method": None if request.method is None else find_method(request.method),
+        "method": method,
         "steps": request.steps,
         "guidance_scale": request.guidance,
         "height": height,
@@ -319,6 +321,8 @@ def _size(text: str) -> tuple[int, int]:
 
 def _recipe(name: str, recommended: Recipe | None = None) -> Recipe:
     """A packaged recipe, or one in a file; `recommended` is the model's, which it may be based on."""
+    if name == "recommended":
+        return Recipe.from_dict({"base": name}, recommended)
     if not name.endswith(".json"):
         return Recipe.named(name, recommended)
     try:
@@ -398,7 +402,7 @@ def _written(
         if seed not in wanted:
             continue
         image, trace = result.images[index], result.trace[index]
-        stem = f"{slug(prompt.text)}_seed{seed}_{settings.method.name}_{fingerprint(settings)}"
+        stem = f"{slug(prompt.text)}_seed{seed}_{slug(settings.method.name)}_{fingerprint(settings)}"
         origin = Origin(settings, seed, batch)
         path, maps_path = request.out / f"{stem}.png", None
         write_png(path, image, origin)
@@ -424,7 +428,7 @@ def _write_comparison(
 
 def method_label(settings: Settings) -> str:
     """A method for people. Only Stable Diffusion's own pictures are called that."""
-    if isinstance(settings.method, StableDiffusion):
+    if type(settings.method) is StableDiffusion:
         entry = catalogue().get(settings.model)
         if entry is None or entry.source == "bundled":
             return f"{Path(settings.model).name}, plain"

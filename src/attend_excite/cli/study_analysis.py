@@ -18,7 +18,10 @@ def analyse(
     database: Database = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for tables and plots.", show_default="results in the study's folder"),
+        typer.Option(
+            help="Folder for tables and plots.",
+            show_default="results, or results-simulated, in the study's folder",
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -34,7 +37,9 @@ def analyse(
 
         with MESSAGES.status("counting the votes"):
             result = analysed(read_study(folder), votes(database or default_url(folder)))
-            written = results.write_results(result, out or folder / "results")
+            written = results.write_results(
+                result, out or folder / f"results{'-simulated' if result.simulated else ''}"
+            )
         warning = results.banner(result)
         if warning:
             warn(warning)

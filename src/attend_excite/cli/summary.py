@@ -37,8 +37,8 @@ def print_drawing(drawing: Drawing) -> None:
     for picture in drawing.pictures:
         pictures.add_row(
             str(picture.origin.seed),
-            picture.origin.settings.method.name,
-            _lowest_attention(picture.trace, drawing.prompt),
+            Text(picture.origin.settings.method.name),
+            Text(_lowest_attention(picture.trace, drawing.prompt)),
             str(_updates_made(picture.trace)),
             f"{picture.seconds:.1f}",
             Text(str(picture.path)),

@@ -21,7 +21,8 @@ class Measurement(NamedTuple):
 
     Attributes:
         attention: (b, S) each subject's attention, 0 to 1.
-        losses: (b, S) how far each subject is from its target: whether an image is refined at a threshold.
+        losses: (b, S) how far each subject is from its target: whether an image is moved at all, and refined
+            at a threshold.
         loss: (b,) what the latents are moved down along; differentiable.
     """
 
@@ -87,7 +88,7 @@ def nurse(
         (attention, losses, loss), gradient = _gradient(measure, current, rows)
         finite = gradient.flatten(1).isfinite().all(dim=1) & loss.isfinite()
         short = finite & (losses > limits[rows]).any(dim=1)
-        moves = finite & (loss != 0) & (short | ordinary)
+        moves = finite & (losses > 0).any(dim=1) & (short | ordinary)
         move = torch.where(moves[:, None, None, None], plan.step_size * gradient, 0)
         latents[rows] = current - move
         shift = move.flatten(1).norm(dim=1) / current.flatten(1).norm(dim=1)

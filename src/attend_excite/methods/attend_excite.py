@@ -77,6 +77,8 @@ class AttendAndExcite:
     def __post_init__(self) -> None:
         if isinstance(self.recipe, str):
             Recipe.named(self.recipe)
+        if self.word_tokens not in ("dominant", "max"):
+            raise ValueError(f"word_tokens is '{self.word_tokens}': it must be dominant or max")
         if isinstance(self.base, AttendAndExcite):
             raise ValueError(
                 "Attend-and-Excite on top of itself would nurse every latent twice: use one of them"
@@ -142,10 +144,12 @@ class AttendAndExcite:
         if self.objective is None:
             return most_neglected(losses)
         loss = self.objective(maps, subjects)
-        if loss.shape != (len(maps),) or not loss.requires_grad:
+        shape = tuple(loss.shape) if isinstance(loss, Tensor) else None
+        if shape != (len(maps),) or not loss.requires_grad:
+            found = type(loss).__name__ if shape is None else f"a tensor of shape {shape}"
             raise ValueError(
-                f"the objective gave a tensor of shape {tuple(loss.shape)} for {len(maps)} images: it must "
-                "give one loss an image, (b,), worked out from the maps so that it has a gradient"
+                f"the objective gave {found} for {len(maps)} images: it must give one loss an image, (b,), "
+                "worked out from the maps so that it has a gradient"
             )
         return loss
 

@@ -32,12 +32,13 @@ def find_method(name: str) -> Method:
                 "or one of your own as MODULE:NAME"
             )
         return method_named(name)
-    found = getattr(_imported(module), attribute, None)
+    found: Any = getattr(_imported(module), attribute, None)
     if found is None:
         missing = attribute or "name behind the colon"
         raise ValueError(f"no method '{name}': the module {module} has no {missing}")
+    made = isinstance(found, type) or (callable(found) and not hasattr(found, "attach"))
     try:
-        method = found() if isinstance(found, type) else found
+        method: Any = found() if made else found
     except TypeError as error:
         raise ValueError(f"the method '{name}' cannot be made without arguments: {error}") from error
     if missing := [part for part in _NEEDED if not hasattr(method, part)]:
@@ -47,12 +48,13 @@ def find_method(name: str) -> Method:
 
 def _imported(module: str) -> Any:
     here = str(Path.cwd())
-    sys.path.append(here)  # last, so that no file here stands in for a library
+    if here not in sys.path:
+        # Last, so that no file here stands in for a library, and for good: a method may import as it runs.
+        sys.path.append(here)
     try:
         return import_module(module)
-    except (ImportError, ValueError) as error:
-        raise ValueError(
-            f"no module '{module}' here or installed, where a method should be found: {error}"
-        ) from error
-    finally:
-        sys.path.remove(here)
+    except Exception as error:
+        absent = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")
+        if absent or not module:
+            raise ValueError(f"no module '{module}' here or installed, to find a method in") from error
+        raise ValueError(f"the module '{module}' cannot be imported: {error}") from error

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from huggingface_hub import file_exists, hf_hub_download, try_to_load_from_cache
@@ -113,7 +114,7 @@ def is_usable(device: str | torch.device) -> bool:
     """Whether a device is here, and torch can use it."""
     try:
         torch.empty(1, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError):
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
         return False
     return True
 
@@ -158,6 +159,11 @@ def _as_text_to_image(pipeline: DiffusionPipeline) -> StableDiffusionPipeline:
         raise ValueError(
             f"{type(pipeline).__name__} has no {', '.join(missing)}: "
             "pass a pipeline of Stable Diffusion 1.x or 2.x"
+        )
+    if not isinstance(parts["unet"], UNet2DConditionModel):
+        raise ValueError(
+            f"the UNet of {type(pipeline).__name__} is no UNet2DConditionModel: pass a pipeline of Stable "
+            "Diffusion 1.x or 2.x"
         )
     unet = parts["unet"].config
     if unet["in_channels"] != unet["out_channels"] or unet["addition_embed_type"] is not None:
@@ -221,14 +227,19 @@ def _sought(source: str | Path, name: str, revision: str | None) -> Iterator[Non
         )
     try:
         seek(source, "model_index.json", revision)
+    except (OSError, ValueError) as error:
+        reason = f"no model on the Hub that can be reached ({_first_line(error)})"
+        if name in catalogue():
+            raise ValueError(f"'{name}' is {source}, and that is {reason}") from error
+        raise ValueError(
+            f"no model '{name}': it is no folder here, none of {_generators()}, and {reason}"
+        ) from error
+    try:
         yield
     except (OSError, HFValidationError, HfHubHTTPError) as error:
         if Path(source).is_dir():
             raise ValueError(f"the model in '{source}' is not whole: {_first_line(error)}") from error
-        raise ValueError(
-            f"no model '{name}': it is no folder here, none of {_generators()}, "
-            f"and no model on the Hub that can be reached ({_first_line(error)})"
-        ) from error
+        raise ValueError(f"the model '{name}' cannot be read: {_first_line(error)}") from error
 
 
 def _read_settings(source: str | Path, revision: str | None) -> dict[str, Any]:
@@ -240,9 +251,14 @@ def _read_settings(source: str | Path, revision: str | None) -> dict[str, Any]:
             return {}
     if not path.is_file():
         return {}
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    if "recipe" in settings:
-        settings["recipe"] = Recipe.from_dict(settings["recipe"])
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        if unknown := sorted(settings.keys() - {"attention_downsampling", "recipe"}):
+            raise ValueError(f"unknown: {unknown[0]}")
+        if "recipe" in settings:
+            settings["recipe"] = Recipe.from_dict(settings["recipe"])
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"'{path}' cannot be used: {error}") from error
     return settings
 
 

@@ -108,8 +108,11 @@ def known_utilities(
     Raises:
         ValueError: a system has no strength, or there is no such system.
     """
-    if unknown := strengths.keys() ^ set(study.systems):
-        raise ValueError(f"strengths are for {', '.join(study.systems)}, once each: {min(unknown)} is amiss")
+    if missing := [system for system in study.systems if system not in strengths]:
+        raise ValueError(f"no strength for {', '.join(missing)}: give one for each system of the study")
+    if unknown := sorted(strengths.keys() - set(study.systems)):
+        compared = ", ".join(study.systems)
+        raise ValueError(f"a strength for {unknown[0]}, which the study doesn't compare: it has {compared}")
     if low := [name for name, strength in strengths.items() if not 0 < strength < float("inf")]:
         raise ValueError(f"the strength of {low[0]} is {strengths[low[0]]}: it must be above 0")
     # Another stream than that of the panel.

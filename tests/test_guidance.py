@@ -102,6 +102,9 @@ def test_a_recipe_out_of_range_is_refused(change: dict, message: str) -> None:
 
 def test_recipes_from_plain_data() -> None:
     assert Recipe.from_dict({"base": "official", "step_size": 1.5}) == replace(OFFICIAL, step_size=1.5)
+    assert (Recipe.named("recommended", PAPER), Recipe.named("recommended")) == (PAPER, OFFICIAL)
+    # An ablation as a base is one of the model's own recipe, too.
+    assert Recipe.from_dict({"base": "bare"}, PAPER).decay == "linear"
     with pytest.raises(ValueError, match="unknown in a recipe: steps"):
         Recipe.from_dict({"base": "official", "steps": 3})
     for key, value, message in (

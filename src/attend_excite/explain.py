@@ -149,7 +149,8 @@ def curves_figure(
             _mark_nursing(panels, trace)
         for panel in panels:
             low, high = panel.dataLim.intervaly
-            if low >= 0 and high <= 1:  # not the losses of an objective of one's own
+            # Attention, and losses but for those of an objective of one's own.
+            if panel not in panels[2:] or (low >= 0 and high <= 1):
                 panel.set_ylim(-0.03, 1.06)
         panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
         panels[-1].set_xlabel("denoising step")

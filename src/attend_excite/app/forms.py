@@ -102,7 +102,7 @@ class Form:
         Raises:
             ValueError: there is no such recipe, or a number is out of its range.
         """
-        recipe = model.recipe if self.recipe == RECOMMENDED else Recipe.named(self.recipe, model.recipe)
+        recipe = Recipe.named(self.recipe, model.recipe)
         knobs = {name: getattr(self, name) for name in ("step_size", "altered", "max_refinements", "sigma")}
         return replace(recipe, **{name: value for name, value in knobs.items() if value is not None})
 

@@ -194,11 +194,10 @@ def beside(results: Results, others: Results) -> list[Beside]:
     rows = []
     for system in (name for name in results.systems if name in others.systems):
         common = _seeds_of(results, system) & _seeds_of(others, system)
+        mine, theirs = (np.array([_seed(row) in common for row in run.rows]) for run in (results, others))
         for measure in (measure for measure in results.measures if measure in others.values):
-            first, second = (
-                run.means(system, measure, np.array([_seed(row) in common for row in run.rows]))[prompts]
-                for run, prompts in ((results, here), (others, there))
-            )
+            first = results.means(system, measure, mine)[here]
+            second = others.means(system, measure, theirs)[there]
             both = ~np.isnan(first) & ~np.isnan(second)
             if both.any():
                 means = statistics.mean(first[both]), statistics.mean(second[both])

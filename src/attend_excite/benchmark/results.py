@@ -145,6 +145,13 @@ class Results:
         common = set.intersection(*of_systems)
         return np.array([key in common for key in keys], dtype=bool)
 
+    @cached_property
+    def compared(self) -> NDArray[np.bool_] | None:
+        """(images,): the prompts and seeds that all main systems have, so that their means are of the same;
+        None, which is all, where they have none in common."""
+        images = self.shared(self.main_systems) if self.main_systems else np.zeros(0, dtype=bool)
+        return images if images.any() else None
+
     def bound(self, subset: str) -> float:
         """The upper bound of the minimum object similarity: the mean over the subset's subjects (Section
         5.2); NaN where real images of one are lacking."""

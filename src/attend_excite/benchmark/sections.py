@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from attend_excite.benchmark import figures, numbers, paper
 from attend_excite.benchmark.blocks import (
@@ -63,7 +62,7 @@ def summary_of(results: Results, systems: Comparison) -> list[str]:
             "This is the small sticker model that comes with attend-excite, judged by small models of its "
             "own kind. Nothing here is a result of Stable Diffusion."
         )
-    compared, main = _common(results), np.isin(results.system_of, results.main_systems)
+    compared, main = results.compared, np.isin(results.system_of, results.main_systems)
     if compared is not None and (left := int((main & ~compared).sum())):
         each = int((main & compared).sum()) // len(results.main_systems)
         lines.append(
@@ -86,7 +85,7 @@ def summary_of(results: Results, systems: Comparison) -> list[str]:
 def _plain_against_ours(results: Results, systems: Comparison, measure: Measure) -> str:
     subset = ALL if ALL in results.subsets else list(results.subsets)[-1]
     plain, ours = (systems.figures[name, subset, measure] for name in (PLAIN, FULL_METHOD))
-    images = _common(results)
+    images = results.compared
     difference = apart(
         measure, results.means(FULL_METHOD, measure, images), results.means(PLAIN, measure, images)
     )
@@ -97,16 +96,9 @@ def _plain_against_ours(results: Results, systems: Comparison, measure: Measure)
     )
 
 
-def _common(results: Results) -> NDArray[np.bool_] | None:
-    """The prompts and seeds that all systems have, so that their means are of the same; None, which is all,
-    where they have none in common."""
-    images = results.shared(results.main_systems) if results.main_systems else np.zeros(0, dtype=bool)
-    return images if images.any() else None
-
-
 def comparisons_of(results: Results) -> dict[str, Comparison]:
     """Of all that the paper compares: the systems, re-weighting (appendix C.1), the ablations (B)."""
-    found = {"systems": compare(results, "systems", results.main_systems, _common(results))}
+    found = {"systems": compare(results, "systems", results.main_systems, results.compared)}
     for name, systems in (("reweighting", [REWEIGHT]), ("ablations", results.ablations)):
         if systems and set(systems) <= set(results.systems) and FULL_METHOD in results.systems:
             together = [*systems, FULL_METHOD]

@@ -321,8 +321,6 @@ def _size(text: str) -> tuple[int, int]:
 
 def _recipe(name: str, recommended: Recipe | None = None) -> Recipe:
     """A packaged recipe, or one in a file; `recommended` is the model's, which it may be based on."""
-    if name == "recommended":
-        return Recipe.from_dict({"base": name}, recommended)
     if not name.endswith(".json"):
         return Recipe.named(name, recommended)
     try:

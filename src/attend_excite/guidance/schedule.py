@@ -105,13 +105,15 @@ class Recipe:
         """One of the recipes that come with the package, by name.
 
         Args:
-            name: as in `recipe_names`.
+            name: as in `recipe_names`, or "recommended".
             recommended: the model's own recipe, which the ablations change; None: "official".
 
         Raises:
             ValueError: there is no such recipe.
         """
         recipes = _packaged_recipes()
+        if name == "recommended":
+            return recommended or Recipe.named("official")
         if name not in recipes:
             raise ValueError(f"unknown recipe '{name}': choose one of {', '.join(recipes)}")
         return Recipe.from_dict(recipes[name], recommended)
@@ -121,8 +123,8 @@ class Recipe:
         """A recipe from plain data; `base` names the recipe from which missing values are taken.
 
         Args:
-            values: attributes by name, and perhaps a base: one of `recipe_names`, or "recommended".
-            recommended: what the base "recommended" stands for; None: "official".
+            values: attributes by name, and perhaps a base, as `named` takes it.
+            recommended: likewise.
 
         Raises:
             ValueError: an unknown or missing key, or a number out of its range.
@@ -142,10 +144,8 @@ class Recipe:
                 values["thresholds"] = tuple((float(f), float(t)) for f, t in values["thresholds"])
             except (TypeError, ValueError):
                 raise ValueError("thresholds are pairs: a fraction of the run and an attention") from None
-        if base == "recommended":
-            return replace(recommended or Recipe.named("official"), **values)
         if base is not None:
-            return replace(Recipe.named(base), **values)
+            return replace(Recipe.named(base, recommended), **values)
         if missing := sorted(needed - values.keys()):
             raise ValueError(f'missing in a recipe: {", ".join(missing)}; or give it a base, say "official"')
         return Recipe(**values)

@@ -2,7 +2,8 @@
 
 `python -m training.vae --init FOLDER` goes on from the `vae` of a model folder and keeps
 the new latents near the old ones, so that a UNet trained on those stays of use.
-`--decoder-only` polishes the decoder of the last run and leaves the latents as they are.
+`--decoder-only` polishes the decoder of the last run and leaves the latents as they are; with
+`--channels` it starts as a wider network that computes the same.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ CROP = 64
 BATCH = 8
 PULL = 0.1  # weight of the new latents' distance from the old ones
 NOISE = 0.04  # added to the latents, so that the decoder forgives the generator
+SQUARES = 3.0  # weight of squared errors: they count more than absolute ones where pixels are far off
 STICKER_WEIGHT = 3.0  # a sticker's pixel counts this much more than the background's
 TRAIN_SEED, TEST_SEED = 1, 2
 
@@ -33,6 +35,31 @@ def load_vae(folder: Path) -> AutoencoderKL:
     """An autoencoder in float32, laid out as convolutions like it."""
     vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32)
     return vae.to(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def widened(vae: AutoencoderKL, channels: tuple[int, ...]) -> AutoencoderKL:
+    """A network with more channels that computes the same (Net2Net; Chen et al., 2016).
+
+    Each channel is there several times, side by side, so that groups of normalisation hold copies alone. What
+    reads them divides its weights among the copies: evenly in the encoder, which keeps its latents but for
+    rounding, unevenly in the decoder, since equal copies would learn the same. `channels` are multiples of
+    `vae.config.block_out_channels`.
+    """
+    wide = AutoencoderKL.from_config({**vae.config, "block_out_channels": channels})
+    narrow = vae.state_dict()
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in wide.state_dict().items():
+        old = narrow[name]
+        new = old.repeat_interleave(len(weight) // len(old), dim=0)
+        if old.ndim > 1 and (copies := weight.shape[1] // old.shape[1]) > 1:
+            shares = torch.ones(len(new), old.shape[1], copies, 1, 1)
+            if name.startswith("decoder"):
+                shares = shares / 2 + torch.rand(shares.shape, generator=generator)
+            shares = (shares / shares.sum(dim=2, keepdim=True)).flatten(1, 2)
+            new = new.repeat_interleave(copies, dim=1) * shares
+        weight.copy_(new)
+    return wide.to(memory_format=torch.channels_last)
 
 
 def to_tensor(images: np.ndarray) -> Tensor:
@@ -77,7 +104,7 @@ def reconstruction_loss(output: Tensor, target: Tensor, weight: Tensor) -> Tenso
     """Absolute and squared error of pixels, and absolute error of edges, weighted."""
     weight = weight / weight.mean()
     error = output - target
-    pixels = (weight * (error.abs() + error.square())).mean()
+    pixels = (weight * (error.abs() + SQUARES * error.square())).mean()
     rows, columns = _edges(error)
     edges = (weight[:, :, 1:] * rows.abs()).mean() + (weight[..., 1:] * columns.abs()).mean()
     return pixels + 0.5 * edges
@@ -104,11 +131,17 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=CROP, help="side of the crops in pixels")
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--decoder-only", action="store_true")
+    parser.add_argument("--channels", type=int, nargs=4, help="more channels for the network that --init has")
+    parser.add_argument(
+        "--bfloat16", action="store_true", help="faster where the CPU has instructions for it"
+    )
     arguments = parser.parse_args()
     torch.manual_seed(0)
     use_one_thread()
 
     vae, teacher = (load_vae(arguments.init / "vae") for _ in range(2))
+    if arguments.channels:
+        vae = widened(vae, tuple(arguments.channels))
     vae.requires_grad_(not arguments.decoder_only)
     vae.decoder.requires_grad_(True)
     vae.post_quant_conv.requires_grad_(True)
@@ -130,8 +163,9 @@ def main() -> None:
             old = teacher.encode(images).latent_dist.mean
         new = old if arguments.decoder_only else vae.encode(images).latent_dist.mean
         noise = torch.randn(new.shape, generator=torch.Generator().manual_seed(n))
-        output = vae.decode(new + NOISE / scale * noise).sample
-        restored = reconstruction_loss(output, images, weight)
+        with torch.autocast("cpu", torch.bfloat16, enabled=arguments.bfloat16):
+            output = vae.decode(new + NOISE / scale * noise).sample
+        restored = reconstruction_loss(output.float(), images, weight)
         pull = scale**2 * (new - old).square().mean()
         optimiser.zero_grad(set_to_none=True)
         (restored + PULL * pull).backward()

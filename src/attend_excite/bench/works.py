@@ -32,7 +32,7 @@ Work = Callable[[], Tensor]
 _TOKENS = [2, 5]
 _TIMESTEP = 981
 # A run makes them one after the other, and only the first finds the memory that another pass has given back.
-_GUIDANCE_STEPS_A_TURN = 3
+_PASSES_A_TURN = 3
 # So long that the gradient isn't lost in the rounding of the latents that it is taken from.
 _LONG_STEP = 1e4
 _REFINEMENTS = 3
@@ -58,9 +58,9 @@ def figures(subject: Subject, steps: int) -> list[Figure]:
     """All that is timed, for whole images of so many steps."""
     ours_and_plain = ("ours", "diffusers", "plain")
     found = [
-        Figure("guidance step", guidance_steps(subject, _GUIDANCE_STEPS_A_TURN), _GUIDANCE_STEPS_A_TURN),
+        Figure("guidance step", guidance_steps(subject, _PASSES_A_TURN), _PASSES_A_TURN),
         Figure("refinement visit", refined_step(subject, _REFINEMENTS), _REFINEMENTS + 1),
-        Figure("CFG pass", _cfg_pass(subject)),
+        Figure("CFG pass", _cfg_passes(subject, _PASSES_A_TURN), _PASSES_A_TURN),
         Figure(
             f"whole image, {steps} steps, no refinement",
             {whose: whole_images(subject, whose, steps) for whose in ours_and_plain},
@@ -100,6 +100,8 @@ def guidance_steps(subject: Subject, steps: int = 1, images: int = 1) -> dict[st
     Theirs takes one image. A work gives the gradient of the last.
     """
 
+    places = _places(subject)
+
     def ours() -> Tensor:
         noise, text = subject.noise(images), subject.text.expand(images, -1, -1)
         plan = StepPlan(
@@ -107,7 +109,7 @@ def guidance_steps(subject: Subject, steps: int = 1, images: int = 1) -> dict[st
         )
         with prepared(subject.ours.unet):
             for _ in range(steps):
-                with _measuring(subject, text) as measure:
+                with _measuring(subject, text, places) as measure:
                     gradient = (noise - nurse(noise, measure, plan)[0]) / _LONG_STEP
         return gradient
 
@@ -173,14 +175,17 @@ def plain_pass(subject: Subject) -> Tensor:
         return subject.ours.unet(latents, _TIMESTEP, encoder_hidden_states=text).sample
 
 
-def _cfg_pass(subject: Subject) -> dict[str, Work]:
+def _cfg_passes(subject: Subject, passes: int) -> dict[str, Work]:
+    def passed() -> Tensor:
+        return [plain_pass(subject) for _ in range(passes)][-1]
+
     def ours() -> Tensor:
         with prepared(subject.ours.unet):
-            return plain_pass(subject)
+            return passed()
 
     def theirs() -> Tensor:
         with _controlled(subject):
-            return plain_pass(subject)
+            return passed()
 
     return {"ours": ours, "diffusers": theirs}
 
@@ -191,6 +196,8 @@ def refined_step(subject: Subject, refinements: int) -> dict[str, Work]:
     A work gives the shifted latents.
     """
 
+    places = _places(subject)
+
     def ours() -> Tensor:
         plan = StepPlan(
             subject.step_size,
@@ -199,7 +206,7 @@ def refined_step(subject: Subject, refinements: int) -> dict[str, Work]:
             max_refinements=refinements,
             update_after_refinement=True,
         )
-        with prepared(subject.ours.unet), _measuring(subject, subject.text) as measure:
+        with prepared(subject.ours.unet), _measuring(subject, subject.text, places) as measure:
             return nurse(subject.noise(1), measure, plan, torch.zeros(1, len(_TOKENS)))[0]
 
     def theirs() -> Tensor:
@@ -226,13 +233,13 @@ def _places(subject: Subject) -> tuple[Place, ...]:
 
 
 @contextmanager
-def _measuring(subject: Subject, text: Tensor) -> Iterator[Measure]:
+def _measuring(subject: Subject, text: Tensor, places: tuple[Place, ...]) -> Iterator[Measure]:
     """Our measurement, as `methods.attend_excite` makes it."""
     recipe = Recipe.named("official")
     tokens = SubjectTokens.stack(
         [[[token] for token in _TOKENS]] * len(text), last=[text.shape[1] - 2] * len(text)
     )
-    with record(subject.ours.unet, _places(subject), stop_after_last=True) as recording:
+    with record(subject.ours.unet, places, stop_after_last=True) as recording:
 
         def measure(latents: Tensor, rows: Tensor) -> Measurement:
             recording.forward(latents, _TIMESTEP, encoder_hidden_states=text[rows])

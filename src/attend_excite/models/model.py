@@ -135,17 +135,22 @@ def frozen(module: nn.Module) -> Iterator[None]:
     layer's activations alive. Afterwards everything is as it was.
     """
     # By name: accelerate's offloading puts others in their place during a pass.
-    wanted = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+    wanted = [
+        (child, name)
+        for child in module.modules()
+        for name, parameter in child.named_parameters(recurse=False)
+        if parameter.requires_grad
+    ]
     training = [child for child in module.modules() if child.training]
     try:
-        for name in wanted:
-            module.get_parameter(name).requires_grad_(False)
+        for child, name in wanted:
+            getattr(child, name).requires_grad_(False)
         for child in training:
             child.training = False
         yield
     finally:
-        for name in wanted:
-            module.get_parameter(name).requires_grad_(True)
+        for child, name in wanted:
+            getattr(child, name).requires_grad_(True)
         for child in training:
             child.training = True
 

@@ -166,8 +166,8 @@ def figures(judge: Judge, scenes: list[Scene], images: Tensor) -> dict[str, floa
     }
 
 
-def calibrate(folder: Path, vae: AutoencoderKL) -> None:
-    """Set the thresholds, measure on unseen sets, write `model` and `figures.json`."""
+def calibrate(folder: Path, vae: AutoencoderKL, *, new_thresholds: bool = True) -> None:
+    """Set the thresholds, or keep them; measure on unseen sets, write `model` and `figures.json`."""
     judge = Judge.load(folder / "model")
     sources = {
         "calibration": (GlyphBox(calibration_glyphs()), CALIBRATION_SEED),
@@ -178,7 +178,7 @@ def calibrate(folder: Path, vae: AutoencoderKL) -> None:
         scenes = [draw_scene(box, seed, i, held_out=False) for i in range(1200)]
         images = np.stack([scene.image for scene in scenes])
         soft = to_tensor(through(vae, images))
-        if name == "calibration":
+        if name == "calibration" and new_thresholds:
             scores, _ = verdicts(judge, soft)
             truth = asked(scenes)
             thresholds = drawn_together(even_thresholds(scores, truth))
@@ -201,11 +201,14 @@ def main() -> None:
     parser.add_argument("--vae", type=Path, default=Path(source_of("stickers")) / "vae")
     parser.add_argument("--weights", type=Path, help="an exported judge, to go on from")
     parser.add_argument("--calibrate", action="store_true")
+    parser.add_argument(
+        "--measure", action="store_true", help="as --calibrate, with the thresholds as they are"
+    )
     arguments = parser.parse_args()
     use_one_thread()
     folder, vae = arguments.runs / "judge", load_vae(arguments.vae)
-    if arguments.calibrate:
-        calibrate(folder, vae)
+    if arguments.calibrate or arguments.measure:
+        calibrate(folder, vae, new_thresholds=arguments.calibrate)
         return
 
     torch.manual_seed(0)

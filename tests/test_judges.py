@@ -8,7 +8,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL
 from PIL import Image
 from scipy.stats import binomtest
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
@@ -23,7 +22,6 @@ from training.clip import code, fits
 from training.glyphs import COLOURS, SUBJECTS, GlyphBox, generator_glyphs
 from training.judge import drawn_together, even_thresholds
 from training.scenes import Scene, draw_scene
-from training.vae import widened
 
 SEED = 77
 
@@ -158,22 +156,3 @@ def test_captioner_names_the_sticker(clip: Clip, scenes: list[Scene], images: li
     ]
     right = sum(text.split()[:3] == words for text, words in zip(captions, wanted, strict=True))
     assert right >= 6
-
-
-def test_a_widened_autoencoder_computes_the_same_with_copies_that_can_part() -> None:
-    """Net2Net: more channels change nothing yet, but equal copies would learn the same for ever."""
-    torch.manual_seed(0)
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    narrow = AutoencoderKL(
-        block_out_channels=(8, 16), norm_num_groups=4, mid_block_add_attention=False, **blocks
-    )
-    wide = widened(narrow, (8, 48))
-    images, latents = torch.randn(2, 3, 16, 16), torch.randn(2, 4, 8, 8)
-    with torch.no_grad():
-        before, after = (vae.encode(images).latent_dist.mean for vae in (narrow, wide))
-        assert torch.allclose(before, after, atol=1e-5)
-    before, after = (vae.decode(latents).sample for vae in (narrow, wide))
-    assert torch.allclose(before, after, atol=1e-5)
-    after.square().mean().backward()
-    gradient = wide.decoder.mid_block.resnets[0].conv1.weight.grad.unflatten(0, (16, 3))
-    assert not torch.allclose(gradient[:, 0], gradient[:, 1])

@@ -3,7 +3,8 @@
 `python -m training.judge` trains, on scenes of which a third went through the generator's
 autoencoder, since what it is to judge did; `python -m training.judge --calibrate` sets the
 thresholds on the calibration sets, sent through it too, and measures the judge on the
-generator's sets, which are as new to it as its own are to the generator.
+generator's sets, which are as new to it as its own are to the generator; `--measure` does
+the latter alone.
 """
 
 from __future__ import annotations
@@ -166,8 +167,8 @@ def figures(judge: Judge, scenes: list[Scene], images: Tensor) -> dict[str, floa
     }
 
 
-def calibrate(folder: Path, vae: AutoencoderKL, *, new_thresholds: bool = True) -> None:
-    """Set the thresholds, or keep them; measure on unseen sets, write `model` and `figures.json`."""
+def measure(folder: Path, vae: AutoencoderKL, *, set_thresholds: bool) -> None:
+    """Measure `model` on sets that it never saw, with new thresholds if asked; write `figures.json`."""
     judge = Judge.load(folder / "model")
     sources = {
         "calibration": (GlyphBox(calibration_glyphs()), CALIBRATION_SEED),
@@ -178,7 +179,7 @@ def calibrate(folder: Path, vae: AutoencoderKL, *, new_thresholds: bool = True) 
         scenes = [draw_scene(box, seed, i, held_out=False) for i in range(1200)]
         images = np.stack([scene.image for scene in scenes])
         soft = to_tensor(through(vae, images))
-        if name == "calibration" and new_thresholds:
+        if name == "calibration" and set_thresholds:
             scores, _ = verdicts(judge, soft)
             truth = asked(scenes)
             thresholds = drawn_together(even_thresholds(scores, truth))
@@ -192,7 +193,7 @@ def calibrate(folder: Path, vae: AutoencoderKL, *, new_thresholds: bool = True) 
 
 
 def main() -> None:
-    """Train, or go on with, the judge; or calibrate it."""
+    """Train, or go on with, the judge; calibrate or measure it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--steps", type=int, default=3000)
@@ -208,7 +209,7 @@ def main() -> None:
     use_one_thread()
     folder, vae = arguments.runs / "judge", load_vae(arguments.vae)
     if arguments.calibrate or arguments.measure:
-        calibrate(folder, vae, new_thresholds=arguments.calibrate)
+        measure(folder, vae, set_thresholds=arguments.calibrate)
         return
 
     torch.manual_seed(0)

@@ -43,9 +43,14 @@ def widened(vae: AutoencoderKL, channels: tuple[int, ...]) -> AutoencoderKL:
 
     Each channel is there several times, side by side, so that groups of normalisation hold copies alone. What
     reads them divides its weights among the copies: evenly in the encoder, which keeps its latents but for
-    rounding, unevenly in the decoder, since equal copies would learn the same. `channels` are multiples of
-    `vae.config.block_out_channels`.
+    rounding, unevenly in the decoder, since equal copies would learn the same.
+
+    Raises:
+        ValueError: `channels` are no multiples of the network's own.
     """
+    own = vae.config["block_out_channels"]
+    if len(channels) != len(own) or any(more % few for more, few in zip(channels, own, strict=True)):
+        raise ValueError(f"the channels {channels} are no multiples of the network's own, {tuple(own)}")
     wide = AutoencoderKL.from_config({**vae.config, "block_out_channels": channels})
     narrow = vae.state_dict()
     generator = torch.Generator().manual_seed(0)

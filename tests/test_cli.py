@@ -80,6 +80,14 @@ def test_options_beside_from_override(drawn: dict[str, Any], tmp_path: Path) -> 
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_subjects_beside_from_replace_brackets(tmp_path: Path) -> None:
+    options = ("--steps", "1", "--recipe", "no-refinement")
+    marked = _generate(tmp_path, "a [cat] and a [frog]", *options)
+    other = _generate(tmp_path, "--from", marked["images"][0]["file"], "--subject", "frog=0.5")
+    assert other["prompt"] == marked["prompt"] == PROMPT
+    assert [subject["text"] for subject in other["subjects"]] == ["frog"]
+
+
 def test_settings_do_not_share_a_file(tmp_path: Path) -> None:
     for guidance in ("1", "0.5", "1"):
         plain = ("--method", "stable-diffusion", "--steps", "1", "--guidance", guidance)

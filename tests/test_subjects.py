@@ -11,7 +11,7 @@ from transformers import CLIPTokenizer
 
 import attend_excite
 from attend_excite.nouns import find_nouns
-from attend_excite.subjects import Subject, parse
+from attend_excite.subjects import Subject, parse, unmarked
 
 TOKENIZER = Path(attend_excite.__file__).parent / "models" / "stickers" / "tokenizer"
 
@@ -140,6 +140,7 @@ def test_brackets(tokenizer, written, text, groups):
     prompt = parse(written, tokenizer)
     assert prompt.text == text
     assert placed(prompt) == groups
+    assert parse(unmarked(written), tokenizer, ()).text == text
 
 
 @pytest.mark.parametrize(
@@ -151,6 +152,7 @@ def test_brackets(tokenizer, written, text, groups):
         ("a cat and a frog", [5, Subject("cat")], [("frog", 5), ("cat", 2)]),
         ("a cat in red", ["red"], [("red", 4)]),
         ("a t-rex", ["t-rex"], [("t-rex", (2, 4))]),
+        ("a cat #7 and a cat #7", ["cat #7", "cat#2"], [("cat #7", 2), ("cat#2", 7)]),
         ("a sombrero", [[3, 2]], [("sombrero", (2, 3))]),
         ("a sombrero and a sombrero", [2, 6], [("som", 2), ("som#2", 6)]),
     ],

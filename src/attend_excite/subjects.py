@@ -139,6 +139,11 @@ def locate(word: str, text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[in
     return group.positions
 
 
+def unmarked(prompt: str) -> str:
+    """A prompt without the brackets that mark its subjects; literal ones stay as they are written."""
+    return re.sub(r"(\\[\[\]])|[\[\]]", lambda mark: mark[1] or "", prompt)
+
+
 def _read_brackets(prompt: str) -> tuple[str, list[Span]]:
     """The prompt without its brackets, and the spans that they enclosed."""
     text, spans, opened, done = "", [], None, 0
@@ -264,7 +269,8 @@ def _named(subjects: Sequence[str | int | Sequence[int] | Subject], context: _Co
 def _group_of(subject: Subject, context: _Context, listed: Counter[str]) -> TokenGroup:
     """The group of a word or phrase; `listed` counts how often each was asked for so far."""
     words = " ".join(unicodedata.normalize("NFC", subject.text).split())
-    numbered = re.fullmatch(r"(.+?) ?#(\d+)", words)
+    # "player #7" is no seventh player where the prompt says so itself.
+    numbered = None if _occurrences(words, context.text) else re.fullmatch(r"(.+?) ?#(\d+)", words)
     phrase = numbered[1] if numbered else words
     if numbered:
         occurrence = int(numbered[2])

@@ -42,7 +42,7 @@ from attend_excite.models import Model, catalogue, load, load_tokenizer
 from attend_excite.models.catalogue import is_usable
 from attend_excite.models.model import fitting_batch_size
 from attend_excite.sheets import comparison_sheet, maps_sheet
-from attend_excite.subjects import Prompt, Subject, parse
+from attend_excite.subjects import Prompt, Subject, parse, unmarked
 from attend_excite.trace import Trace
 
 _DEFAULTS: dict[str, Any] = {
@@ -258,6 +258,8 @@ def _chosen(request: Request, origin: Origin | None, method: Method | None) -> d
             recorded["subjects"] = None
             if settings.subjects and not request.subjects:
                 warn("the prompt is another, so its own nouns are its subjects: name others with --subject")
+        elif request.subjects:
+            recorded["prompt"] = unmarked(settings.prompt)
         if request.device is None and not is_usable(settings.device):
             warn(f"it was drawn on {settings.device}, which is not here: the pixels may differ")
             recorded["device"] = None

@@ -18,7 +18,6 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img impo
 )
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
-from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
 from attend_excite import (
     AttendAndExcite,
@@ -150,16 +149,6 @@ def test_a_shift_is_as_large_with_every_scheduler(tiny: Model) -> None:
         shifts.append([update.shift for step in drawn.trace[0].steps for update in step.updates])
     assert shifts[0] == pytest.approx(shifts[1], rel=1e-3)
     assert min(shifts[0]) > 0
-
-
-def test_a_scheduler_that_forgets_shifts_is_named(tiny: Model) -> None:
-    plain = tiny.pipeline.scheduler
-    try:
-        tiny.pipeline.scheduler = UniPCMultistepScheduler.from_config(plain.config)
-        with pytest.warns(UserWarning, match="UniPC.*part of each shift is lost"):
-            tiny.generate(CAT_AND_FROG, steps=2, progress=False)
-    finally:
-        tiny.pipeline.scheduler = plain
 
 
 def test_the_objective_is_wide_in_a_callers_autocast(tiny_folder: Path) -> None:

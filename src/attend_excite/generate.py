@@ -23,6 +23,7 @@ from attend_excite.attention.places import Place, cross_attention_places, downsa
 from attend_excite.methods.attend_excite import AttendAndExcite
 from attend_excite.methods.base import Method, Run, Step
 from attend_excite.models.model import Model, fitting_batch_size, offloaded_afterwards, prepared
+from attend_excite.schedulers import shift_carrier
 from attend_excite.subjects import Prompt, Subject, locate, parse
 from attend_excite.trace import Trace, TraceStep, updates_of
 
@@ -219,12 +220,14 @@ def denoise(
     extra = {"eta": eta, "generator": list(generators) if isinstance(generators, Sequence) else generators}
     extra = {name: value for name, value in extra.items() if name in accepted}
     latents = noise * scheduler.init_noise_sigma
+    carry = shift_carrier(scheduler)
     seconds: list[float] = []
     with prepared(run.model.unet), method.attach(run) as step:
         for index, timestep in enumerate(scheduler.timesteps):
             began = time.perf_counter()
-            latents, output = step(latents, Step(index, timestep))
-            latents = scheduler.step(output, timestep, latents, **extra, return_dict=False)[0]
+            shifted, output = step(latents, Step(index, timestep))
+            carry(None if shifted is latents else shifted - latents)
+            latents = scheduler.step(output, timestep, shifted, **extra, return_dict=False)[0]
             seconds.append(time.perf_counter() - began)
             if after_step is not None:
                 after_step(index, timestep, latents)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,15 +31,6 @@ from attend_excite.subjects import Prompt, TokenGroup, parse
 
 # Enough to see where a single word's attention settles, at a few passes a word and model.
 _DOMINANT_STEPS = 8
-# These take up an earlier sample again: to correct a step, or for its second half.
-_FORGETFUL = {
-    "DPMSolverSinglestepScheduler",
-    "HeunDiscreteScheduler",
-    "KDPM2AncestralDiscreteScheduler",
-    "KDPM2DiscreteScheduler",
-    "SASolverScheduler",
-    "UniPCMultistepScheduler",
-}
 _BRACKETS = r"[\[\]]"
 
 
@@ -94,12 +84,6 @@ class AttendAndExcite:
         """The nursed step. Guidance passes are made only where the recipe can alter the latents."""
         recipe = self._recipe(run.model)
         plans = recipe.plan(len(run.scheduler.timesteps))
-        if (scheduler := type(run.scheduler).__name__) in _FORGETFUL:
-            warnings.warn(
-                f"{scheduler} goes back to latents from before they were nursed, so part of each shift is "
-                "lost: DDIM, PNDM, Euler and DPM++ multistep keep it",
-                stacklevel=1,
-            )
         subjects = self._subject_tokens(run, recipe)
         resting = _Resting(subjects, recipe) if recipe.rest_after else None
         unet = run.model.unet

@@ -1,0 +1,45 @@
+"""Schedulers that go back to latents from before a shift, and how the shift reaches them all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+# UniPC and SA-Solver work the latents in hand out anew, from those before and what the model says now.
+_CORRECTORS = ("multistep_uni_c_bh_update", "stochastic_adams_moulton_update")
+
+
+def shift_carrier(scheduler: Any) -> Callable[[Tensor | None], None]:
+    """Make a scheduler go on from shifted latents, whatever it remembers of earlier ones.
+
+    Heun, KDPM2, DPM++ SDE and DPM++ singlestep begin a second stage from the latents of the first: those
+    are shifted too. UniPC and SA-Solver correct the latents in hand: the shift is added to what comes out.
+    The others keep no latents, except PNDM in its warm-up, which is left as the authors had it.
+
+    Args:
+        scheduler: a run's own; from now on it must be told of every step.
+
+    Returns:
+        To be called before each step with what the latents (B, C, H, W) were shifted by, or None.
+    """
+    shift: Tensor | None = None
+    name = next((name for name in _CORRECTORS if hasattr(scheduler, name)), None)
+    if name is not None:
+        correct = getattr(scheduler, name)
+
+        def correct_and_shift(*args: Any, **kwargs: Any) -> Tensor:
+            corrected = correct(*args, **kwargs)
+            return corrected if shift is None else corrected + shift
+
+        setattr(scheduler, name, correct_and_shift)
+
+    def carry(by: Tensor | None) -> None:
+        nonlocal shift
+        shift = by
+        kept = getattr(scheduler, "sample", None)
+        if by is not None and isinstance(kept, Tensor):
+            scheduler.sample = kept + by
+
+    return carry

@@ -228,7 +228,7 @@ def test_stable_diffusion_2_normalises_over_the_prompt_only(tiny: Model) -> None
         ({"prompt": " "}, "the prompt is empty"),
         ({"prompt": "very quickly"}, "no noun found in 'very quickly'"),
         ({"subjects": ["dog"]}, "'dog' is not in the prompt"),
-        ({"subjects": []}, "no subjects for attend-excite"),
+        ({"subjects": []}, "Attend-and-Excite needs a subject: name at least one"),
         ({"width": 100}, "width is 100: it must be a multiple of 8 pixels"),
         ({"seeds": []}, "seeds is"),
         ({"seeds": -1}, "none negative"),

@@ -259,7 +259,9 @@ def _parse(
     if not method.uses_subjects:
         wanted = [()] * len(texts)
     elif any(named is not None and not len(named) for named in wanted):
-        raise ValueError(f"no subjects for {method.name}: name at least one, or none to find the nouns")
+        raise ValueError(
+            f"{method.title} needs a subject: name at least one, or leave subjects out to take the nouns"
+        )
     return [parse(text, model.tokenizer, named) for text, named in zip(texts, wanted, strict=True)]
 
 

@@ -104,10 +104,7 @@ def parse(
     beyond `tokenizer.model_max_length`; or if a position or target is out of range. Warns if words
     are cut that are no subjects.
     """
-    # The tokenizer composes accents too, so this changes nothing that the model sees.
-    text, brackets = _read_brackets(unicodedata.normalize("NFC", prompt))
-    if not text.strip():
-        raise ValueError("the prompt is empty: describe the image in a few words")
+    text, brackets = _read_brackets(prompt)
     if brackets and subjects:
         raise ValueError(
             "subjects are given both in [brackets] and with subjects=[...]: use one of them "
@@ -140,12 +137,18 @@ def locate(word: str, text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[in
 
 
 def unmarked(prompt: str) -> str:
-    """A prompt without the brackets that mark its subjects; literal ones stay as they are written."""
-    return re.sub(r"(\\[\[\]])|[\[\]]", lambda mark: mark[1] or "", prompt)
+    """The prompt without the brackets that mark its subjects, as `parse` takes it beside a list of them.
+
+    Raises ValueError, as `parse` does, if the prompt is empty or has bad brackets.
+    """
+    text, _ = _read_brackets(prompt)
+    return text.replace("[", r"\[").replace("]", r"\]")
 
 
 def _read_brackets(prompt: str) -> tuple[str, list[Span]]:
     """The prompt without its brackets, and the spans that they enclosed."""
+    # The tokenizer composes accents too, so this changes nothing that the model sees.
+    prompt = unicodedata.normalize("NFC", prompt)
     text, spans, opened, done = "", [], None, 0
     for mark in re.finditer(r"\\[\[\]]|[\[\]]", prompt):
         text += prompt[done : mark.start()]
@@ -170,7 +173,10 @@ def _read_brackets(prompt: str) -> tuple[str, list[Span]]:
             opened = None
     if opened is not None:
         raise ValueError(f"unbalanced brackets in {prompt!r}: close the last one with ']'")
-    return text + prompt[done:], spans
+    text += prompt[done:]
+    if not text.strip():
+        raise ValueError("the prompt is empty: describe the image in a few words")
+    return text, spans
 
 
 @dataclass(frozen=True)

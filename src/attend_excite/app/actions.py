@@ -19,7 +19,7 @@ from attend_excite.app.forms import Form
 from attend_excite.app.jobs import Reporter
 from attend_excite.app.limits import KEPT_RUNS, check
 from attend_excite.app.models import Models
-from attend_excite.app.words import subjects_of, without_brackets, words_of
+from attend_excite.app.words import subjects_of, words_of
 from attend_excite.cli.drawing import method_label, settings_label, slug
 from attend_excite.explain import maps_figure
 from attend_excite.generate import Generation, StepEvent, decode_latents
@@ -28,7 +28,7 @@ from attend_excite.metadata import Origin, Settings, draw_as, read_origin, revis
 from attend_excite.methods import METHODS, AttendAndExcite, StableDiffusion, method_named
 from attend_excite.models import Model
 from attend_excite.sheets import comparison_sheet, fitted
-from attend_excite.subjects import Prompt, parse
+from attend_excite.subjects import Prompt, parse, unmarked
 
 _PREVIEW_SHARE = 0.15
 """Of the time that a run takes: what pictures in the making may cost."""
@@ -173,7 +173,7 @@ def resolved(form: Form, tokenizer: Any) -> Form:
     """
     words, _ = words_of(form.prompt, tokenizer)
     subjects = subjects_of(words) if form.subjects is None else form.subjects
-    return replace(form, prompt=without_brackets(form.prompt, tokenizer), subjects=subjects)
+    return replace(form, prompt=unmarked(form.prompt), subjects=subjects)
 
 
 def draw_again(server: Server, picture: Path, report: Report) -> None:

@@ -77,16 +77,6 @@ def words_of(
     return tuple(words), note
 
 
-def without_brackets(prompt: str, tokenizer: Any) -> str:
-    """The prompt as `parse` takes it beside a list of subjects.
-
-    Raises:
-        ValueError: the prompt is empty, or a bracket is not closed.
-    """
-    text = parse(prompt, tokenizer, ()).text
-    return text.replace("[", r"\[").replace("]", r"\]")
-
-
 def subjects_of(words: Sequence[Word]) -> tuple[Subject, ...]:
     """What the picture is to show, and what not."""
     return tuple(Subject(word.name, word.target, word.negated) for word in words if word.chosen)

@@ -2,8 +2,8 @@
 
     from attend_excite.diffusers import StableDiffusionAttendAndExcitePipeline
 
-Arguments, output and, for square pictures and the schedulers that it names, pixels are those of
-`diffusers.StableDiffusionAttendAndExcitePipeline`, last supported in diffusers 0.33.1.
+Arguments and output are those of `diffusers.StableDiffusionAttendAndExcitePipeline`, last supported in
+diffusers 0.33.1, and for square pictures with DDIM or PNDM so are the pixels.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class StableDiffusionAttendAndExcitePipeline(StableDiffusionPipeline):
 
     It departs from that class where that class is wrong: the attention maps of pictures that aren't square
     are not transposed, the guidance pass scales its input as the scheduler asks and the step is taken on that
-    input, the model is left as it was after an exception, and `attn_res` may be left to follow the picture's
-    size.
+    input, schedulers that go back to earlier latents don't lose its shifts, the model is left as it was after
+    an exception, and `attn_res` may be left to follow the picture's size.
     """
 
     def __init__(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -17,7 +21,8 @@ from diffusers.schedulers.scheduling_sasolver import SASolverScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from torch import Tensor
 
-from attend_excite.schedulers import shift_carrier
+from attend_excite import Model
+from attend_excite.methods.base import Denoise, Run, Step
 
 STEPS = 20
 LIKE_STABLE_DIFFUSION = {
@@ -29,22 +34,26 @@ LIKE_STABLE_DIFFUSION = {
 }
 
 
-def _denoised(kind: Any, shifts: dict[int, Tensor]) -> Tensor:
-    """Where a model that always sees the same noise leads, shifted in the space of its input."""
-    scheduler = kind.from_config(LIKE_STABLE_DIFFUSION)
-    scheduler.set_timesteps(STEPS)
-    carry = shift_carrier(scheduler)
-    fixed = torch.Generator().manual_seed(0)
-    latents, noise = torch.randn(2, 1, 4, 8, 8, generator=fixed, dtype=torch.float64)
-    latents = latents * scheduler.init_noise_sigma
-    torch.manual_seed(0)  # some schedulers add noise
-    for index, timestep in enumerate(scheduler.timesteps):
-        scale = float(scheduler.scale_model_input(torch.ones((), dtype=torch.float64), timestep))
-        shift = shifts[index] / scale if index in shifts else None
-        carry(shift)
-        latents = latents if shift is None else latents + shift
-        latents = scheduler.step(noise, timestep, latents, return_dict=False)[0]
-    return latents
+def _normal(shape: torch.Size, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@dataclass(frozen=True)
+class _Shifting:
+    """Predicts the same noise at every step, and shifts the latents at one, in the space of the input."""
+
+    at: int | None
+    name = title = "shifting"
+    uses_subjects = attends_to_prompt = False
+
+    @contextmanager
+    def attach(self, run: Run) -> Iterator[Denoise]:
+        def step(latents: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+            if step.index == self.at:
+                latents = latents + 0.1 * _normal(latents.shape, 1) / run.input_scale(step)
+            return latents, _normal(latents.shape, 0)
+
+        yield step
 
 
 @pytest.mark.parametrize(
@@ -62,11 +71,17 @@ def _denoised(kind: Any, shifts: dict[int, Tensor]) -> Tensor:
     ],
 )
 @pytest.mark.parametrize("index", [3, 4])  # first and second stages
-def test_a_shift_reaches_the_end(kind: Any, index: int) -> None:
-    shift = 0.01 * torch.randn(1, 4, 8, 8, dtype=torch.float64)
-    arrived = _denoised(kind, {index: shift}) - _denoised(kind, {})
+def test_a_shift_reaches_the_end(tiny: Model, kind: Any, index: int) -> None:
+    pipeline = copy.copy(tiny.pipeline)
+    pipeline.scheduler = scheduler = kind.from_config(LIKE_STABLE_DIFFUSION)
+    model = replace(tiny, pipeline=pipeline)
+    shifted, plain = (
+        model.generate("a cat", method=_Shifting(at), steps=STEPS, decode=False, progress=False).latents
+        for at in (index, None)
+    )
     # Given the noise, latents are told from the picture by a factor, of which the samplers differ a little.
-    scheduler = kind.from_config(LIKE_STABLE_DIFFUSION)
     scheduler.set_timesteps(STEPS)
-    picture = shift / scheduler.alphas_cumprod[round(float(scheduler.timesteps[index]))].sqrt()
-    assert float((arrived * picture).sum() / picture.square().sum()) == pytest.approx(1, abs=0.25)
+    seen = scheduler.alphas_cumprod[round(float(scheduler.timesteps[index]))].sqrt()
+    picture = 0.1 * _normal(plain.shape, 1) / seen
+    share = ((shifted - plain) * picture).sum() / picture.square().sum()
+    assert float(share) == pytest.approx(1, abs=0.25)

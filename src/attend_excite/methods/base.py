@@ -30,8 +30,8 @@ Denoise = Callable[[Tensor, Step], tuple[Tensor, Tensor]]
 """(latents (B, C, H, W), step) -> (latents, model output): what a method does at one step.
 
 The latents that come back are those that go into the scheduler's step: a method that shifts them
-returns the shifted ones, any other the ones it was given. The model output is what the model is
-trained to predict (noise or velocity), guided however the method guides.
+returns the shifted ones, as a new tensor, any other the ones it was given. The model output is what
+the model is trained to predict (noise or velocity), guided however the method guides.
 """
 
 

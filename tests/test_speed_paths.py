@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.models.attention import FeedForward
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from PIL import Image
@@ -25,7 +26,7 @@ from attend_excite.bench.sizes import build
 from attend_excite.bench.works import Figure, guidance_steps, refined_step
 from attend_excite.methods.base import Denoise, Run
 from attend_excite.models.model import fitting_batch_size
-from attend_excite.models.products import large_convolutions_as_products
+from attend_excite.models.page_faults import sparing_page_faults
 
 PROMPT = "a cat and a frog"
 
@@ -77,7 +78,7 @@ def test_a_large_convolution_is_a_product_in_its_block_alone(images: int, stride
         return [result, *torch.autograd.grad(result.square().sum(), pixels)]
 
     expected = both()
-    with suppress(KeyboardInterrupt), large_convolutions_as_products(layer):
+    with suppress(KeyboardInterrupt), sparing_page_faults(layer):
         found = both()
         assert "forward" in vars(layer)
         raise KeyboardInterrupt
@@ -85,6 +86,28 @@ def test_a_large_convolution_is_a_product_in_its_block_alone(images: int, stride
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.is_contiguous()
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.detach().std()))
+
+
+def test_a_feed_forward_layer_makes_no_large_block_and_gives_the_same_bits() -> None:
+    layer = FeedForward(32, mult=32, activation_fn="geglu").requires_grad_(False)
+    tokens = torch.randn(3, 1500, 32, requires_grad=True)
+    blocks: list[int] = []
+    # What is widened is gated by its other half.
+    layer.net[0].register_forward_hook(lambda _layer, _inputs, output: blocks.append(2 * output.nbytes))
+
+    def both() -> list[Tensor]:
+        result = layer(tokens)
+        return [result, *torch.autograd.grad(result.square().sum(), tokens)]
+
+    expected = both()
+    assert max(blocks) > 32 * 2**20
+    blocks.clear()
+    with sparing_page_faults(layer):
+        found = both()
+    assert max(blocks) <= 32 * 2**20
+    assert "forward" not in vars(layer)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_a_compiled_model_draws_the_same_and_is_compiled_once(small: Model) -> None:

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map_only
 
 from attend_excite.attention.places import textless_modules
 from attend_excite.guidance.schedule import Recipe
-from attend_excite.models.products import large_convolutions_as_products
+from attend_excite.models.page_faults import sparing_page_faults
 
 # What a guidance pass keeps for the way back, in activations of the UNet's first level: 190 in Stable
 # Diffusion 1.4, 230 in the bundled model. Twice that, for what else comes and goes.
@@ -158,7 +158,7 @@ def frozen(module: nn.Module) -> Iterator[None]:
 @contextmanager
 def prepared(unet: nn.Module) -> Iterator[None]:
     """In the block a UNet is as the denoising loop holds it: frozen, and as fast as it can be made."""
-    with frozen(unet), large_convolutions_as_products(unet):
+    with frozen(unet), sparing_page_faults(unet):
         yield
 
 

@@ -165,7 +165,7 @@ def test_the_benchmark_tells_systems_of_ones_own_apart(mine: Path, tiny_folder: 
     systems = jobs.systems_named([*names, "attend-excite official"], official)
     numbers = [json.dumps(system.numbers, sort_keys=True) for system in systems]
     assert len(set(numbers)) == 5
-    assert systems[0].numbers == {"name": "my_methods:Faded", "share": 0.5}
+    assert systems[0].numbers == {"name": "my_methods:Faded", "share": 0.5, "code": systems[0].code}
     assert systems[2].numbers["objective"] == "my_methods:largest"
     assert systems[3].numbers["base"] == {"name": "my_methods:Faded", "share": 0.5}
 
@@ -174,3 +174,8 @@ def test_the_benchmark_tells_systems_of_ones_own_apart(mine: Path, tiny_folder: 
     result = CliRunner().invoke(app, ["benchmark", "run", *run, *chosen])
     assert result.exit_code == 0, result.output
     assert len(list(Path("run").rglob("*.png"))) == 3 * 2 * 4
+    # Pictures by a method as it was aren't mixed with those by what it became.
+    (mine / "my_methods.py").write_text(METHODS + "# edited")
+    again = CliRunner().invoke(app, ["benchmark", "run", *run, *chosen])
+    assert again.exit_code != 0
+    assert "with other numbers or code: choose another --out" in again.output

@@ -17,6 +17,7 @@ from pyarrow import parquet
 
 from attend_excite.benchmark import store
 from attend_excite.benchmark.report import write_report
+from attend_excite.benchmark.results import read_results
 from attend_excite.benchmark.score import UPPER_BOUND
 
 _PROMPTS = {
@@ -197,6 +198,27 @@ def test_one_prompt_and_a_system_without_images(tmp_path: Path) -> None:
     assert re.search(r"StructureDiffusion \| – \| – \| – \| 0 \| 0 \| 1 \|", text)
     # The sheets are of the systems that have images.
     assert len(list((tmp_path / "report" / "pictures").iterdir())) == 2
+
+
+def test_prompts_are_ranked_by_the_seeds_that_both_systems_have(run: Path) -> None:
+    right = {"job": "0" * 16, "scored_by": "judge", "neglected": False, "miscoloured": False, "right": True}
+    plain = [row for row in store.read_rows(run).to_pylist() if row["system"] == "stable-diffusion"]
+    row = next(row for row in plain if row["prompt"] == "a cat and a dog")
+    image = store.write_image(run, right["job"], Image.new("RGB", (160, 160)))
+    store.write_rows(run, [row | {"job": right["job"], "seed": 1, "image": image}])
+    store.write_scores(run, "presence", [right])
+    write_report(run, run / "report")
+    text = (run / "report" / "report.md").read_text("utf-8")
+    assert text.count("helped most: all there, in their colours 0.0 % → 100.0 %") == 2
+
+
+def test_prompts_without_a_subset_are_others(tmp_path: Path) -> None:
+    named = dict(zip(_PROMPTS, ("", "other", "other", "objects"), strict=True))
+    run = _made_up(tmp_path / "run", "stickers", {"stable-diffusion": _PLAIN})
+    rows = store.read_rows(run).to_pylist()
+    store.write_rows(run, [row | {"subset": named[row["prompt"]]} for row in rows])
+    subsets = read_results(run).subsets
+    assert {name: int(there.sum()) for name, there in subsets.items()} == {"other": 3, "objects": 1, "all": 4}
 
 
 def test_the_study_is_table_2(run: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -14,7 +15,7 @@ from attend_excite.benchmark.store import name_of
 from attend_excite.guidance.schedule import Recipe
 from attend_excite.metadata import as_plain_data, revision_of
 from attend_excite.methods import METHODS, AttendAndExcite, Method, StableDiffusion
-from attend_excite.methods.own import find_method
+from attend_excite.methods.own import code_digest, find_method
 from attend_excite.models import Model, source_of
 from attend_excite.models.catalogue import SETTINGS_FILE
 
@@ -30,11 +31,13 @@ class System:
             "attend-excite bare".
         method: with Attend-and-Excite's numbers in full.
         recipe: the recipe's name; None: what the model recommends, or the method has none.
+        code: a digest of the module that a method of one's own lies in.
     """
 
     name: str
     method: Method
     recipe: str | None
+    code: str | None = None
 
     @property
     def numbers(self) -> dict[str, Any]:
@@ -46,7 +49,7 @@ class System:
                 told["base"] = {}
             if self.method.objective is None:
                 del told["objective"]
-        return told
+        return told if self.code is None else told | {"code": self.code}
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,8 @@ class Conditions:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"the steps are {self.steps}: there must be 1 or more")
-        if self.guidance < 0:
-            raise ValueError(f"the guidance is {self.guidance}: it must be 0 or more")
+        if not 0 <= self.guidance < math.inf:
+            raise ValueError(f"the guidance is {self.guidance}: it must be 0 or more, and finite")
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,7 @@ def systems_named(names: Sequence[str], recommended: Recipe) -> list[System]:
             method = replace(method, recipe=numbers)
         elif recipe:
             raise ValueError(f"'{name}': only attend-excite has recipes, {method_name} has none")
-        systems.append(System(name, method, recipe or None))
+        systems.append(System(name, method, recipe or None, code_digest(method_name)))
     return systems
 
 

@@ -108,13 +108,10 @@ class Results:
     @cached_property
     def subsets(self) -> dict[str, NDArray[np.bool_]]:
         """A subset -> (prompts,), and all of them last where there are several."""
-        names = list(dict.fromkeys(prompt["subset"] for prompt in self.prompts))
-        subsets = {
-            name or (ALL if len(names) == 1 else "other"): np.array(
-                [prompt["subset"] == name for prompt in self.prompts]
-            )
-            for name in names
-        }
+        given = [prompt["subset"] for prompt in self.prompts]
+        unnamed = ALL if len(set(given)) == 1 else "other"
+        names = [name or unnamed for name in given]
+        subsets = {name: np.array([each == name for each in names]) for name in dict.fromkeys(names)}
         return subsets if len(subsets) == 1 else subsets | {ALL: np.ones(len(self.prompts), dtype=bool)}
 
     @cached_property

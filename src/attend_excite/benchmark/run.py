@@ -156,8 +156,8 @@ def settings_of(
 
     Raises:
         ValueError: the folder holds images of another model, made under other conditions, by a system of
-            the same name with other numbers, or of the same prompt with other subjects; or a prompt is given
-            twice.
+            the same name with other numbers or code, or of the same prompt with other subjects; or a prompt
+            is given twice.
     """
     texts = Counter(prompt.text for prompt in prompts)
     if twice := [text for text, count in texts.items() if count > 1]:
@@ -190,11 +190,11 @@ def _refuse_another(run: str | Path, before: dict[str, Any], settings: dict[str,
     for name in _SHARED if settings["revision"] else ("model", *_SHARED):
         if before[name] != settings[name]:
             raise ValueError(
-                f"'{run}' holds images with {name} {before[name]}, not {settings[name]}: choose another --out"
+                f"'{run}' is a run with {name} {before[name]}, not {settings[name]}: choose another --out"
             )
     images = [row for row in store.read_rows(run).to_pylist() if row["image"] is not None]
     for name, column, reason in (
-        ("systems", "system", "with other numbers"),
+        ("systems", "system", "with other numbers or code"),
         ("prompts", "prompt", "with other subjects or another subset"),
     ):
         drawn = {row[column] for row in images}

@@ -140,10 +140,10 @@ def _pairs(results: Results) -> Section | None:
     shown = {PLAIN, FULL_METHOD} <= set(results.systems)
     if measure is None or not shown or not 3 <= len(subjects) <= _MOST_SUBJECTS:
         return None
-    of_pairs = []
+    of_pairs, shared = [], results.shared([PLAIN, FULL_METHOD])
     for system in (PLAIN, FULL_METHOD):
         rates: dict[tuple[str, str], list[float]] = {}
-        for prompt, rate in zip(results.prompts, results.means(system, measure), strict=True):
+        for prompt, rate in zip(results.prompts, results.means(system, measure, shared), strict=True):
             if len(prompt["subjects"]) == 2 and not np.isnan(rate):
                 first, second = sorted(prompt["subjects"], key=subjects.index)
                 rates.setdefault((first, second), []).append(rate)
@@ -161,13 +161,15 @@ def _pairs(results: Results) -> Section | None:
 def _side_by_side(results: Results) -> Section | None:
     if len(results.main_systems) < 2:
         return None
+    systems = [name for name in results.systems if not is_ablation(name)]
+    shared = set(results.prompt_of[results.shared(systems)])
     sheets = []
     for name, prompts in results.subsets.items():
-        if name != ALL or len(results.subsets) == 1:
-            places = np.flatnonzero(prompts)
-            chosen = places[len(places) // 2]
-            systems = [name for name in results.systems if not is_ablation(name)]
-            sheets.append(sheet_of(results, int(chosen), systems))
+        places = [int(at) for at in np.flatnonzero(prompts) if at in shared]
+        if places and (name != ALL or len(results.subsets) == 1):
+            sheets.append(sheet_of(results, places[len(places) // 2], systems))
+    if not sheets:
+        return None
     return Section(
         "The systems side by side",
         ["The prompt in the middle of each subset's list, with the same seeds for all. Nothing was picked."],
@@ -179,8 +181,9 @@ def _extremes(results: Results) -> Section | None:
     measures = [measure for measure in (RIGHT, DETECTED[2], MINIMUM) if measure in results.values]
     if not measures or not {PLAIN, FULL_METHOD} <= set(results.systems):
         return None
+    shared = results.shared([PLAIN, FULL_METHOD])
     means = {
-        measure: [results.means(name, measure) for name in (PLAIN, FULL_METHOD)]
+        measure: [results.means(name, measure, shared) for name in (PLAIN, FULL_METHOD)]
         for measure in {measures[0], measures[-1]}
     }
     gains = [ours - plain for plain, ours in (means[measures[0]], means[measures[-1]])]
@@ -195,6 +198,8 @@ def _extremes(results: Results) -> Section | None:
                     results, at, [PLAIN, FULL_METHOD], f"{kind}: {measures[0].title.lower()} {plain} → {ours}"
                 )
             )
+    if not sheets:
+        return None
     return Section(
         "Best and worst prompts",
         [

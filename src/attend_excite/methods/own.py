@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -44,6 +45,20 @@ def find_method(name: str) -> Method:
     if missing := [part for part in _NEEDED if not hasattr(method, part)]:
         raise ValueError(f"'{name}' is no method: it has no {', '.join(missing)}")
     return method
+
+
+def code_digest(name: str) -> str | None:
+    """16 hex digits of the module that a method lies in, so that an edited one is told from what it was.
+
+    Args:
+        name: as for `find_method`.
+
+    Returns:
+        None: it is one of `METHODS`, or a module that is no file.
+    """
+    module, colon, _ = name.partition(":")
+    path = getattr(_imported(module), "__file__", None) if colon else None
+    return None if path is None else hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
 def _imported(module: str) -> Any:

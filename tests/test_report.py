@@ -233,6 +233,10 @@ def test_the_study_is_table_2(run: Path, tmp_path: Path) -> None:
     assert "5 simulated respondents" in text
     assert "| Attend-and-Excite | **70.0 %**<br>60.0 to 80.0 |" in text
     assert "| none is better | 10.0 %" in text
+    result["subsets"]["animals"]["composable"] = share(0)
+    (tmp_path / "study.json").write_text(json.dumps(result))
+    with pytest.raises(ValueError, match="a study of attend-excite, composable, stable-diffusion"):
+        write_report(run, tmp_path / "report", study=tmp_path / "study.json")
     (tmp_path / "study.json").write_text("[]")
     with pytest.raises(ValueError, match="no result of a user study"):
         write_report(run, tmp_path / "report", study=tmp_path / "study.json")

@@ -46,12 +46,13 @@ def write_report(
         study: the result of a user study, as `attend-excite study analyse` writes it.
 
     Raises:
-        ValueError: there is no run, it has no images or scores, or the study's result cannot be read.
+        ValueError: there is no run, it has no images or scores, or the study's result cannot be read or is of
+            other images.
     """
     results = read_results(run)
     if not results.measures:
         raise ValueError(f"the images of '{run}' have no scores yet: run attend-excite benchmark score")
-    votes = None if study is None else _read_study(study)
+    votes = None if study is None else _read_study(study, results)
     others = None if other is None else read_results(other)
     comparisons = comparisons_of(results)
     sections = [
@@ -121,7 +122,7 @@ def _template(name: str) -> Any:
     return environment.from_string(text)
 
 
-def _read_study(path: Path) -> dict[str, Any]:
+def _read_study(path: Path, results: Results) -> dict[str, Any]:
     try:
         votes = json.loads(path.read_text(encoding="utf-8"))
         whole = {"subsets", "respondents", "excluded", "simulated"} <= votes.keys()
@@ -129,4 +130,11 @@ def _read_study(path: Path) -> dict[str, Any]:
         whole = False
     if not whole:
         raise ValueError(f"'{path}' is no result of a user study: make one with attend-excite study analyse")
+    compared = {system for shares in votes["subsets"].values() for system in shares} - {"none"}
+    models = {row["model"] for row in results.rows}
+    if compared - set(results.systems) or votes.get("model") not in models | {None}:
+        raise ValueError(
+            f"'{path}' is a study of {', '.join(sorted(compared))} by {votes.get('model')}, and "
+            f"'{results.run}' lacks some of their images: report the run that the study was made from"
+        )
     return votes

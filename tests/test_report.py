@@ -223,7 +223,8 @@ def test_prompts_without_a_subset_are_others(tmp_path: Path) -> None:
 
 def test_the_study_is_table_2(run: Path, tmp_path: Path) -> None:
     def share(value: float) -> dict[str, float]:
-        return {"votes": 1, "share": value, "low": value - 0.1, "high": value + 0.1}
+        interval = {"bootstrap_low": value - 0.1, "bootstrap_high": value + 0.1}
+        return {"votes": 1, "share": value, "low": 0.0, "high": 1.0} | interval
 
     shares = {"attend-excite": share(0.7), "stable-diffusion": share(0.2), "none": share(0.1)}
     result = {"respondents": 5, "excluded": [], "simulated": True, "subsets": {"animals": shares}}
@@ -233,6 +234,13 @@ def test_the_study_is_table_2(run: Path, tmp_path: Path) -> None:
     assert "5 simulated respondents" in text
     assert "| Attend-and-Excite | **70.0 %**<br>60.0 to 80.0 |" in text
     assert "| none is better | 10.0 %" in text
+    assert "Intervals of 95 % over respondents and prompts" in text
+    shares["none"] = {"share": 0.7, "low": 0.6, "high": 0.8, "bootstrap_low": None, "bootstrap_high": None}
+    (tmp_path / "study.json").write_text(json.dumps(result))
+    write_report(run, tmp_path / "report", study=tmp_path / "study.json")
+    text = (tmp_path / "report" / "report.md").read_text("utf-8")
+    assert "| Attend-and-Excite | **70.0 %**<br>60.0 to 80.0 |" in text
+    assert "| none is better | **70.0 %**<br>– |" in text
     result["subsets"]["animals"]["composable"] = share(0)
     (tmp_path / "study.json").write_text(json.dumps(result))
     with pytest.raises(ValueError, match="a study of attend-excite, composable, stable-diffusion"):

@@ -195,6 +195,29 @@ def test_a_changed_study_is_refused(study_folder: Path, tmp_path: Path, sqlite: 
         create_app(folder, sqlite)
 
 
+def test_votes_of_another_study_are_refused(study: Study, study_folder: Path, tmp_path: Path) -> None:
+    url, missing = f"sqlite:///{tmp_path}/votes.sqlite", tmp_path / "missing.sqlite"
+    with pytest.raises(ValueError, match="no votes yet"):
+        database.votes(f"sqlite:///{missing}", study)
+    assert not missing.exists()
+    sa.create_engine(url).connect().close()
+    with pytest.raises(ValueError, match="holds no study yet"):
+        database.votes(url, study)
+    other = replace(study, rules=Rules(least_checks=0))
+    database.add_votes(url, other, _votes(other))
+    assert database.votes(url) == database.votes(url, other)
+    with pytest.raises(ValueError, match="another study"):
+        database.votes(url, study)
+    file = tmp_path / "votes.csv"
+    refused = CliRunner().invoke(app, ["study", "export", str(study_folder), str(file), "--database", url])
+    assert refused.exit_code == 2
+    assert "another study" in refused.output
+    assert not file.exists()
+    refused = CliRunner().invoke(app, ["study", "analyse", str(study_folder), "--database", url])
+    assert refused.exit_code == 2
+    assert "another study" in refused.output
+
+
 def test_a_database_is_one_study_s(study: Study, sqlite: str) -> None:
     with pytest.raises(ValueError, match="no votes yet"):
         database.votes(sqlite)

@@ -121,14 +121,14 @@ def votes(results: Results, votes: Mapping[str, Any]) -> Section:
                 if share["share"] is not None
             }
             share = shares.get(name)
-            best = max(shares, key=lambda system: shares[system]["share"], default="")
+            best = max((found["share"] for found in shares.values()), default=None)
             cells.append(
                 Cell("–")
                 if share is None
                 else Cell(
                     f"{100 * share['share']:.1f} %",
-                    f"{100 * share['low']:.1f} to {100 * share['high']:.1f}",
-                    name == best,
+                    _votes_interval(share),
+                    share["share"] == best,
                 )
             )
         rows.append(cells)
@@ -144,8 +144,21 @@ def votes(results: Results, votes: Mapping[str, Any]) -> Section:
                 else ""
             )
         ],
-        [Table("Table 2, for this model: share of the votes.", ["", *map(subset_name, subsets)], rows)],
+        [
+            Table(
+                "Table 2, for this model: share of the votes.",
+                ["", *map(subset_name, subsets)],
+                rows,
+                "Intervals of 95 % over respondents and prompts; a dash where there are too few of them.",
+            )
+        ],
     )
+
+
+def _votes_interval(share: Mapping[str, Any]) -> str:
+    # Not Wilson's: it takes every vote for independent.
+    low, high = share.get("bootstrap_low"), share.get("bootstrap_high")
+    return "–" if low is None or high is None else f"{100 * low:.1f} to {100 * high:.1f}"
 
 
 def reweighting(results: Results, comparisons: Mapping[str, Comparison]) -> Section | None:

@@ -112,7 +112,7 @@ def export(
         study, url = read_study(folder), database or default_url(folder)
         if file.suffix == ".json":
             open_database(url, study).dispose()  # Tasks may be taken elsewhere before anybody has voted.
-        for written in write_votes(file, study, votes(url)):
+        for written in write_votes(file, study, votes(url, study)):
             print(written)
 
 

@@ -36,7 +36,8 @@ def analyse(
         from attend_excite.study.database import default_url, votes
 
         with MESSAGES.status("counting the votes"):
-            result = analysed(read_study(folder), votes(database or default_url(folder)))
+            study = read_study(folder)
+            result = analysed(study, votes(database or default_url(folder), study))
             written = results.write_results(
                 result, out or folder / f"results{'-simulated' if result.simulated else ''}"
             )

@@ -180,16 +180,18 @@ def default_url(folder: Path, name: str = "votes") -> str:
     return sa.URL.create("sqlite", database=str(folder.resolve() / f"{name}.sqlite")).render_as_string()
 
 
-def open_database(url: str, study: Study | None = None) -> sa.Engine:
+def open_database(url: str, study: Study | None = None, *, create: bool = True) -> sa.Engine:
     """Connect, bring the tables up to date, and write the study's pages into an empty database.
 
     Args:
         url: SQLAlchemy's: "sqlite:////path/votes.sqlite" or "postgresql://user:password@host/name".
         study: whose votes it holds; None: whatever study it was made for.
+        create: make a database for the study where there is none.
 
     Raises:
         ValueError: the URL is no database's, or the database belongs to another study or to none.
     """
+    new = study if create else None
     try:
         address = sa.make_url(url)
     except ArgumentError:
@@ -199,7 +201,7 @@ def open_database(url: str, study: Study | None = None) -> sa.Engine:
     if address.get_backend_name() == "postgresql":
         engine = sa.create_engine(address.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
     elif address.get_backend_name() == "sqlite" and address.database:
-        engine = _sqlite(address, Path(address.database), create=study is not None)
+        engine = _sqlite(address, Path(address.database), create=new is not None)
     else:
         raise ValueError(f"'{address}' is neither SQLite nor PostgreSQL")
     with engine.begin() as connection:
@@ -208,8 +210,8 @@ def open_database(url: str, study: Study | None = None) -> sa.Engine:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
         there = connection.scalar(sa.select(studies.c.hash))
-        if there is None and study is not None:
-            _write_study(connection, study)
+        if there is None and new is not None:
+            _write_study(connection, new)
         elif there is None:
             raise ValueError(f"the database '{address}' holds no study yet")
         elif study is not None and there != study.hash:
@@ -298,13 +300,17 @@ def submit(engine: sa.Engine, respondent: str) -> bool:
     return True
 
 
-def votes(url: str) -> list[Vote]:
+def votes(url: str, study: Study | None = None) -> list[Vote]:
     """All votes, also of those who haven't handed in; in the order of the pages.
 
+    Args:
+        url: as for `open_database`; no database is made.
+        study: whose votes they are to be; None: whatever study the database was made for.
+
     Raises:
-        ValueError: the URL is no study's database.
+        ValueError: the URL is no study's database, or another study's.
     """
-    with _transaction(url) as connection:
+    with _transaction(url, study, create=False) as connection:
         rows = [
             dict[str, Any](row)
             for row in connection.execute(_STORED.where(answers.c.page.is_not(None))).mappings()
@@ -396,8 +402,8 @@ def count(engine: sa.Engine) -> list[Count]:
 
 
 @contextmanager
-def _transaction(url: str, study: Study | None = None) -> Iterator[sa.Connection]:
-    engine = open_database(url, study)
+def _transaction(url: str, study: Study | None = None, *, create: bool = True) -> Iterator[sa.Connection]:
+    engine = open_database(url, study, create=create)
     try:
         with engine.begin() as connection:
             yield connection

@@ -28,7 +28,7 @@ class Vote:
         shown: the systems in the order in which this respondent saw their images.
         choice: the system whose images were chosen; None: "none is better".
         expected: the system that an attentive respondent chooses on a "check" page, else None.
-        seconds: from seeing the page to the first choice on it.
+        seconds: from when the page was last shown to the first choice on it.
         source: where the respondent comes from.
     """
 

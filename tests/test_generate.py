@@ -240,6 +240,11 @@ def test_stable_diffusion_2_normalises_over_the_prompt_only(tiny: Model) -> None
         ({"guidance_scale": float("inf")}, "guidance_scale is inf"),
         ({"width": 32, "height": 32}, "make it 64 pixels wide and high"),
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": 2.5}, "batch_size is 2.5"),
+        ({"height": 0}, "height is 0"),
+        ({"negative_prompt": ["a dog"]}, "one text for all prompts"),
+        ({"subjects": 5}, "with several prompts a list of such lists"),
+        ({"prompt": ["a cat", "a dog"], "subjects": [2, 5]}, "with several prompts a list of such lists"),
         ({"prompt": ["a cat", "a dog"], "subjects": [["cat"]]}, "2 prompts but subjects for 1"),
     ],
 )

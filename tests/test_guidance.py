@@ -90,6 +90,7 @@ def test_shorter_runs_keep_the_fractions(iterations: int, places: list[int]) -> 
     ("change", "message"),
     [
         ({"thresholds": ((0.0, 1.5),)}, "a threshold is 1.5: it must be an attention, 0 to 1"),
+        ({"thresholds": {0: 0.05, 10: 0.5}}, "thresholds are pairs"),
         ({"thresholds": ((2.0, 0.5),)}, "a fraction of the run, 0 to 1"),
         ({"step_size": 0.0}, "step_size is 0.0: it must be above 0"),
         ({"decay": "cosine"}, "square-root or linear"),

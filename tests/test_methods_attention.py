@@ -73,13 +73,22 @@ def _attend(
 
 
 @pytest.mark.parametrize("align", ["values", "keys-and-values"])
-def test_structure_averages_over_the_phrases(tiny: Model, align: Any) -> None:
-    # a red cube and a white sheep: <sot> is 0, so the phrases lie on 1..3 and 5..7.
-    full, empty = _encode(tiny, PROMPT), _encode(tiny, "")
-    texts = [full.clone() for _ in range(3)]
-    texts[1][1:4] = _encode(tiny, "a red cube")[1:4]
-    texts[2][5:8] = _encode(tiny, "a white sheep")[1:4]
-    queries, output = _watch_layer(tiny, StructureDiffusion(align=align))
+@pytest.mark.parametrize(
+    ("prompt", "phrases"),
+    [
+        (PROMPT, {"a red cube": slice(1, 4), "a white sheep": slice(5, 8)}),  # <sot> is 0
+        ("an apple tree and an apple", {"an apple tree": slice(1, 4), "an apple": slice(5, 7)}),
+    ],
+)
+def test_structure_averages_over_the_phrases(
+    tiny: Model, prompt: str, phrases: dict[str, slice], align: Any
+) -> None:
+    full, empty = _encode(tiny, prompt), _encode(tiny, "")
+    texts = [full]
+    for phrase, place in phrases.items():
+        texts.append(full.clone())
+        texts[-1][place] = _encode(tiny, phrase)[1 : 1 + place.stop - place.start]
+    queries, output = _watch_layer(tiny, StructureDiffusion(align=align), prompt=prompt)
     keys = texts if align == "keys-and-values" else [full] * 3
     with torch.no_grad():
         outputs = [_attend(tiny, queries[1], k, v) for k, v in zip(keys, texts, strict=True)]

@@ -164,7 +164,13 @@ def test_drop_in_calls_back_as_often_and_in_the_same_type(tiny_folder: Path) -> 
 
 @pytest.mark.parametrize(
     ("token_indices", "message"),
-    [([[2], [5]], "2 lists for 1 prompts"), ([], "at least one"), ([0, 2], "1 to 75"), ([76], "1 to 75")],
+    [
+        ([[2], [5]], "2 lists for 1 prompts"),
+        ([], "at least one"),
+        ([0, 2], "1 to 75"),
+        ([76], "1 to 75"),
+        ([[2], 5], "give positions, or a list of them a prompt"),
+    ],
 )
 def test_drop_in_refuses_positions_that_no_word_has(
     tiny_folder: Path, token_indices: list[Any], message: str

@@ -202,6 +202,8 @@ def test_texts_of_groups_name_them_again(tokenizer, text):
         ("a cat", [3], "position 3 is out of range: the prompt's tokens are 1 to 2"),
         ("a cat", [[0, 1]], "position 0 is out of range"),
         ("a cat", [[]], "no token positions"),
+        ("a cat", [["cat"]], "['cat'] is no subject: give a word or phrase, a token position"),
+        ("a cat", [1.7], "1.7 is no subject"),
         ("a cat", ["cat=1.5"], "the target 1.5 of 'cat' is out of range"),
         ("a cat", ["cat=nan"], "out of range"),
         ("a cat", ["cat=much"], "is not a number"),

@@ -9,6 +9,7 @@ diffusers 0.33.1, and for square pictures with DDIM or PNDM so are the pixels.
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -164,6 +165,11 @@ class StableDiffusionAttendAndExcitePipeline(StableDiffusionPipeline):
             raise ValueError(
                 f"{len(generator)} generators for {len(text)} pictures: give one, or one a picture"
             )
+        if latents is not None and tuple(latents.shape) != shape:
+            raise ValueError(
+                f"the latents have the shape {tuple(latents.shape)}: these pictures need {shape}"
+            )
+        generator = list(generator) if isinstance(generator, tuple) else generator
         noise = latents
         if noise is None:
             noise = randn_tensor(shape, generator, self._execution_device, text.dtype)
@@ -223,8 +229,11 @@ def _prompts(
     images_per_prompt: int,
     last: int,
 ) -> tuple[Prompt, ...]:
-    lists = [list(indices) for indices in token_indices if not isinstance(indices, int)]
-    lists = lists or [[int(index) for index in token_indices if isinstance(index, int)]]
+    flat = [hasattr(index, "__index__") for index in token_indices]
+    if any(flat) and not all(flat):
+        raise ValueError(f"token_indices is {token_indices}: give positions, or a list of them a prompt")
+    given: Any = [token_indices] if all(flat) else token_indices
+    lists = [[operator.index(index) for index in indices] for indices in given]
     if len(lists) != prompts:
         raise ValueError(
             f"token_indices has {len(lists)} lists for {prompts} prompts: give one list a prompt"

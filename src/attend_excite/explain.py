@@ -58,7 +58,7 @@ def maps_figure(
         subtitle: what else made the pictures.
 
     Raises:
-        ValueError: the maps were not recorded, or no run has subjects.
+        ValueError: the maps were not recorded, the pictures not decoded, or no run has subjects.
     """
     return _maps_sheet(runs, image, step, subtitle)
 
@@ -162,6 +162,8 @@ def _maps_sheet(
 ) -> Image.Image:
     """With a `highest` the maps share that scale, and the pictures are of a size for many."""
     prompt = _prompt(runs, image)
+    if not all(run.images for run in runs.values()):
+        raise ValueError("the pictures were not decoded: generate with decode=True")
     rows, captions = {}, {}
     for label, run in runs.items():
         words = [run.maps.of_tokens(group.positions) for group in prompt.groups]

@@ -98,7 +98,7 @@ def generate(
     seeds: int | Iterable[int] = (0,),
     steps: int = 50,
     guidance_scale: float = 7.5,
-    negative_prompt: str = "",
+    negative_prompt: str | None = "",
     height: int | None = None,
     width: int | None = None,
     batch_size: int | Literal["auto"] = 8,
@@ -121,7 +121,7 @@ def generate(
         seeds: one or more, each 0 or more.
         steps: denoising steps, 1 or more.
         guidance_scale: of classifier-free guidance; 1 or less: none.
-        negative_prompt: what the unconditional half of the guidance sees.
+        negative_prompt: what the unconditional half of the guidance sees, for all prompts; None: nothing.
         height: in pixels, a multiple of the autoencoder's factor (8); None: the model's own.
         width: likewise.
         batch_size: pictures in one pass; "auto": as many as should fit in memory. A batch that runs out
@@ -144,7 +144,10 @@ def generate(
     _require(len(seeds) > 0 and min(seeds) >= 0, "seeds", seeds, "one or more numbers, none negative")
     _require(hasattr(steps, "__index__") and steps >= 1, "steps", steps, "a whole number, 1 or more")
     _require(0 <= guidance_scale < math.inf, "guidance_scale", guidance_scale, "0 or more, and finite")
-    _require(batch_size == "auto" or batch_size >= 1, "batch_size", batch_size, '1 or more, or "auto"')
+    negative_prompt = "" if negative_prompt is None else negative_prompt
+    _require(isinstance(negative_prompt, str), "negative_prompt", negative_prompt, "one text for all prompts")
+    counted = batch_size == "auto" or (hasattr(batch_size, "__index__") and batch_size >= 1)
+    _require(counted, "batch_size", batch_size, '1 or more, or "auto"')
     prompts = _parse(model, prompt, subjects, method)
     if method.uses_subjects and min(map_size(size, model.attention_downsampling)) < 2:
         least = 2 * model.attention_downsampling * model.pipeline.vae_scale_factor
@@ -165,6 +168,8 @@ def generate(
             run.map_places = places
             run.scheduler.set_timesteps(steps, device=model.device)
             iterations = len(run.scheduler.timesteps)
+            if getattr(run.scheduler, "noise_sampler_seed", 0) is None:  # DPM++ SDE takes no generator
+                run.scheduler.noise_sampler_seed = [seed for _, seed in batch]
             bar.total = done + iterations * -(-(len(jobs) - start) // in_one_pass)
             after_step = _reporter(bar, callback, range(start, start + len(batch)), iterations)
             generators = [torch.Generator().manual_seed(seed) for _, seed in batch]
@@ -254,6 +259,11 @@ def _parse(
     texts = [prompt] if isinstance(prompt, str) else list(prompt)
     _require(len(texts) > 0, "prompt", texts, "a text, or several")
     wanted: Sequence[Any] = [subjects] if isinstance(prompt, str) else subjects or [None] * len(texts)
+    if not isinstance(wanted, Iterable) or any(not isinstance(named, Iterable | None) for named in wanted):
+        raise ValueError(
+            f"subjects is {subjects}: it must be a list, like ['cat', 'frog'], and with several prompts a "
+            "list of such lists, one a prompt"
+        )
     if len(wanted) != len(texts):
         raise ValueError(f"{len(texts)} prompts but subjects for {len(wanted)}: give a list a prompt")
     if not method.uses_subjects:
@@ -284,9 +294,11 @@ def _warn_of_unknown_words(model: Model, prompts: Sequence[Prompt]) -> None:
 
 def _latent_size(model: Model, height: int | None, width: int | None) -> tuple[int, int]:
     factor = model.pipeline.vae_scale_factor
-    height, width = height or model.default_size[0], width or model.default_size[1]
+    height = model.default_size[0] if height is None else height
+    width = model.default_size[1] if width is None else width
     for what, pixels in (("height", height), ("width", width)):
-        _require(pixels > 0 and pixels % factor == 0, what, pixels, f"a multiple of {factor} pixels")
+        fine = hasattr(pixels, "__index__") and pixels > 0 and pixels % factor == 0
+        _require(fine, what, pixels, f"a multiple of {factor} pixels")
     return height // factor, width // factor
 
 
@@ -373,6 +385,11 @@ def _trace(run: Run, seconds: list[float]) -> list[Trace]:
 
 
 def _attention_maps(model: Model, prompts: list[Prompt], results: list[_Result]) -> AttentionMaps:
+    if not all(result.maps for result in results):
+        raise ValueError(
+            "there are no maps: the method must predict with run.predict_guided, which keeps them"
+        )
+
     def find(image: int, word: str) -> Sequence[int]:
         return locate(word, prompts[image].text, model.tokenizer)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
+import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -151,7 +151,7 @@ def write_png(path: Path, picture: Image.Image, origin: Origin | None = None) ->
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """Write a file whole, or not at all: under the name that this gives, which becomes `path` at the end."""
-    partial = path.with_name(f".partial-{os.getpid()}{path.suffix}")
+    partial = path.with_name(f".partial-{secrets.token_hex(8)}{path.suffix}")
     try:
         yield partial
         partial.replace(path)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import operator
 import re
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -268,8 +269,17 @@ def _named(subjects: Sequence[str | int | Sequence[int] | Subject], context: _Co
         if isinstance(subject, Subject):
             groups.append(_group_of(subject, context, listed))
         else:
-            groups.append(_group_on(subject if isinstance(subject, Sequence) else [int(subject)], context))
+            groups.append(_group_on(_positions(subject), context))
     return groups
+
+
+def _positions(subject: Any) -> list[int]:
+    try:
+        return [operator.index(at) for at in (subject if isinstance(subject, Iterable) else [subject])]
+    except TypeError:
+        raise ValueError(
+            f"{subject!r} is no subject: give a word or phrase, a token position, or a list of positions"
+        ) from None
 
 
 def _group_of(subject: Subject, context: _Context, listed: Counter[str]) -> TokenGroup:

@@ -96,6 +96,7 @@ class Recipe:
             _require(whole, what, value, f"a whole number, {least} or more")
         _require(0 < self.temperature < math.inf, "temperature", self.temperature, "above 0")
         _require(0 <= self.sigma < math.inf, "sigma", self.sigma, "0 or more")
+        object.__setattr__(self, "thresholds", _pairs(self.thresholds))
         for fraction, threshold in self.thresholds:
             _require(0 <= fraction <= 1, "a threshold's place", fraction, "a fraction of the run, 0 to 1")
             _require(0 <= threshold <= 1, "a threshold", threshold, "an attention, 0 to 1")
@@ -139,11 +140,6 @@ class Recipe:
             raise ValueError(
                 f"unknown in a recipe: {', '.join(unknown)}; known are {', '.join(sorted(known))}"
             )
-        if "thresholds" in values:
-            try:
-                values["thresholds"] = tuple((float(f), float(t)) for f, t in values["thresholds"])
-            except (TypeError, ValueError):
-                raise ValueError("thresholds are pairs: a fraction of the run and an attention") from None
         if base is not None:
             return replace(Recipe.named(base, recommended), **values)
         if missing := sorted(needed - values.keys()):
@@ -192,6 +188,15 @@ def recipe_names() -> tuple[str, ...]:
 @cache
 def _packaged_recipes() -> Mapping[str, Mapping[str, Any]]:
     return json.loads(files("attend_excite").joinpath("data/recipes.json").read_text(encoding="utf-8"))
+
+
+def _pairs(thresholds: Any) -> tuple[tuple[float, float], ...]:
+    try:
+        return tuple((float(fraction), float(threshold)) for fraction, threshold in thresholds)
+    except (TypeError, ValueError):
+        raise ValueError(
+            "thresholds are pairs: a fraction of the run and an attention, as (0.2, 0.5)"
+        ) from None
 
 
 def _floor(value: float) -> int:

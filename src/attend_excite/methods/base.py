@@ -82,7 +82,7 @@ class Run:
         negative: the negative prompt; "": none.
         cross_attention_kwargs: handed to the UNet's attention processors.
         map_places: the layers whose maps are wanted; empty: none are.
-        maps: (B, height, width, tokens) a step, filled where `map_places` is given.
+        maps: (B, height, width, tokens) a step, filled by `predict_guided` where `map_places` is given.
         visits: per step index, what nursing did; filled by the method.
     """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -78,17 +78,23 @@ class StructureDiffusion:
             yield denoise
 
     def _find_phrases(self, run: Run, prompt: str) -> list[_Phrase]:
-        tokenizer = run.model.tokenizer
-        tokens = tokenizer(prompt, truncation=True).input_ids
-        found: dict[str, list[_Phrase]] = {}
+        def token_ids(text: str) -> list[int]:
+            # A learnt word may stand for several tokens.
+            written_out: Any = run.model.pipeline.maybe_convert_prompt(text, run.model.tokenizer)
+            return run.model.tokenizer(written_out, truncation=True).input_ids
+
+        tokens = token_ids(prompt)
+        phrases: list[_Phrase] = []
+        ends: dict[str | None, int] = {}
         for text in find_phrases(prompt) if self.phrases is None else self.phrases:
-            wanted = tokenizer(text).input_ids[1:-1]
-            earlier = found.setdefault(text, [])
-            first = earlier[-1].tokens.stop if earlier else 1
-            for start in range(first, len(tokens) - len(wanted)):
+            wanted = token_ids(text)[1:-1]
+            # Those that are found stand one behind the other; given ones may come in any order.
+            kind = None if self.phrases is None else text
+            for start in range(ends.get(kind, 1), len(tokens) - len(wanted)):
                 place = slice(start, start + len(wanted))
                 if wanted and tokens[place] == wanted:
-                    earlier.append(_Phrase(text, place))
+                    phrases.append(_Phrase(text, place))
+                    ends[kind] = place.stop
                     break
             else:
                 # What the tagger finds is missing only where the model's context cuts the prompt.
@@ -97,7 +103,6 @@ class StructureDiffusion:
                         f"the phrase '{text}' is not in '{prompt}', or not so often: "
                         "write it as the prompt has it"
                     )
-        phrases = [phrase for occurrences in found.values() for phrase in occurrences]
         if not phrases:
             raise ValueError(f"no noun phrase found in '{prompt}': name one or more with phrases=[...]")
         return phrases

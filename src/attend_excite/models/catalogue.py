@@ -40,6 +40,7 @@ class CatalogueEntry:
     kind: str = "generator"
 
 
+@torch.inference_mode(False)  # weights that are made in a caller's could never be nursed with
 def load(
     model: str | Path | DiffusionPipeline,
     *,

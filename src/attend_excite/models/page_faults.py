@@ -44,7 +44,7 @@ def sparing_page_faults(network: nn.Module) -> Iterator[None]:
 def _other_way(layer: nn.Module) -> Callable[..., Tensor] | None:
     if "forward" in vars(layer):
         return None
-    if type(layer) is FeedForward:
+    if type(layer) is FeedForward and all(weight.is_cpu for weight in layer.parameters()):
         return _feed_forward
     return _convolution if _is_large(layer) else None
 

@@ -108,10 +108,11 @@ def test_a_word_with_a_hyphen_is_drawn_as_it_is_written(tiny: Model) -> None:
     assert tiny.dominant_tokens["an image of a t-shirt", (5, 7)] in (0, 1)
 
 
-def test_it_draws_in_a_callers_inference_mode_too(tiny: Model) -> None:
+def test_it_loads_and_draws_in_a_callers_inference_mode_too(tiny: Model, tiny_folder: Path) -> None:
     expected = _run(tiny)
     with torch.inference_mode():
         assert torch.equal(_run(tiny).latents, expected.latents)
+        assert _run(load(tiny_folder)).latents.isfinite().all()
 
 
 def test_maps_are_of_the_conditional_pass_and_any_shape(tiny: Model) -> None:

@@ -40,6 +40,7 @@ from transformers import (
     SwinConfig,
 )
 from transformers.models.owlv2.modeling_owlv2 import Owlv2ObjectDetectionOutput
+from typer.testing import CliRunner
 
 pytest.importorskip("pyarrow", reason="the benchmark's extra is not installed")
 
@@ -53,6 +54,7 @@ from attend_excite.benchmark.metrics import (
     Metric,
     VqaScore,
 )
+from attend_excite.benchmark.metrics.base import signature
 from attend_excite.benchmark.metrics.clip import fill, sub_prompts, templates
 from attend_excite.benchmark.metrics.presence import colour_of, verdict
 from attend_excite.benchmark.metrics.vqa import chance_of_yes
@@ -64,6 +66,7 @@ from attend_excite.benchmark.score import (
     score,
     score_real_images,
 )
+from attend_excite.cli import app
 from attend_excite.models.judge import Judge
 
 _SMALL: dict[str, Any] = {
@@ -301,6 +304,22 @@ def test_detectors_give_a_verdict_on_every_subject(
     assert scores[0]["coloured"][1] in (True, False)
 
 
+@pytest.mark.parametrize("subjects", [[], None])
+def test_detector_gives_no_verdict_without_subjects(
+    subjects: list[str] | None,
+    tmp_path_factory: pytest.TempPathFactory,
+    tokenizer: CLIPTokenizer,
+    clip: Clip,
+    pictures: list[Image.Image],
+) -> None:
+    metric = DetectedPresence(_saved(tmp_path_factory, *_owl(tokenizer)), clip)
+    metric.update(pictures, [_ROWS[0], {"job": "c", "prompt": "running", "subjects": subjects}])
+    judged, unjudged = metric.compute()
+    assert judged["present"] is not None
+    assert unjudged == dict.fromkeys(judged) | {"job": "c", "scored_by": metric.scored_by}
+    assert dict(metric.unjudged) == {"no subject named": 1}
+
+
 class _Boxes:
     """Stands for a detector: two boxes in each image, of which the first text finds one and the second the
     other, in parts of the square that the processor pads the image to."""
@@ -422,6 +441,36 @@ def test_scores_are_made_once_and_black_images_left_out(tmp_path: Path) -> None:
         score(tmp_path / "elsewhere", [first])
 
 
+def test_an_image_whose_file_is_gone_is_left_unjudged(tmp_path: Path) -> None:
+    store.write_settings(tmp_path, {"model": "x"})
+    rows = [_written(tmp_path, number) for number in range(3)]
+    store.write_rows(tmp_path, rows)
+    (tmp_path / rows[1]["image"]).unlink()
+    metric = _Brightness("one")
+    with pytest.warns(UserWarning, match="files of 1 image are gone.*benchmark run as before"):
+        tally = score(tmp_path, [metric], batch_size=2)
+    assert metric.seen == [rows[0]["job"], rows[2]["job"]]
+    assert (tally.scored, tally.before, tally.missing) == (2, 0, 1)
+    # Drawn again, it is judged; what is gone after that needs no judging.
+    _written(tmp_path, 1)
+    (tmp_path / rows[0]["image"]).unlink()
+    tally = score(tmp_path, [metric], batch_size=2)
+    assert (tally.scored, tally.before, tally.missing) == (1, 2, 0)
+
+
+def test_a_folder_of_ones_own_is_another_judge_with_other_files(tmp_path: Path) -> None:
+    judge = Judge(["cat"], ["red"], width=4)
+    judge.save(tmp_path)
+    before = JudgedPresence(str(tmp_path)).scored_by
+    assert before == JudgedPresence(str(tmp_path)).scored_by
+    judge.get_buffer("thresholds").add_(0.1)
+    judge.save(tmp_path)
+    assert JudgedPresence(str(tmp_path)).scored_by != before
+    # Those of recorded scores.
+    assert JudgedPresence("stickers-judge").scored_by == "stickers-judge"
+    assert signature("openai/clip-vit-base-patch16") == "openai/clip-vit-base-patch16"
+
+
 def test_upper_bound_from_a_folder_of_real_images(
     tmp_path: Path, clip: Clip, pictures: list[Image.Image]
 ) -> None:
@@ -435,6 +484,10 @@ def test_upper_bound_from_a_folder_of_real_images(
     assert row["similarity"] == pytest.approx(by_hand, abs=1e-6)
     with pytest.raises(ValueError, match="has no images"):
         score_real_images(tmp_path, clip, tmp_path / "real" / "cat")
+    for command in (["--real", str(tmp_path / "none")], ["--real", str(tmp_path / "real" / "cat" / "0.png")]):
+        result = CliRunner().invoke(app, ["benchmark", "score", str(tmp_path), *command])
+        assert result.exit_code == 2
+        assert "there is no folder" in " ".join(result.stderr.split())
 
 
 def test_the_bundled_judges_are_for_the_bundled_model() -> None:
@@ -443,6 +496,8 @@ def test_the_bundled_judges_are_for_the_bundled_model() -> None:
     assert STICKERS.replaced({"judge": "none", "vqa": "v", "clip": None}).judge is None
     with pytest.raises(ValueError, match="need CLIP"):
         STICKERS.replaced({"clip": "none"})
+    with pytest.raises(ValueError, match="nobody is left to judge"):
+        STICKERS.replaced(dict.fromkeys(("clip", "captioner", "judge"), "none"))
 
 
 def test_averages_are_of_prompts_and_not_of_images() -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +48,15 @@ class Judges:
         """With others by name: "none" leaves one out, None keeps it.
 
         Raises:
-            ValueError: a judge that needs CLIP is left without it.
+            ValueError: a judge that needs CLIP is left without it, or nobody is left.
         """
         judges = replace(
             self, **{key: None if name == "none" else name for key, name in names.items() if name}
         )
         if judges.clip is None and (judges.captioner or judges.detector):
             raise ValueError("captions and the detector's colours need CLIP: leave those out too")
+        if not any(astuple(judges)):
+            raise ValueError('nobody is left to judge: name a judge, or take a "none" away')
         return judges
 
     def metrics(self, device: str | torch.device, wording: Wording) -> list[Metric]:
@@ -102,6 +105,7 @@ class Tally:
         before: images that all metrics had judged before.
         nsfw: images that were blacked out and are left out (A.3).
         failed: images that could not be drawn.
+        missing: images that were to be judged now, and whose file is gone.
         seconds: that it took, loading of models excluded.
     """
 
@@ -109,6 +113,7 @@ class Tally:
     before: int
     nsfw: int
     failed: int
+    missing: int
     seconds: float
 
     @property
@@ -128,6 +133,7 @@ def score(
 
     An image is read once, for all metrics that lack it. Scores are written as they come, so that an end at
     any moment loses a few hundred of them. Scores by another model, or in another wording, are made anew.
+    Images whose file is gone are left unjudged, with a warning: the run doesn't count them as done either.
 
     Args:
         run: the run's folder, or its URL.
@@ -143,7 +149,10 @@ def score(
     shown = [row for row in rows if row["image"] is not None and not row["nsfw"]]
     missing = {metric: _missing(run, metric, shown) for metric in metrics}
     wanted = set().union(*missing.values())
-    todo = [row for row in shown if row["job"] in wanted]
+    unjudged = [row for row in shown if row["job"] in wanted]
+    there = store.jobs_with_image(run)
+    todo = [row for row in unjudged if row["job"] in there]
+    gone = len(unjudged) - len(todo)
 
     began = time.perf_counter()
     try:
@@ -158,11 +167,18 @@ def score(
                 progress(done, len(todo))
     finally:
         _write(run, metrics)
+    if gone:
+        warnings.warn(
+            f"the files of {gone} {'image' if gone == 1 else 'images'} are gone, so nobody could judge them: "
+            "the same attend-excite benchmark run as before draws them again",
+            stacklevel=2,
+        )
     return Tally(
         scored=len(todo),
-        before=len(shown) - len(todo),
+        before=len(shown) - len(unjudged),
         nsfw=sum(bool(row["nsfw"]) for row in rows),
         failed=sum(row["image"] is None for row in rows),
+        missing=gone,
         seconds=time.perf_counter() - began,
     )
 
@@ -176,21 +192,31 @@ def score_real_images(run: str | Path, clip: Clip, folder: Path) -> None:
         folder: one folder of images a subject, each with the subject's name; 50 images each in the paper.
 
     Raises:
-        ValueError: the folder has no such folders with images.
+        ValueError: see `real_images`.
     """
-    folders = {path.name: _image_files(path) for path in sorted(folder.iterdir()) if path.is_dir()}
-    if not any(folders.values()):
-        raise ValueError(f"'{folder}' has no images: it must hold a folder of images for each subject")
     rows = []
-    for subject, paths in folders.items():
-        if paths:
-            with torch.inference_mode():
-                images = clip.images([Image.open(path).convert("RGB") for path in paths])
-                similarity = float((images @ clip.prompt(f"a {subject}")).mean())
-            rows.append(
-                {"job": subject, "scored_by": clip.described, "similarity": similarity, "images": len(paths)}
-            )
+    for subject, paths in real_images(folder).items():
+        with torch.inference_mode():
+            images = clip.images([Image.open(path).convert("RGB") for path in paths])
+            similarity = float((images @ clip.prompt(f"a {subject}")).mean())
+        rows.append(
+            {"job": subject, "scored_by": clip.described, "similarity": similarity, "images": len(paths)}
+        )
     store.write_scores(run, UPPER_BOUND, rows)
+
+
+def real_images(folder: Path) -> dict[str, list[Path]]:
+    """The images of each subject in a folder of real ones.
+
+    Raises:
+        ValueError: there is no such folder, or it has no folders with images.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder '{folder}': real images are in a folder for each subject in it")
+    subjects = {path.name: _image_files(path) for path in sorted(folder.iterdir()) if path.is_dir()}
+    if not any(subjects.values()):
+        raise ValueError(f"'{folder}' has no images: it must hold a folder of images for each subject")
+    return {subject: paths for subject, paths in subjects.items() if paths}
 
 
 def _image_files(folder: Path) -> list[Path]:

@@ -153,9 +153,12 @@ def score(
         stopped="stopped: what was judged is kept, and the same command goes on",
         out_of_memory="out of memory: lower --batch-size",
     ):
+        from attend_excite.benchmark.score import real_images
         from attend_excite.cli.benchmark_score import score_benchmark
 
         quieten_libraries()
+        if real is not None:
+            real_images(real)  # A mistake shows before all images are judged.
         names = {"clip": clip, "captioner": captioner, "judge": judge, "detector": detector, "vqa": vqa}
         score_benchmark(run, names, wording, real, device, batch_size)
 

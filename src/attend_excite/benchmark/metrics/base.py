@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from PIL import Image
 
-from attend_excite.models import source_of
+from attend_excite.models import catalogue, source_of
 from attend_excite.models.catalogue import seek
 
 Row = Mapping[str, Any]
@@ -57,6 +59,21 @@ class Metric(ABC):
     @abstractmethod
     def _judge(self, images: Sequence[Image.Image], rows: Sequence[Row]) -> list[dict[str, Any]]:
         """The metric's own columns, a row an image."""
+
+
+def signature(name: str) -> str:
+    """How a judge signs its scores: by its name, to which a folder of the user's adds a digest of its files,
+    so that scores aren't mixed with those that it gave before it was changed."""
+    folder = Path(name)
+    if name in catalogue() or not folder.is_dir():
+        return name
+    digest = hashlib.sha256()
+    # Models lie in the folder itself; what is below it are other states of the training.
+    for path in sorted(path for path in folder.iterdir() if path.is_file() and path.name[0] != "."):
+        with path.open("rb") as file:
+            digest.update(path.name.encode())
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return f"{name} ({digest.hexdigest()[:8]})"
 
 
 def pretrained(kind: Any, name: str, device: str | torch.device) -> tuple[Any, Any]:

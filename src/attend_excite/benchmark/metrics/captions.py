@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from attend_excite.benchmark.metrics.base import Metric, Row, pretrained
+from attend_excite.benchmark.metrics.base import Metric, Row, pretrained, signature
 from attend_excite.benchmark.metrics.clip import Clip
 
 PROMPT = "a picture of "
@@ -36,7 +36,7 @@ class CaptionSimilarity(Metric):
     def __init__(self, captioner: str, clip: Clip, device: str | torch.device = "cpu") -> None:
         from transformers import AutoModelForImageTextToText
 
-        super().__init__(f"{captioner} and {clip.described}")
+        super().__init__(f"{signature(captioner)} and {clip.described}")
         self._clip = clip
         self._model, self._processor = pretrained(AutoModelForImageTextToText, captioner, device)
 

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from attend_excite.benchmark.metrics.base import Metric, Row, pretrained
+from attend_excite.benchmark.metrics.base import Metric, Row, pretrained, signature
 from attend_excite.nouns import find_phrases
 
 Wording = Literal["official", "paper"]
@@ -80,7 +80,7 @@ class Clip:
     def __init__(self, name: str, device: str | torch.device = "cpu", wording: Wording = "official") -> None:
         from transformers import AutoModel
 
-        self.name = name
+        self.signature = signature(name)
         self.wording: Wording = wording
         self._model, self._processor = pretrained(AutoModel, name, device)
         self._prompts: dict[str, Tensor] = {}
@@ -88,7 +88,7 @@ class Clip:
     @property
     def described(self) -> str:
         """All that its similarities depend on: "stickers-clip, official wording"."""
-        return f"{self.name}, {self.wording} wording"
+        return f"{self.signature}, {self.wording} wording"
 
     def images(self, images: Sequence[Image.Image]) -> Tensor:
         """(images, width) unit vectors."""

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from attend_excite.benchmark.metrics.base import Metric, Row, pretrained
+from attend_excite.benchmark.metrics.base import Metric, Row, pretrained, signature
 from attend_excite.benchmark.metrics.clip import Clip
-from attend_excite.benchmark.metrics.presence import colours, colours_of, verdict, without_colour
+from attend_excite.benchmark.metrics.presence import COLUMNS, colours, colours_of, verdict, without_colour
 
 Box = tuple[int, int, int, int]
 """Left, top, right and bottom in pixels."""
@@ -21,7 +21,8 @@ THRESHOLD = 0.3
 
 class DetectedPresence(Metric):
     """A detector's `verdict`: a subject is present where its best box is sure enough, and has the colour that
-    CLIP finds likeliest of the crop (Ghosh et al., GenEval, 2023).
+    CLIP finds likeliest of the crop (Ghosh et al., GenEval, 2023). A prompt without subjects has none: its
+    columns are null.
 
     Args:
         detector: OWLv2, Grounding DINO or another of transformers' zero-shot detectors.
@@ -37,7 +38,7 @@ class DetectedPresence(Metric):
     def __init__(self, detector: str, clip: Clip, device: str | torch.device = "cpu") -> None:
         from transformers import AutoModelForZeroShotObjectDetection
 
-        super().__init__(f"{detector} and {clip.name}, from {THRESHOLD:g}")
+        super().__init__(f"{signature(detector)} and {clip.signature}, from {THRESHOLD:g}")
         self._clip = clip
         self._model, self._processor = pretrained(AutoModelForZeroShotObjectDetection, detector, device)
 
@@ -47,6 +48,9 @@ class DetectedPresence(Metric):
     def _verdict(self, image: Image.Image, row: Row) -> dict[str, Any]:
         scores, fits = [], []
         subjects = row["subjects"] or []
+        if not subjects:
+            self.unjudged["no subject named"] += 1
+            return dict.fromkeys(COLUMNS)
         things = [without_colour(subject) for subject in subjects]
         wanted_of = colours_of(subjects, row["prompt"])
         for thing, wanted, (score, box) in zip(things, wanted_of, self._best(image, things), strict=True):

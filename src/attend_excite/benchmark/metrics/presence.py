@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from PIL import Image
 
-from attend_excite.benchmark.metrics.base import Metric, Row
+from attend_excite.benchmark.metrics.base import Metric, Row, signature
 from attend_excite.models import source_of
 from attend_excite.models.judge import Judge, pixels
 
-_COLUMNS = ("scores", "present", "coloured", "neglected", "miscoloured", "right")
+COLUMNS = ("scores", "present", "coloured", "neglected", "miscoloured", "right")
+"""Of a verdict."""
 
 
 @cache
@@ -92,7 +93,7 @@ class JudgedPresence(Metric):
     name = "presence"
 
     def __init__(self, judge: str, device: str | torch.device = "cpu") -> None:
-        super().__init__(judge)
+        super().__init__(signature(judge))
         folder = Path(source_of(judge))
         if not (folder / "config.json").is_file():
             raise ValueError(f"'{judge}' is no presence judge: it must be a folder with its config.json")
@@ -113,7 +114,7 @@ class JudgedPresence(Metric):
         if not subjects or len(places) < len(subjects):
             strangers = [subject for subject in subjects if not self.knows(subject)]
             self.unjudged[f"it doesn't know {', '.join(strangers)}" if strangers else "no subject named"] += 1
-            return dict.fromkeys(_COLUMNS)
+            return dict.fromkeys(COLUMNS)
         thresholds = judge.get_buffer("thresholds")
         wanted = colours_of(subjects, row["prompt"])
         # The last colour is a sticker's own, which is no answer: a red apple in its own colour is red.

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from attend_excite.benchmark.metrics.base import Metric, Row, pretrained
+from attend_excite.benchmark.metrics.base import Metric, Row, pretrained, signature
 
 QUESTION = 'Does this figure show "{}"? Please answer yes or no.'
 """The question of VQAScore (Lin et al., 2024)."""
@@ -31,7 +31,7 @@ class VqaScore(Metric):
     def __init__(self, model: str, device: str | torch.device = "cpu") -> None:
         from transformers import AutoModelForImageTextToText
 
-        super().__init__(model)
+        super().__init__(signature(model))
         self._model, self._processor = pretrained(AutoModelForImageTextToText, model, device)
         # What is read is the last position: with padding on the left it is every text's own.
         self._processor.tokenizer.padding_side = "left"

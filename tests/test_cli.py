@@ -132,7 +132,7 @@ def test_a_warning_is_said_once(tmp_path: Path) -> None:
         ([PROMPT, "--recipe", "paper", "--method", "stable-diffusion"], "--recipe is for attend-excite"),
         ([PROMPT, "--compare", "--method", "stable-diffusion"], "choose another --method"),
         (["a cat", "--method", "composable"], "cannot be split into concepts"),
-        ([PROMPT, "--method", "composable", "--weight", "7"], "1 weights for 2 concepts"),
+        ([PROMPT, "--method", "composable", "--weight", "7"], "2 concepts, and 1 weights"),
         ([PROMPT, "--method", "reweight", "--weight", "3"], "weight is 3.0: it must be -2 to 2"),
         ([PROMPT, "--weight", "1"], "--weight is for composable"),
         ([PROMPT, "--method", "structure", "--phrase", "a dog"], "the phrase 'a dog' is not in"),

@@ -119,7 +119,7 @@ def test_recipes_from_plain_data() -> None:
             Recipe.from_dict({"base": "official", key: value})
     with pytest.raises(ValueError, match="missing in a recipe"):
         Recipe.from_dict({"step_size": 1.5})
-    with pytest.raises(ValueError, match="choose one of official, paper"):
+    with pytest.raises(ValueError, match="choose one of recommended, official, paper"):
         Recipe.named("secret")
 
 

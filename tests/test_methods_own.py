@@ -154,6 +154,11 @@ def test_the_program_draws_with_methods_of_ones_own(mine: Path) -> None:
         again = ["generate", "--from", str(pictures[0]), "--method", f"my_methods:{name}", *out]
         assert CliRunner().invoke(app, again).exit_code == 0
     assert len(list((mine / "out").iterdir())) == len(names)
+    explained = ["explain", str(pictures[0]), "--out", str(mine / "why")]
+    assert "name what drew it with --method" in " ".join(CliRunner().invoke(app, explained).output.split())
+    result = CliRunner().invoke(app, [*explained, "--method", "my_methods:light"])
+    assert result.exit_code == 0, result.output
+    assert (mine / "why" / "maps.png").is_file()
     nameless = CliRunner().invoke(app, ["generate", PROMPT, "--method", "my_methods:nameless", *out])
     assert "cannot be written down so that no other is taken for it" in nameless.output
 

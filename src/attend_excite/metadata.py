@@ -178,8 +178,8 @@ def read_origin(path: Path, method: Method | None = None) -> Origin:
         raise ValueError(f"'{path}' is not a PNG picture that can be read") from error
     if not isinstance(text, str):
         raise ValueError(
-            f"'{path}' does not say how it was made: attend-excite did not write it, "
-            "or a program has saved it since"
+            f"'{path}' does not say how it was made: attend-excite did not write it, or as a sheet "
+            "of pictures, or a program has saved it since"
         )
     try:
         values = json.loads(text)

@@ -108,7 +108,7 @@ def parse(
     text, brackets = _read_brackets(prompt)
     if brackets and subjects:
         raise ValueError(
-            "subjects are given both in [brackets] and with subjects=[...]: use one of them "
+            "subjects are given both in [brackets] and by name (subjects=[...], --subject): use one of them "
             "(a literal bracket is written \\[)"
         )
     context = _Context.of(text, tokenizer)

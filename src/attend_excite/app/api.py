@@ -113,6 +113,8 @@ def failures_as_errors() -> Iterator[None]:
 
 def _form(subjects: list[str] | None, **values: Any) -> Form:
     with failures_as_errors():
+        if isinstance(subjects, str):
+            raise ValueError(f"subjects must be a list, like [{subjects!r}]")
         return Form(subjects=None if subjects is None else tuple(map(Subject.from_text, subjects)), **values)
 
 

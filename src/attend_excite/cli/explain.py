@@ -22,6 +22,9 @@ def explain(
     animation: Annotated[
         Literal["webp", "gif"], typer.Option(help="What the animation is written as.")
     ] = "webp",
+    method: Annotated[
+        str | None, typer.Option(help="A method of your own that drew it, as MODULE:NAME.")
+    ] = None,
     device: Annotated[
         str | None,
         typer.Option(help="cpu, cuda, mps, …", show_default="where the picture was drawn, if it is here"),
@@ -33,7 +36,8 @@ def explain(
         from attend_excite.cli.summary import RESULTS, print_json
 
         quieten_libraries()
-        files = _explained(picture, out or picture.with_name(f"{picture.stem}_explained"), animation, device)
+        out = out or picture.with_name(f"{picture.stem}_explained")
+        files = _explained(picture, out, animation, method, device)
         if as_json:
             print_json({name: str(path) for name, path in files.items()})
         else:
@@ -41,7 +45,9 @@ def explain(
                 RESULTS.print(f"{name}: {path}", markup=False, highlight=False)
 
 
-def _explained(picture: Path, out: Path, animation: str, device: str | None) -> dict[str, Path]:
+def _explained(
+    picture: Path, out: Path, animation: str, method: str | None, device: str | None
+) -> dict[str, Path]:
     """The files that were written, by what they show."""
     from attend_excite.cli.drawing import Request, generations, method_label, prepare, settings_label
     from attend_excite.explain import (
@@ -51,12 +57,15 @@ def _explained(picture: Path, out: Path, animation: str, device: str | None) -> 
         maps_figure,
         save_animation,
     )
+    from attend_excite.guidance.schedule import Recipe
     from attend_excite.metadata import read_origin, write_png, written_whole
+    from attend_excite.methods.own import find_method
 
-    origin = read_origin(picture)
+    origin = read_origin(picture, None if method is None else find_method(method))
     # A picture whose method knows no subjects is explained by the one that nursing would have made.
     drawn_by = origin.settings.method
-    method = "attend-excite" if drawn_by.attends_to_prompt and not drawn_by.uses_subjects else None
+    if drawn_by.attends_to_prompt and not drawn_by.uses_subjects:
+        method = "attend-excite"
     plan = prepare(Request(out, source=picture, method=method, device=device, compare=True, maps=True))
     runs = {method_label(settings): result for settings, _, result in generations(plan)}
     image = plan.batches[0].index(origin.seed)
@@ -76,6 +85,8 @@ def _explained(picture: Path, out: Path, animation: str, device: str | None) -> 
         label, run = list(runs.items())[-1]
         write_png(files["evolution"], evolution_figure(run, image, subtitle=f"{label} · {subtitle}"))
         recipe = getattr(nursed.method, "recipe", None)
+        if isinstance(recipe, str):
+            recipe = Recipe.named(recipe, plan.model.recipe)
         with written_whole(files["curves"]) as partial:
             curves_figure(runs, recipe, image, subtitle=subtitle).savefig(partial)
         save_animation(files["animation"], animation_frames(runs, image, subtitle=subtitle))

@@ -42,7 +42,7 @@ class Recipe:
     """The numbers of Attend-and-Excite (Section 4 and Appendix A.1).
 
     Attributes:
-        step_size: alpha at the first step, above 0. It halves under the root or linearly, see `decay`.
+        step_size: alpha at the first step, above 0; see `decay` for how it falls.
         decay: "square-root": step_size * sqrt(1 .. 0.5) over the whole run, as in the authors' code;
             "linear": step_size * (1 .. 0.5) over the altered steps, as in Appendix A.1.
         thresholds: (fraction of the run, attention demanded there) pairs, both 0 to 1.
@@ -116,7 +116,7 @@ class Recipe:
         if name == "recommended":
             return recommended or Recipe.named("official")
         if name not in recipes:
-            raise ValueError(f"unknown recipe '{name}': choose one of {', '.join(recipes)}")
+            raise ValueError(f"unknown recipe '{name}': choose one of recommended, {', '.join(recipes)}")
         return Recipe.from_dict(recipes[name], recommended)
 
     @staticmethod

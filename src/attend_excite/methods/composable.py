@@ -95,7 +95,7 @@ class ComposableDiffusion:
         if len(weights) != len(parts):
             named = ", ".join(f"'{part.text}'" for part in parts)
             raise ValueError(
-                f"{len(weights)} weights for {len(parts)} concepts: give one for each of {named}"
+                f"there are {len(parts)} concepts, and {len(weights)} weights: give one for each of {named}"
             )
         signed = [-weight if part.negated else weight for weight, part in zip(weights, parts, strict=True)]
         return torch.tensor(signed, dtype=run.latents_dtype, device=run.text.device)

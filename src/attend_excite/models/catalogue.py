@@ -172,6 +172,11 @@ def _as_text_to_image(pipeline: DiffusionPipeline) -> StableDiffusionPipeline:
             f"the UNet of this {type(pipeline).__name__} needs more than latents and a text, as those of "
             "inpainting and of SDXL do: choose a text-to-image model of Stable Diffusion 1.x or 2.x"
         )
+    if unet["encoder_hid_dim_type"] is not None:
+        raise ValueError(
+            f"the UNet of this {type(pipeline).__name__} wants more than a text, as with an IP-Adapter: "
+            "take that out with unload_ip_adapter()"
+        )
     if unet["time_cond_proj_dim"] is not None:
         raise ValueError(
             f"the UNet of this {type(pipeline).__name__} is told the guidance, as those of latent "

@@ -23,7 +23,7 @@ from attend_excite.attention.places import Place, cross_attention_places, downsa
 from attend_excite.methods.attend_excite import AttendAndExcite
 from attend_excite.methods.base import Method, Run, Step
 from attend_excite.models.model import Model, fitting_batch_size, offloaded_afterwards, prepared
-from attend_excite.schedulers import shift_carrier
+from attend_excite.schedulers import seed_noise, shift_carrier
 from attend_excite.subjects import Prompt, Subject, locate, parse
 from attend_excite.trace import Trace, TraceStep, updates_of
 
@@ -168,8 +168,7 @@ def generate(
             run.map_places = places
             run.scheduler.set_timesteps(steps, device=model.device)
             iterations = len(run.scheduler.timesteps)
-            if getattr(run.scheduler, "noise_sampler_seed", 0) is None:  # DPM++ SDE takes no generator
-                run.scheduler.noise_sampler_seed = [seed for _, seed in batch]
+            seed_noise(run.scheduler, [seed for _, seed in batch])
             bar.total = done + iterations * -(-(len(jobs) - start) // in_one_pass)
             after_step = _reporter(bar, callback, range(start, start + len(batch)), iterations)
             generators = [torch.Generator().manual_seed(seed) for _, seed in batch]

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
@@ -206,6 +206,16 @@ def revision_of(model: Model) -> str | None:
     folder = str(model.unet.config.get("_name_or_path", ""))
     commit = re.search(r"snapshots[/\\]([0-9a-f]{40})\b", folder)
     return commit[1] if commit else None
+
+
+def digest_of(folder: Path, files: Iterable[Path]) -> str:
+    """16 hex digits of the names and the contents of some of a folder's files, in any order."""
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        with path.open("rb") as file:
+            digest.update(f"{path.relative_to(folder)}".encode())
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
 
 
 def as_plain_data(value: Any) -> Any:

@@ -1,14 +1,21 @@
-"""Schedulers that go back to latents from before a shift, and how the shift reaches them all the same."""
+"""What some schedulers need beside their steps: shifts of latents that they keep, seeds of their noise."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 
 # UniPC and SA-Solver work the latents in hand out anew, from those before and what the model says now.
 _CORRECTORS = ("multistep_uni_c_bh_update", "stochastic_adams_moulton_update")
+
+
+def seed_noise(scheduler: Any, seeds: Sequence[int]) -> None:
+    """Give DPM++ SDE, which takes no generator, each image's seed for the noise that it adds, unless its
+    owner gave it one. The scheduler is a run's own."""
+    if getattr(scheduler, "noise_sampler_seed", 0) is None:
+        scheduler.noise_sampler_seed = list(seeds)
 
 
 def shift_carrier(scheduler: Any) -> Callable[[Tensor | None], None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,7 +12,7 @@ from typing import Any
 from attend_excite.benchmark.prompts import BenchmarkPrompt
 from attend_excite.benchmark.store import name_of
 from attend_excite.guidance.schedule import Recipe
-from attend_excite.metadata import as_plain_data, revision_of
+from attend_excite.metadata import as_plain_data, digest_of, revision_of
 from attend_excite.methods import METHODS, AttendAndExcite, Method, StableDiffusion
 from attend_excite.methods.own import code_digest, find_method
 from attend_excite.models import Model, source_of
@@ -198,11 +197,6 @@ def _revision(model: Model) -> str | None:
     folder = Path(source_of(model.name))
     if not folder.is_dir():
         return revision_of(model)
-    digest = hashlib.sha256()
     # What the model recommends is part of each job that follows it, and changes no other.
     files = {path for path in folder.rglob("*") if path.suffix in _WEIGHT_FILES} - {folder / SETTINGS_FILE}
-    for path in sorted(files):
-        with path.open("rb") as file:
-            digest.update(f"{path.relative_to(folder)}".encode())
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]
+    return digest_of(folder, files)

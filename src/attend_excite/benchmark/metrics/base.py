@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from PIL import Image
 
+from attend_excite.metadata import digest_of
 from attend_excite.models import catalogue, source_of
 from attend_excite.models.catalogue import seek
 
@@ -67,13 +67,9 @@ def signature(name: str) -> str:
     folder = Path(name)
     if name in catalogue() or not folder.is_dir():
         return name
-    digest = hashlib.sha256()
     # Models lie in the folder itself; what is below it are other states of the training.
-    for path in sorted(path for path in folder.iterdir() if path.is_file() and path.name[0] != "."):
-        with path.open("rb") as file:
-            digest.update(path.name.encode())
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return f"{name} ({digest.hexdigest()[:8]})"
+    files = [path for path in folder.iterdir() if path.is_file() and path.name[0] != "."]
+    return f"{name} ({digest_of(folder, files)[:8]})"
 
 
 def pretrained(kind: Any, name: str, device: str | torch.device) -> tuple[Any, Any]:

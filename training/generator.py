@@ -3,13 +3,18 @@
 `python -m training.generator --init FOLDER --vae FOLDER` goes on from the `text_encoder`
 and `unet` of a model folder; `--latents` names the encoded scenes of that autoencoder.
 The denoising loss is weighted by min-SNR (gamma 5), the grounding loss keeps the
-cross-attention of every subject on its own sticker. In the second half a caption learns to
-pull less, so that guidance of 7.5, which is right for Stable Diffusion, is right here too.
+cross-attention of every subject on its own sticker, and now and then each sticker's patches see
+their own phrase alone. The learning rate is level until the last fifth of the steps, so that `--steps` may be
+moved while it is. In that last fifth a caption learns to pull less, so that guidance of 7.5, which
+is right for Stable Diffusion, is right here too.
+
+Passes are made with a copy of the UNet in bfloat16 where the CPU has it; the weights stay in float32.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +24,9 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from training.grounding import grounding_loss, keep_maps
+from training.grounding import grounding_loss, keep_maps, own_phrases
 from training.latents import CHUNK, Chunk, load_chunk
-from training.loop import Average, train, use_one_thread, warmup_cosine
+from training.loop import Average, train, use_one_thread
 from training.muon import Muon
 from training.sheets import save_sheet
 from training.vae import load_vae, to_images
@@ -29,12 +34,15 @@ from training.words import token_ids
 
 SNR_LIMIT = 5.0
 GROUNDING = 0.03
-CAPTION_DROPOUT = 0.15
+# What a noun and its colour should have of the attention of the patches that they are drawn on.
+SHARES = 0.12, 0.05
+CAPTION_DROPOUT = 0.12
+MASKED = 0.25  # of the scenes of several stickers
 # Captions that always tell the truth pull hard: at guidance 7.5 blue turned to cyan and brown
 # to black, at 4 they were right. Scaled by this, the pull at 7.5 is what it was at 4.
 KEPT_PULL = 4 / 7.5
 SEED = 4
-SHEET_EVERY = 300
+SHEET_EVERY = 1000
 SHEET_PROMPTS = (
     "a cat", "a red car", "a cat and a frog", "a dog and a blue balloon",
     "a lion with a crown", "a red bow and a blue bowl", "a horse and a green bench",
@@ -75,8 +83,8 @@ def load_parts(folder: Path, vae: Path) -> Parts:
 class Batch:
     """B noisy scenes, drawn from a chunk by the number of the step alone.
 
-    `noise` and `noisy` are B x 4 x 16 x 16; `ids` B x T, `places` and `wanted` as in
-    `latents.Chunk`; `times` B indices into the noise schedule; `captioned` B bool.
+    `noise` and `noisy` are B x 4 x 16 x 16; `ids` B x T, `places`, `nearest` and `roles` as in
+    `latents.Chunk`; `times` B indices into the noise schedule; `captioned` and `masked` B bool.
     """
 
     noise: Tensor
@@ -84,8 +92,10 @@ class Batch:
     times: Tensor
     ids: Tensor
     captioned: Tensor
+    masked: Tensor
     places: Tensor
-    wanted: Tensor
+    nearest: Tensor
+    roles: Tensor
 
 
 def draw_batch(chunk: Chunk, n: int, size: int, parts: Parts) -> Batch:
@@ -103,40 +113,71 @@ def draw_batch(chunk: Chunk, n: int, size: int, parts: Parts) -> Batch:
     noise = torch.randn(latents.shape, generator=rng)
     signal = kept[times][:, None, None, None]
     noisy = signal.sqrt() * latents + (1 - signal).sqrt() * noise
-    places, wanted = (torch.from_numpy(part[rows]) for part in (chunk.places, chunk.wanted))
-    return Batch(noise, noisy, times, ids, ~dropped, places, wanted)
+    layouts = (torch.from_numpy(part[rows]) for part in (chunk.places, chunk.nearest, chunk.roles))
+    places, nearest, roles = layouts
+    several = nearest.flatten(1).amax(dim=1) > 1
+    masked = several & ~dropped & (torch.rand(size, generator=rng) < MASKED)
+    return Batch(noise, noisy, times, ids, ~dropped, masked, places, nearest, roles)
+
+
+def predict(unet: UNet2DConditionModel, batch: Batch, text: Tensor, allowed: dict | None) -> Tensor:
+    """What a UNet, of whatever precision, takes for the noise; `allowed` as in `grounding.KeepMaps`."""
+    noisy = batch.noisy.to(unet.dtype, memory_format=torch.channels_last)
+    kwargs = {"allowed": allowed}
+    return unet(noisy, batch.times, text.to(unet.dtype), cross_attention_kwargs=kwargs).sample.float()
 
 
 @torch.no_grad()
-def weakened(parts: Parts, batch: Batch, pull: float) -> Tensor:
+def weakened(unet: UNet2DConditionModel, parts: Parts, batch: Batch, pull: float) -> Tensor:
     """What to predict where a caption counts for the share `pull`: the noise, drawn back
     towards what the UNet says without a caption. Without a caption: the noise."""
     if pull == 1:
         return batch.noise
-    text = parts.text([""]).expand(len(batch.noise), -1, -1)
-    noisy = batch.noisy.to(memory_format=torch.channels_last)
-    blind = parts.unet(noisy, batch.times, text).sample
+    blind = predict(unet, batch, parts.text([""]).expand(len(batch.noise), -1, -1), None)
     return torch.where(batch.captioned[:, None, None, None], blind.lerp(batch.noise, pull), batch.noise)
 
 
-def losses(parts: Parts, maps: list[Tensor], batch: Batch, pull: float) -> tuple[Tensor, Tensor]:
+def losses(
+    unet: UNet2DConditionModel, parts: Parts, maps: list[Tensor], batch: Batch, pull: float
+) -> tuple[Tensor, Tensor]:
     """The denoising loss, weighted by min-SNR, and the grounding loss.
 
-    `maps` is the list that `grounding.keep_maps` fills; `pull` as in `weakened`.
+    `unet` is that of `parts` or a copy; `maps` is the list that `grounding.keep_maps` fills for it; `pull`
+    as in `weakened`.
     """
-    target = weakened(parts, batch, pull)
+    target = weakened(unet, parts, batch, pull)
     maps.clear()
     text = parts.text_encoder(batch.ids).last_hidden_state
-    noisy = batch.noisy.to(memory_format=torch.channels_last)
-    guess = parts.unet(noisy, batch.times, text).sample
+    allowed = own_phrases(batch.nearest, batch.roles, batch.masked)
+    guess = predict(unet, batch, text, allowed)
     signal = parts.scheduler.alphas_cumprod[batch.times]
     snr = signal / (1 - signal)
     weight = snr.clamp(max=SNR_LIMIT) / snr
     denoising = weight * (guess - target).square().mean(dim=(1, 2, 3))
     # In pure noise nobody can know yet where a sticker will be.
     trust = signal.sqrt() * batch.captioned
-    grounding = trust * grounding_loss(maps, batch.places, batch.wanted)
+    grounding = trust * grounding_loss(maps, batch.places, batch.roles, SHARES)
     return denoising.mean(), grounding.mean()
+
+
+class Copy:
+    """A copy of a network in another precision, in which passes are made."""
+
+    def __init__(self, network: UNet2DConditionModel, dtype: torch.dtype) -> None:
+        self.network = copy.deepcopy(network).to(dtype)
+        self._pairs = list(zip(network.parameters(), self.network.parameters(), strict=True))
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the network's weights."""
+        for weights, copied in self._pairs:
+            copied.copy_(weights)
+
+    def return_gradients(self) -> None:
+        """Hand what the copy's passes gave to the network's own parameters."""
+        for weights, copied in self._pairs:
+            weights.grad = None if copied.grad is None else copied.grad.to(weights.dtype)
+            copied.grad = None
 
 
 @torch.no_grad()
@@ -156,15 +197,20 @@ def sample(
     return to_images(parts.vae.decode(latents / parts.vae.config.scaling_factor).sample)
 
 
+def rate_at(step: int, steps: int, warmup: int = 100) -> float:
+    """The learning rate's factor: rises, stays at 1, and falls in a line over the last fifth."""
+    return min(1.0, (step + 1) / warmup, max(0.02, 5 * (1 - step / steps)))
+
+
 def fade(step: int, steps: int) -> float:
-    """The grounding loss's factor: 1, falling to a third over the last third."""
-    return 1 - (2 / 3) * max(0.0, (step / steps - 2 / 3) * 3)
+    """The grounding loss's factor: 1, falling to a third over the last fifth."""
+    return 1 - (2 / 3) * max(0.0, 5 * (step / steps - 4 / 5))
 
 
 def pull_at(step: int, steps: int) -> float:
-    """The share of its pull that a caption keeps: all of it, falling over a sixth of the run
-    after the first half."""
-    return 1 - (1 - KEPT_PULL) * min(1.0, max(0.0, (step / steps - 1 / 2) * 6))
+    """The share of its pull that a caption keeps: all of it, falling over the first half of the last
+    fifth of the run."""
+    return 1 - (1 - KEPT_PULL) * min(1.0, max(0.0, 10 * (step / steps - 4 / 5)))
 
 
 def main() -> None:
@@ -174,20 +220,23 @@ def main() -> None:
     parser.add_argument("--init", type=Path, required=True, help="model folder to start from")
     parser.add_argument("--vae", type=Path, required=True, help="folder of the autoencoder")
     parser.add_argument("--latents", type=Path, default=Path("runs/latents"))
-    parser.add_argument("--chunks", type=int, default=10, help="chunks before the first repeats")
-    parser.add_argument("--steps", type=int, default=1600)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--chunks", type=int, default=16, help="chunks before the first repeats")
+    parser.add_argument("--steps", type=int, default=16000)
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=1e-3)
     arguments = parser.parse_args()
     use_one_thread()
 
     parts = load_parts(arguments.init, arguments.vae)
     parts.vae.requires_grad_(False)
-    maps = keep_maps(parts.unet)
+    dtype = torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+    swift = Copy(parts.unet, dtype)
+    maps = keep_maps(swift.network)
+    compiled = torch.compile(swift.network)
     trained = [*parts.unet.parameters(), *parts.text_encoder.parameters()]
     embeddings = parts.text_encoder.get_input_embeddings().parameters()
-    optimiser = Muon(trained, lr=arguments.rate, sparse=embeddings)
-    average = Average([parts.unet, parts.text_encoder], decay=0.995)
+    optimiser = Muon(trained, lr=arguments.rate, sparse=embeddings, dtype=dtype)
+    average = Average([parts.unet, parts.text_encoder], decay=0.998)
     folder = arguments.runs / "generator"
     batch = arguments.batch
     loaded: dict[int, Chunk] = {}
@@ -201,11 +250,13 @@ def main() -> None:
 
     def take_step(n: int) -> dict[str, float]:
         for group in optimiser.param_groups:
-            group["lr"] = arguments.rate * warmup_cosine(n, arguments.steps, warmup=100)
+            group["lr"] = arguments.rate * rate_at(n, arguments.steps)
         drawn = draw_batch(chunk_of(n), n, batch, parts)
-        denoising, grounding = losses(parts, maps, drawn, pull_at(n, arguments.steps))
+        swift.update()
         optimiser.zero_grad(set_to_none=True)
+        denoising, grounding = losses(compiled, parts, maps, drawn, pull_at(n, arguments.steps))
         (denoising + GROUNDING * fade(n, arguments.steps) * grounding).backward()
+        swift.return_gradients()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
         average.update()
@@ -218,7 +269,10 @@ def main() -> None:
         if step // SHEET_EVERY != sheets[0] or step == arguments.steps:
             sheets[0] = step // SHEET_EVERY
             prompts = [prompt for prompt in SHEET_PROMPTS for _ in range(4)]
-            images = sample(parts, prompts, list(range(4)) * len(SHEET_PROMPTS), steps=25)
+            # As far as captions pull now: 4 before they learn to pull less, 7.5 afterwards.
+            guidance = 7.5 * KEPT_PULL / pull_at(step, arguments.steps)
+            seeds = list(range(4)) * len(SHEET_PROMPTS)
+            images = sample(parts, prompts, seeds, steps=25, guidance=guidance)
             save_sheet(folder / f"sheet-{step:05}.png", list(images), prompts)
         average.swap()
 

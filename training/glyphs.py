@@ -65,11 +65,13 @@ def all_glyphs() -> tuple[Glyph, ...]:
 
 
 def generator_glyphs() -> list[Glyph]:
-    """The few canonical drawings per subject that the generator learns."""
+    """The few canonical drawings per subject that the generator learns: `canonical.json` has their names,
+    with the set before them where not every set's will do."""
     return [
         glyph
         for glyph in all_glyphs()
-        if glyph.set in GENERATOR_SETS and glyph.name in CANONICAL[glyph.subject]
+        if glyph.set in GENERATOR_SETS
+        and {glyph.name, f"{glyph.set}/{glyph.name}"} & set(CANONICAL[glyph.subject])
     ]
 
 

@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from scipy.ndimage import distance_transform_edt
 from transformers import CLIPTokenizer
 
-from training.glyphs import GlyphBox, generator_glyphs
-from training.loop import write_atomically
-from training.scenes import CELLS, Scene, draw_scene, layout
+from training.glyphs import COLOURS, GlyphBox, generator_glyphs
+from training.loop import use_one_thread, write_atomically
+from training.scenes import CELLS, SIZE, Scene, draw_scene, layout
 from training.vae import load_vae, to_tensor
 from training.words import token_ids, token_positions
 
@@ -26,6 +27,8 @@ CHUNK = 4096
 SEED = 3
 MOST_STICKERS = 3
 UNCLEAR = 255
+# What a token is to a place: nothing, what names it, the colour before that, the rest of its phrase.
+NAME, COLOUR, REST = 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -33,26 +36,43 @@ class Chunk:
     """N scenes.
 
     `latents` N x 4 x 16 x 16 float16, scaled to about unit variance; `ids` N x T;
-    `places` N x 16 x 16 as `scenes.layout` gives them; `wanted` N x 4 x T bool: row k says
-    which tokens a patch of place k should attend to (row 0 is the background's).
+    `places` N x 16 x 16 as `scenes.layout` gives them; `nearest` N x 16 x 16, the number from 1 of the
+    sticker that a patch is nearest to; `roles` N x 4 x T: row k says what each token is to place k, the
+    background (row 0: its `NAME` is <sot> and the words for the place) or a sticker.
     """
 
     latents: np.ndarray
     ids: np.ndarray
     places: np.ndarray
-    wanted: np.ndarray
+    nearest: np.ndarray
+    roles: np.ndarray
 
 
-def wanted_tokens(tokenizer: CLIPTokenizer, scene: Scene) -> np.ndarray:
-    """4 x T bool; the background may attend to <sot> and to the words of its place."""
+def token_roles(tokenizer: CLIPTokenizer, scene: Scene) -> np.ndarray:
+    """4 x T uint8, one scene's row of `Chunk.roles`."""
+    words = scene.caption.split()
     positions = token_positions(tokenizer, scene.caption)
-    wanted = np.zeros((1 + MOST_STICKERS, tokenizer.model_max_length), dtype=bool)
-    wanted[0, 0] = True
+    roles = np.zeros((1 + MOST_STICKERS, tokenizer.model_max_length), dtype=np.uint8)
+    roles[0, 0] = NAME
     for word in scene.place_words:
-        wanted[0, positions[word]] = True
+        roles[0, positions[word]] = NAME
     for k, word in enumerate(scene.words):
-        wanted[1 + k, positions[word]] = True
-    return wanted
+        roles[1 + k, positions[word]] = NAME
+        before = word - 1
+        if before >= 0 and words[before] in COLOURS:
+            roles[1 + k, positions[before]] = COLOUR
+            before -= 1
+        if before >= 0 and words[before] in ("a", "an", "two"):
+            roles[1 + k, positions[before]] = REST
+    return roles
+
+
+def nearest_sticker(scene: Scene) -> np.ndarray:
+    """16 x 16 uint8, one scene's row of `Chunk.nearest`."""
+    cells = scene.cover.reshape(len(scene.cover), CELLS, SIZE // CELLS, CELLS, SIZE // CELLS)
+    share = cells.mean(axis=(2, 4))
+    inside = share >= share.max(axis=(1, 2), keepdims=True) / 2
+    return 1 + np.stack([distance_transform_edt(~one) for one in inside]).argmin(axis=0).astype(np.uint8)
 
 
 @torch.no_grad()
@@ -61,7 +81,8 @@ def encode_chunk(vae: AutoencoderKL, tokenizer: CLIPTokenizer, number: int) -> C
     box = GlyphBox(generator_glyphs())
     latents = np.empty((CHUNK, 4, CELLS, CELLS), dtype=np.float16)
     places = np.empty((CHUNK, CELLS, CELLS), dtype=np.uint8)
-    captions, wanted = [], []
+    nearest = np.empty_like(places)
+    captions, roles = [], []
     for start in range(0, CHUNK, 32):
         indices = range(number * CHUNK + start, number * CHUNK + start + 32)
         scenes = [draw_scene(box, SEED, index) for index in indices]
@@ -69,9 +90,10 @@ def encode_chunk(vae: AutoencoderKL, tokenizer: CLIPTokenizer, number: int) -> C
         means = vae.encode(images).latent_dist.mean * vae.config.scaling_factor
         latents[start : start + 32] = means.numpy()
         places[start : start + 32] = [layout(scene) for scene in scenes]
+        nearest[start : start + 32] = [nearest_sticker(scene) for scene in scenes]
         captions += [scene.caption for scene in scenes]
-        wanted += [wanted_tokens(tokenizer, scene) for scene in scenes]
-    return Chunk(latents, token_ids(tokenizer, captions), places, np.stack(wanted))
+        roles += [token_roles(tokenizer, scene) for scene in scenes]
+    return Chunk(latents, token_ids(tokenizer, captions), places, nearest, np.stack(roles))
 
 
 def load_chunk(folder: Path, number: int, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> Chunk:
@@ -98,6 +120,7 @@ def main() -> None:
     parser.add_argument("--latents", type=Path, default=Path("runs/latents"))
     parser.add_argument("--chunks", type=int, default=10)
     arguments = parser.parse_args()
+    use_one_thread()
     vae = load_vae(arguments.vae)
     tokenizer = CLIPTokenizer.from_pretrained(arguments.init, subfolder="tokenizer")
     for number in range(arguments.chunks):

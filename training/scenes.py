@@ -176,8 +176,8 @@ def draw_scene(box: GlyphBox, seed: int, index: int, held_out: bool = True) -> S
     for subject in subjects:
         glyph = casts[0].glyph if casts and twins else box.draw(subject, rng)
         colour = casts[0].colour if casts and twins else _colour(subject, glyph.natural, rng)
-        # A mirrored clock face runs backwards.
-        mirror = subject != "clock" and rng.random() < RULES["mirrored"]
+        # A mirrored clock face runs backwards; horses stand in profile, and one side is enough to learn.
+        mirror = subject not in RULES["never_mirrored"] and rng.random() < RULES["mirrored"]
         casts.append(Cast(glyph, colour, mirror, rng.uniform(low, high) * SIZE))
     colours = [cast.colour for cast in casts]
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from attend_excite import Model, cross_attention_places, overlay, record
-from attend_excite.attention.places import downsampling_for, map_size
+from attend_excite.attention.places import map_size
 
 
 @pytest.fixture
@@ -44,9 +44,9 @@ def test_map_size_rounds_as_the_unet_rounds(latent: tuple[int, int], size: tuple
 
 
 def test_downsampling_is_found_by_the_maps_size(tiny: Model) -> None:
-    assert downsampling_for(tiny.unet, (16, 24), (4, 6)) == 4
+    assert tiny.family.downsampling_for((16, 24), (4, 6)) == 4
     with pytest.raises(ValueError, match="the sizes here are 16x24, 8x12, 4x6"):
-        downsampling_for(tiny.unet, (16, 24), (16, 16))
+        tiny.family.downsampling_for((16, 24), (16, 16))
 
 
 def test_recording_changes_no_output_and_gives_distributions(tiny: Model, inputs: dict[str, Tensor]) -> None:

@@ -29,7 +29,6 @@ from attend_excite import (
     Subject,
     load,
 )
-from attend_excite.attention.places import attends_to_prompt_only
 
 CAT_AND_FROG = "a cat and a frog"
 # A short step keeps a random network from turning the last bit into another picture.
@@ -216,7 +215,7 @@ def test_half_precision_keeps_the_latents_wide(tiny_folder: Path, dtype: torch.d
 
 
 def test_stable_diffusion_2_normalises_over_the_prompt_only(tiny: Model) -> None:
-    assert not attends_to_prompt_only(tiny.unet)
+    assert not tiny.family.streams()[0].prompt_tokens_only
     over_prompt = replace(GENTLE.recipe, prompt_tokens_only=True)  # type: ignore[type-var]
     narrow = _run(tiny, method=AttendAndExcite(over_prompt)).trace[0].steps[0].updates[0].attention
     wide = _run(tiny).trace[0].steps[0].updates[0].attention
@@ -280,14 +279,11 @@ def test_a_unet_that_needs_more_than_text_is_refused(tiny: Model, changed: dict[
         load(StableDiffusionPipeline(**parts, requires_safety_checker=False))
 
 
-def test_a_callers_scheduler_keeps_its_settings(tiny: Model) -> None:
-    scheduler = DDIMScheduler.from_config(tiny.pipeline.scheduler.config, clip_sample=True, steps_offset=0)
-    before = dict(scheduler.config)
-    parts = {**tiny.pipeline.components, "scheduler": scheduler}
-    pipeline = StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
-    pipeline.scheduler = DDIMScheduler.from_config(before)
-    assert load(pipeline).pipeline.scheduler is pipeline.scheduler
-    assert {key: pipeline.scheduler.config[key] for key in before} == before
+def test_a_pipeline_for_another_task_is_refused(tiny: Model) -> None:
+    """Its picture to start from, or its control, would be dropped without a word."""
+    pipeline = StableDiffusionImg2ImgPipeline(**tiny.pipeline.components, requires_safety_checker=False)
+    with pytest.raises(ValueError, match=r"StableDiffusionImg2ImgPipeline is not served: .* from_pipe"):
+        load(pipeline)
 
 
 def test_offloaded_parameters_ask_for_gradients_as_before(tiny_folder: Path) -> None:

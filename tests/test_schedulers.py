@@ -50,7 +50,7 @@ class _Shifting:
     def attach(self, run: Run) -> Iterator[Denoise]:
         def step(latents: Tensor, step: Step) -> tuple[Tensor, Tensor]:
             if step.index == self.at:
-                latents = latents + 0.1 * _normal(latents.shape, 1) / run.input_scale(step)
+                latents = latents + 0.1 * _normal(latents.shape, 1) / run.vp_scale(step)
             return latents, _normal(latents.shape, 0)
 
         yield step
@@ -74,7 +74,7 @@ class _Shifting:
 def test_a_shift_reaches_the_end(tiny: Model, kind: Any, index: int) -> None:
     pipeline = copy.copy(tiny.pipeline)
     pipeline.scheduler = scheduler = kind.from_config(LIKE_STABLE_DIFFUSION)
-    model = replace(tiny, pipeline=pipeline)
+    model = replace(tiny, family=type(tiny.family)(pipeline))
     shifted, plain = (
         model.generate("a cat", method=_Shifting(at), steps=STEPS, decode=False, progress=False).latents
         for at in (index, None)

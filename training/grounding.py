@@ -15,7 +15,6 @@ from torch import Tensor
 
 from training.latents import COLOUR, NAME, UNCLEAR
 
-
 # Half precision rounds smaller chances to nothing.
 LEAST_CHANCE = 1e-6
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from attend_excite.attention.maps import AttentionMaps, overlay
-    from attend_excite.attention.places import cross_attention_places
     from attend_excite.attention.record import record
     from attend_excite.generate import Generation, StepEvent
     from attend_excite.guidance.schedule import Recipe
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from attend_excite.methods.stable_diffusion import StableDiffusion
     from attend_excite.methods.structure import StructureDiffusion
     from attend_excite.models import Model, catalogue, load
+    from attend_excite.models.families.unet import cross_attention_places
     from attend_excite.subjects import Subject
 
 __all__ = [
@@ -51,7 +51,7 @@ _HOMES = {
     "StructureDiffusion": "attend_excite.methods.structure",
     "Subject": "attend_excite.subjects",
     "catalogue": "attend_excite.models",
-    "cross_attention_places": "attend_excite.attention.places",
+    "cross_attention_places": "attend_excite.models.families.unet",
     "load": "attend_excite.models",
     "overlay": "attend_excite.attention.maps",
     "record": "attend_excite.attention.record",

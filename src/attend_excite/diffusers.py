@@ -26,11 +26,11 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
-from attend_excite.attention.places import downsampling_for
-from attend_excite.generate import decode_latents, denoise
+from attend_excite.generate import denoise
 from attend_excite.guidance.schedule import Recipe
 from attend_excite.methods.attend_excite import AttendAndExcite
 from attend_excite.methods.base import Run
+from attend_excite.models.families.stable_diffusion import StableDiffusion as StableDiffusionFamily
 from attend_excite.models.model import Model, offloaded_afterwards
 from attend_excite.subjects import Prompt, TokenGroup
 
@@ -185,15 +185,17 @@ class StableDiffusionAttendAndExcitePipeline(StableDiffusionPipeline):
             # diffusers never took over the authors' rule for Stable Diffusion 2.x.
             prompt_tokens_only=False,
         )
-        downsampling = 4 if attn_res is None else downsampling_for(self.unet, shape[2:], attn_res)
+        family, size = StableDiffusionFamily(self), (shape[2], shape[3])
+        downsampling = 4 if attn_res is None else family.downsampling_for(size, attn_res)
         run = Run(
-            model=Model(self, type(self).__name__, recipe, downsampling),
+            model=Model(family, type(self).__name__, recipe, downsampling),
             prompts=prompts,
-            text=text,
-            empty_text=empty if guided else None,
+            text=family.conditioning(text),
+            empty_text=family.conditioning(empty) if guided else None,
             guidance_scale=guidance_scale,
             scheduler=scheduler,
-            cross_attention_kwargs=cross_attention_kwargs,
+            size=size,
+            network_options={"cross_attention_kwargs": cross_attention_kwargs},
         )
 
         noise = noise.to(self._execution_device, run.latents_dtype)
@@ -217,7 +219,7 @@ class StableDiffusionAttendAndExcitePipeline(StableDiffusionPipeline):
             images: Any = denoised.to(text.dtype)
             flagged = None
             if output_type != "latent":
-                images, flagged = decode_latents(run.model, denoised, output_type or "pil")
+                images, flagged = family.decode(denoised, output_type or "pil")
         if not return_dict:
             return images, flagged
         return StableDiffusionPipelineOutput(images=images, nsfw_content_detected=flagged)

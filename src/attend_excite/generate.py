@@ -19,15 +19,19 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from attend_excite.attention.maps import AttentionMaps
-from attend_excite.attention.places import Place, cross_attention_places, downsampling_for, map_size
+from attend_excite.attention.places import map_size
 from attend_excite.methods.attend_excite import AttendAndExcite
 from attend_excite.methods.base import Method, Run, Step
+from attend_excite.methods.stable_diffusion import StableDiffusion
 from attend_excite.models.model import Model, fitting_batch_size, offloaded_afterwards, prepared
 from attend_excite.schedulers import seed_noise, shift_carrier
 from attend_excite.subjects import Prompt, Subject, locate, parse
 from attend_excite.trace import Trace, TraceStep, updates_of
 
 Subjects = Sequence[str | int | Sequence[int] | Subject]
+
+# Enough to see where a single word's attention settles, at a few passes a word and model.
+_DOMINANT_STEPS = 8
 
 
 @dataclass(frozen=True)
@@ -96,8 +100,9 @@ def generate(
     method: Method | None = None,
     subjects: Subjects | Sequence[Subjects | None] | None = None,
     seeds: int | Iterable[int] = (0,),
-    steps: int = 50,
-    guidance_scale: float = 7.5,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    true_cfg_scale: float | None = None,
     negative_prompt: str | None = "",
     height: int | None = None,
     width: int | None = None,
@@ -119,8 +124,10 @@ def generate(
         subjects: None: the nouns; else words, phrases, token positions or `Subject`s, as `parse` takes
             them. With several prompts a list of those, one a prompt, or None for its nouns.
         seeds: one or more, each 0 or more.
-        steps: denoising steps, 1 or more.
-        guidance_scale: of classifier-free guidance; 1 or less: none.
+        steps: denoising steps, 1 or more; None: as many as are usual for the model, 50 for Stable Diffusion.
+        guidance_scale: of classifier-free guidance, 1 or less: none; or of the guidance that is distilled into
+            the model, as in FLUX. None: what is usual for the model, 7.5 for Stable Diffusion.
+        true_cfg_scale: of classifier-free guidance beside distilled guidance, above 1; None: none.
         negative_prompt: what the unconditional half of the guidance sees, for all prompts; None: nothing.
         height: in pixels, a multiple of the autoencoder's factor (8); None: the model's own.
         width: likewise.
@@ -142,19 +149,29 @@ def generate(
     seeds = [operator.index(seed) for seed in (seeds if isinstance(seeds, Iterable) else [seeds])]
     size = _latent_size(model, height, width)
     _require(len(seeds) > 0 and min(seeds) >= 0, "seeds", seeds, "one or more numbers, none negative")
+    family = model.family
+    steps = family.defaults.steps if steps is None else steps
+    guidance_scale = family.defaults.guidance_scale if guidance_scale is None else guidance_scale
     _require(hasattr(steps, "__index__") and steps >= 1, "steps", steps, "a whole number, 1 or more")
     _require(0 <= guidance_scale < math.inf, "guidance_scale", guidance_scale, "0 or more, and finite")
+    if true_cfg_scale is not None and not family.distilled_guidance:
+        raise ValueError(
+            f"true_cfg_scale is for models whose guidance is distilled, and {model.name} has classifier-free "
+            "guidance: give guidance_scale alone"
+        )
+    cfg_scale = (true_cfg_scale or 1.0) if family.distilled_guidance else guidance_scale
+    distilled = guidance_scale if family.distilled_guidance else None
     negative_prompt = "" if negative_prompt is None else negative_prompt
     _require(isinstance(negative_prompt, str), "negative_prompt", negative_prompt, "one text for all prompts")
     counted = batch_size == "auto" or (hasattr(batch_size, "__index__") and batch_size >= 1)
     _require(counted, "batch_size", batch_size, '1 or more, or "auto"')
     prompts = _parse(model, prompt, subjects, method)
     if method.uses_subjects and min(map_size(size, model.attention_downsampling)) < 2:
-        least = 2 * model.attention_downsampling * model.pipeline.vae_scale_factor
+        least = 2 * model.attention_downsampling * family.pixels_per_cell
         raise ValueError(f"the picture is too small for attention maps: make it {least} pixels wide and high")
     if decode:  # there is a picture to be disappointed by
         _warn_of_unknown_words(model, prompts)
-    places = _map_places(model, size, maps) if maps else ()
+    map_downsampling = _map_downsampling(model, size, maps) if maps else None
 
     jobs = [(parsed, seed) for parsed in prompts for seed in seeds]
     in_one_pass = fitting_batch_size(model, size) if batch_size == "auto" else batch_size
@@ -164,9 +181,9 @@ def generate(
         while start < len(jobs):
             batch = jobs[start : start + in_one_pass]
             done = bar.n
-            run = _encode(model, [parsed for parsed, _ in batch], guidance_scale, negative_prompt)
-            run.map_places = places
-            run.scheduler.set_timesteps(steps, device=model.device)
+            run = _encode(model, [parsed for parsed, _ in batch], size, cfg_scale, negative_prompt, distilled)
+            run.map_downsampling = map_downsampling
+            family.set_timesteps(run.scheduler, steps, size)
             iterations = len(run.scheduler.timesteps)
             seed_noise(run.scheduler, [seed for _, seed in batch])
             bar.total = done + iterations * -(-(len(jobs) - start) // in_one_pass)
@@ -180,9 +197,9 @@ def generate(
                     raise
                 in_one_pass, bar.n = len(batch) // 2, done
                 continue
-            images, flagged = decode_latents(model, latents) if decode else ([], None)
+            images, flagged = family.decode(latents) if decode else ([], None)
             nsfw = [False] * len(batch) if flagged is None else [bool(flag) for flag in flagged]
-            results.append(_Result(images, nsfw, _trace(run, seconds), latents.cpu(), run.maps))
+            results.append(_Result(images, nsfw, _trace(run, seconds), latents.cpu(), run.maps, run.columns))
             start += len(batch)
 
     return Generation(
@@ -226,7 +243,7 @@ def denoise(
     latents = noise * scheduler.init_noise_sigma
     carry = shift_carrier(scheduler)
     seconds: list[float] = []
-    with prepared(run.model.unet), method.attach(run) as step:
+    with prepared(run.model.network), method.attach(run) as step:
         for index, timestep in enumerate(scheduler.timesteps):
             began = time.perf_counter()
             shifted, output = step(latents, Step(index, timestep))
@@ -240,13 +257,15 @@ def denoise(
 
 @dataclass(frozen=True)
 class _Result:
-    """One batch's share of a `Generation`; `maps` has one (B, H, W, tokens) tensor a step."""
+    """One batch's share of a `Generation`; `maps` has one (B, H, W, tokens) tensor a step, whose tokens are
+    those of `columns`."""
 
     images: list[Image.Image]
     nsfw: list[bool]
     trace: list[Trace]
     latents: Tensor
     maps: list[Tensor]
+    columns: tuple[int, ...] | None
 
 
 def _parse(
@@ -271,13 +290,13 @@ def _parse(
         raise ValueError(
             f"{method.title} needs a subject: name at least one, or leave subjects out to take the nouns"
         )
-    return [parse(text, model.tokenizer, named) for text, named in zip(texts, wanted, strict=True)]
+    return [parse(text, model.family.streams(), named) for text, named in zip(texts, wanted, strict=True)]
 
 
 def _warn_of_unknown_words(model: Model, prompts: Sequence[Prompt]) -> None:
     """A model that was trained on few words, as the bundled one, has noughts for all others."""
     weights = model.pipeline.text_encoder.get_input_embeddings().weight
-    if weights.is_meta:  # offloaded
+    if weights.is_meta or model.family.name != "stable-diffusion":  # offloaded, or trained on everything
         return
     for prompt in dict.fromkeys(prompts):
         ids = model.tokenizer(prompt.text, truncation=True).input_ids
@@ -292,31 +311,33 @@ def _warn_of_unknown_words(model: Model, prompts: Sequence[Prompt]) -> None:
 
 
 def _latent_size(model: Model, height: int | None, width: int | None) -> tuple[int, int]:
-    factor = model.pipeline.vae_scale_factor
+    factor = model.family.size_factor
     height = model.default_size[0] if height is None else height
     width = model.default_size[1] if width is None else width
     for what, pixels in (("height", height), ("width", width)):
         fine = hasattr(pixels, "__index__") and pixels > 0 and pixels % factor == 0
         _require(fine, what, pixels, f"a multiple of {factor} pixels")
-    return height // factor, width // factor
+    return model.latent_size(height, width)
 
 
-def _map_places(model: Model, latent: tuple[int, int], maps: bool | tuple[int, int]) -> tuple[Place, ...]:
+def _map_downsampling(model: Model, latent: tuple[int, int], maps: bool | tuple[int, int]) -> int:
     if isinstance(maps, bool):
-        return cross_attention_places(model.unet, model.attention_downsampling)
+        return model.attention_downsampling
     _require(isinstance(maps, Sequence) and len(maps) == 2, "maps", maps, "True, or (height, width)")
-    return cross_attention_places(model.unet, downsampling_for(model.unet, latent, maps))
+    return model.family.downsampling_for(latent, maps)
 
 
-def _encode(model: Model, prompts: list[Prompt], guidance_scale: float, negative_prompt: str) -> Run:
+def _encode(
+    model: Model,
+    prompts: list[Prompt],
+    size: tuple[int, int],
+    guidance_scale: float,
+    negative_prompt: str,
+    distilled: float | None,
+) -> Run:
     texts = list(dict.fromkeys(prompt.text for prompt in prompts))
-    text, empty = model.pipeline.encode_prompt(
-        texts,
-        model.device,
-        num_images_per_prompt=1,
-        do_classifier_free_guidance=guidance_scale > 1,
-        negative_prompt=[negative_prompt] * len(texts),
-    )
+    negative = negative_prompt if guidance_scale > 1 else None
+    text, empty = model.family.encode(texts, negative, distilled, size)
     rows = [texts.index(prompt.text) for prompt in prompts]
     return Run(
         model=model,
@@ -325,14 +346,33 @@ def _encode(model: Model, prompts: list[Prompt], guidance_scale: float, negative
         empty_text=None if empty is None else empty[rows],
         guidance_scale=guidance_scale,
         scheduler=copy.deepcopy(model.pipeline.scheduler),
+        size=size,
         negative=negative_prompt,
+        distilled=distilled,
+        dominant_token=lambda word, positions: _dominant_token(model, word, positions),
     )
+
+
+def _dominant_token(model: Model, prompt: str, positions: tuple[int, ...]) -> int:
+    """Which of a word's tokens most attention goes to when the model draws the word alone (Appendix A.2)."""
+    drawn = generate(
+        model,
+        prompt,
+        method=StableDiffusion(),
+        steps=_DOMINANT_STEPS,
+        guidance_scale=1.0,
+        maps=True,
+        decode=False,
+        progress=False,
+    )
+    maps = drawn.maps.values[0, ..., list(positions)]
+    return int(maps.mean(dim=0).amax(dim=(0, 1)).argmax())
 
 
 def _noise(
     model: Model, size: tuple[int, int], generators: Sequence[torch.Generator], dtype: torch.dtype
 ) -> Tensor:
-    shape = (model.unet.config["in_channels"], *size)
+    shape = (model.family.latent_channels, *size)
     noise = [torch.randn(shape, generator=generator, dtype=dtype) for generator in generators]
     return torch.stack(noise).to(model.device)
 
@@ -346,27 +386,6 @@ def _reporter(
             callback(StepEvent(index, iterations, float(timestep), images, latents))
 
     return after_step
-
-
-def decode_latents(model: Model, latents: Tensor, output_type: str = "pil") -> tuple[Any, list[bool] | None]:
-    """Denoised latents (B, C, H, W) -> pictures, blacked out where the safety checker says so.
-
-    Args:
-        model: the model.
-        latents: from `denoise`.
-        output_type: "pil", "np" or "pt", as in diffusers.
-
-    Returns:
-        The pictures, and the safety checker's verdict on each; None: the model has no checker.
-    """
-    pipeline, vae = model.pipeline, model.pipeline.vae
-    scaled = (latents / vae.config["scaling_factor"]).to(vae.dtype)
-    # One at a time: an image is the same in every batch, and the decoder's memory that of one.
-    pixels = torch.cat([vae.decode(latent[None], return_dict=False)[0] for latent in scaled])
-    pixels, flagged = pipeline.run_safety_checker(pixels, model.device, pixels.dtype)
-    shown = [True] * len(latents) if flagged is None else [not flag for flag in flagged]
-    images = pipeline.image_processor.postprocess(pixels, output_type=output_type, do_denormalize=shown)
-    return images, flagged
 
 
 def _trace(run: Run, seconds: list[float]) -> list[Trace]:
@@ -390,9 +409,19 @@ def _attention_maps(model: Model, prompts: list[Prompt], results: list[_Result])
         )
 
     def find(image: int, word: str) -> Sequence[int]:
-        return locate(word, prompts[image].text, model.tokenizer)
+        return locate(word, prompts[image].text, model.family.streams())
 
-    return AttentionMaps(torch.cat([torch.stack(result.maps, dim=1) for result in results]), find)
+    if results[0].columns is None:
+        return AttentionMaps(torch.cat([torch.stack(result.maps, dim=1) for result in results]), find)
+    # Batches keep the columns of their own longest prompts; what a batch hasn't, nobody attended to.
+    columns = tuple(sorted({column for result in results for column in result.columns or ()}))
+    values = []
+    for result in results:
+        maps = torch.stack(result.maps, dim=1)
+        wide = maps.new_zeros(*maps.shape[:-1], len(columns))
+        wide[..., [columns.index(column) for column in result.columns or ()]] = maps
+        values.append(wide)
+    return AttentionMaps(torch.cat(values), find, columns)
 
 
 def _require(fine: bool, what: str, value: object, wanted: str) -> None:

@@ -203,7 +203,7 @@ def fingerprint(*values: Any) -> str:
 
 def revision_of(model: Model) -> str | None:
     """The commit of a model from the Hub, which gives its name to the folder in the Hub's cache."""
-    folder = str(model.unet.config.get("_name_or_path", ""))
+    folder = str(model.network.config.get("_name_or_path", ""))
     commit = re.search(r"snapshots[/\\]([0-9a-f]{40})\b", folder)
     return commit[1] if commit else None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 # UniPC and SA-Solver work the latents in hand out anew, from those before and what the model says now.
@@ -50,3 +51,32 @@ def shift_carrier(scheduler: Any) -> Callable[[Tensor | None], None]:
             scheduler.sample = kept + by
 
     return carry
+
+
+def scaled_input(scheduler: Any, latents: Tensor, timestep: Tensor) -> Tensor:
+    """The latents as the network wants them: as they are but for Euler, LMS and their like, whose latents are
+    larger."""
+    if not hasattr(scheduler, "scale_model_input"):  # of flow matching
+        return latents
+    return scheduler.scale_model_input(latents, timestep)
+
+
+def vp_scale(scheduler: Any, timestep: Tensor) -> float:
+    """What the latents are multiplied by to be of variance-preserving scale: x = sqrt(a) x0 + sqrt(1 - a) noise.
+
+    In that scale one step size moves a picture as far under every scheduler and parametrisation. A latent
+    x = s x0 + n noise has it after a division by sqrt(s^2 + n^2). For diffusion this is the network's input;
+    for flow matching, where s = 1 - sigma and n = sigma, 1 / sqrt((1 - sigma)^2 + sigma^2).
+    """
+    if not _is_flow(scheduler):
+        return float(scaled_input(scheduler, torch.ones((), dtype=torch.float64), timestep))
+    at = (scheduler.timesteps == timestep.to(scheduler.timesteps)).nonzero().flatten()
+    sigma = float(scheduler.sigmas[int(at[0])])
+    return ((1 - sigma) ** 2 + sigma**2) ** -0.5
+
+
+def _is_flow(scheduler: Any) -> bool:
+    """Whether a scheduler's latents are (1 - sigma) x0 + sigma noise."""
+    config = scheduler.config
+    flows = config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
+    return bool(flows) or not hasattr(scheduler, "scale_model_input")

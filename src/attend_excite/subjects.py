@@ -60,18 +60,41 @@ class Subject:
 
 
 @dataclass(frozen=True)
+class Stream:
+    """A table of text tokens that attention is paid to: what one tokenizer makes of a prompt.
+
+    `name` is for people, as "CLIP" or "T5"; `start` is the first of its columns among all text tokens that
+    the model sees, and `width` how many it has there, padding included: of what lies beyond it the model sees
+    nothing. `template` is what the prompt is put into at "{}" before it is cut into tokens, and the first
+    `skipped` tokens of that are none of the model's. `prompt_tokens_only` says whether attention is compared
+    among the prompt's own words, without <eot> and padding, where a recipe doesn't say.
+    """
+
+    name: str
+    tokenizer: Any
+    start: int
+    width: int
+    skipped: int = 0
+    template: str = "{}"
+    prompt_tokens_only: bool = True
+
+
+@dataclass(frozen=True)
 class TokenGroup:
     """Where a subject lies in the model's context.
 
     `text` names it ("grizzly bear"; "car#2" if it isn't the prompt's first "car"). `positions`
     are those of the head word's tokens ("bear"), 0 being <sot>; several when the tokenizer splits
-    the word. `target` is 0 to 1: the attention demanded or, if `negated`, allowed.
+    the word. `target` is 0 to 1: the attention demanded or, if `negated`, allowed. `further` has the
+    positions in each further table of tokens of a model that has several; where a table's context cuts the
+    word, its positions are empty.
     """
 
     text: str
     positions: tuple[int, ...]
     target: float = 1.0
     negated: bool = False
+    further: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,20 +102,30 @@ class Prompt:
     """A parsed prompt: its text without brackets, its subjects, its tokens as they appear in the
     text, from <sot> to <eot>, and the span of characters that each was made of, (0, 0) for those two.
     What the model's context cuts is not among the tokens. A character split into several tokens is
-    that of each of them."""
+    that of each of them. `further` has the tokens and spans in each further table of tokens."""
 
     text: str
     groups: tuple[TokenGroup, ...]
     tokens: tuple[str, ...]
     spans: tuple[Span, ...]
+    further: tuple[tuple[tuple[str, ...], tuple[Span, ...]], ...] = ()
+
+    def words(self, stream: int = 0) -> tuple[int, int]:
+        """The first and the last position of the text's own tokens in a table, special ones left out."""
+        spans = self.spans if stream == 0 else self.further[stream - 1][1]
+        own = [position for position, span in enumerate(spans) if span != (0, 0)]
+        return (own[0], own[-1]) if own else (1, 0)
 
 
 def parse(
     prompt: str,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | Sequence[Stream],
     subjects: Sequence[str | int | Sequence[int] | Subject] | None = None,
 ) -> Prompt:
     """Find the subjects of a prompt and the tokens they lie on (paper, appendix A.2).
+
+    `tokenizer` is a CLIP model's only one, or all tables of tokens that a model attends to: a subject is found
+    in each of them by its characters, and its positions, and token positions given, are those of the first.
 
     With `subjects` None they are the phrases in brackets, "a [cat] and a [yellow bowl]" (a literal
     bracket is written `\\[`), or else the nouns (`find_nouns`). Otherwise each is a string as in
@@ -111,7 +144,7 @@ def parse(
             "subjects are given both in [brackets] and by name (subjects=[...], --subject): use one of them "
             "(a literal bracket is written \\[)"
         )
-    context = _Context.of(text, tokenizer)
+    context = _Context.of_streams(text, tokenizer)
     if subjects is not None:
         groups = _named(subjects, context)
     elif brackets:
@@ -119,22 +152,34 @@ def parse(
     else:
         groups = _automatic(context)
     _refuse_duplicates(groups)
-    if context.cut:
-        warnings.warn(
-            f"the prompt is longer than the model's context of {context.limit} tokens: "
-            f"{context.cut!r} is cut",
-            stacklevel=2,
-        )
-    return Prompt(text, tuple(_with_distinct_texts(groups)), context.tokens, context.offsets)
+    for reading in (context, *context.further):
+        if reading.cut:
+            of = f" ({reading.name})" if context.further else ""
+            warnings.warn(
+                f"the prompt is longer than the model's context of {reading.limit} tokens{of}: "
+                f"{reading.cut!r} is cut",
+                stacklevel=2,
+            )
+    further = tuple((reading.tokens, reading.offsets) for reading in context.further)
+    groups = _with_distinct_texts(groups)
+    return Prompt(text, tuple(groups), context.tokens, context.offsets, further)
 
 
-def locate(word: str, text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The token positions of a word or phrase of a text that has no marked subjects.
+def locate(word: str, text: str, tokenizer: PreTrainedTokenizerBase | Sequence[Stream]) -> tuple[int, ...]:
+    """The columns of a word or phrase of a text that has no marked subjects, among all tokens that the model
+    attends to: with one table of tokens its positions there.
 
     Raises ValueError as `parse` does, if the word isn't in the text or lies beyond the context.
     """
-    (group,) = _named([word], _Context.of(text, tokenizer))
-    return group.positions
+    context = _Context.of_streams(text, tokenizer)
+    (group,) = _named([word], context)
+    return columns_of(group, [reading.start for reading in (context, *context.further)])
+
+
+def columns_of(group: TokenGroup, starts: Sequence[int]) -> tuple[int, ...]:
+    """A subject's columns among all tokens that the model attends to; `starts` are those of its tables."""
+    tables = zip((group.positions, *group.further), starts, strict=True)
+    return tuple(start + position for positions, start in tables for position in positions)
 
 
 def unmarked(prompt: str) -> str:
@@ -188,33 +233,69 @@ class _Context:
     tokens: tuple[str, ...]
     offsets: tuple[Span, ...]
     limit: int
+    name: str = ""
+    start: int = 0
+    further: tuple[_Context, ...] = ()
 
     @classmethod
-    def of(cls, text: str, tokenizer: PreTrainedTokenizerBase) -> _Context:
-        encoded: Any = tokenizer(text, truncation=True, return_offsets_mapping=True)
-        start, *tokens, end = tokenizer.convert_ids_to_tokens(encoded["input_ids"])
-        first, *spans, last = encoded["offset_mapping"]
-        limit = tokenizer.model_max_length
-        # The pipeline writes out a learnt word of several vectors as so many tokens.
-        written_out = [
-            span
-            for token, span in zip(tokens, spans, strict=True)
-            for _ in range(1 + _further_vectors(token, tokenizer))
-        ][: limit - 2]
-        words = [text[a:b] for a, b in written_out]
-        return cls(text, (start, *words, end), (first, *written_out, last), limit)
+    def of_streams(cls, text: str, tokenizer: PreTrainedTokenizerBase | Sequence[Stream]) -> _Context:
+        streams = tokenizer
+        if not isinstance(streams, Sequence):
+            streams = [Stream("", tokenizer, 0, streams.model_max_length)]
+        first, *further = (cls.of(text, stream) for stream in streams)
+        return replace(first, further=tuple(further))
+
+    @classmethod
+    def of(cls, text: str, stream: Stream) -> _Context:
+        tokenizer, limit, before = stream.tokenizer, stream.width, stream.template.index("{}")
+        encoded: Any = tokenizer(
+            stream.template.replace("{}", text),
+            truncation=True,
+            max_length=limit + stream.skipped,
+            return_offsets_mapping=True,
+            return_special_tokens_mask=True,
+        )
+        tokens = tokenizer.convert_ids_to_tokens(encoded["input_ids"])
+        rows = list(zip(tokens, encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True))
+        words, spans = [], []
+        for token, (a, b), special in rows[stream.skipped :]:
+            span = (max(a - before, 0), min(b - before, len(text)))
+            if special or span[0] >= span[1]:  # of the tokenizer, or of the template
+                words.append(token)
+                spans.append((0, 0))
+                continue
+            # The pipeline writes out a learnt word of several vectors as so many tokens.
+            for _ in range(1 + _further_vectors(token, tokenizer)):
+                words.append(text[slice(*span)])
+                spans.append(span)
+        if len(words) > limit:
+            kept = limit - (spans[-1] == (0, 0))
+            words, spans = words[:kept] + words[len(words) - limit + kept :], spans[:kept] + [(0, 0)]
+        return cls(text, tuple(words), tuple(spans), limit, stream.name, stream.start)
 
     @property
     def end(self) -> int:
         """The character at which the model stops reading."""
-        if len(self.tokens) < self.limit or len(self.tokens) == 2:
+        ends = [span[1] for span in self.offsets if span != (0, 0)]
+        if len(self.tokens) < self.limit or not ends:
             return len(self.text)
-        return self.offsets[-2][1]
+        return ends[-1]
 
     @property
     def cut(self) -> str:
         words = [w[0] for w in re.finditer(r"\S+", self.text) if w.end() > self.end]
         return " ".join(words)
+
+    def group(self, text: str, span: Span, target: float = 1.0, negated: bool = False) -> TokenGroup:
+        """A subject on its head word; ValueError if every table's context cuts it."""
+        readings = (self, *self.further)
+        # Where all cut it, asking the first raises the error that names the words.
+        seen = [reading.end >= span[1] for reading in readings]
+        seen[0] |= not any(seen)
+        first, *further = (
+            reading.positions(span) if there else () for reading, there in zip(readings, seen, strict=True)
+        )
+        return TokenGroup(text, first, target, negated, tuple(further))
 
     def positions(self, span: Span) -> tuple[int, ...]:
         """The tokens of a head word; ValueError if the context cuts any of them."""
@@ -224,11 +305,7 @@ class _Context:
                 f"{word!r} lies beyond the model's context of {self.limit} tokens, which cuts "
                 f"{self.cut!r}: shorten the prompt or move the word forward"
             )
-        found = [
-            position
-            for position in range(1, len(self.tokens) - 1)
-            if self.offsets[position][0] < span[1] and self.offsets[position][1] > span[0]
-        ]
+        found = [position for position, (a, b) in enumerate(self.offsets) if a < span[1] and b > span[0]]
         if not found:
             raise ValueError(f"{word!r} has no token of its own: choose another word")
         # The hyphen of "t-rex" shows nothing that could be attended to.
@@ -246,17 +323,17 @@ def _automatic(context: _Context) -> list[TokenGroup]:
     nouns = find_nouns(context.text)
     if not nouns:
         raise ValueError(f"no noun found in {context.text!r}: {_HELP}")
-    inside = [noun for noun in nouns if noun.head_span[1] <= context.end]
+    end = max(reading.end for reading in (context, *context.further))
+    inside = [noun for noun in nouns if noun.head_span[1] <= end]
     # When every noun was cut, asking for one of them raises the error that names the cut words.
     return [
-        TokenGroup(_label(noun.text, noun.span[0], context), context.positions(noun.head_span))
-        for noun in inside or nouns
+        context.group(_label(noun.text, noun.span[0], context), noun.head_span) for noun in inside or nouns
     ]
 
 
 def _group_at(span: Span, context: _Context) -> TokenGroup:
     text = " ".join(context.text[slice(*span)].split())
-    return TokenGroup(_label(text, span[0], context), context.positions(head_of(span, context.text)))
+    return context.group(_label(text, span[0], context), head_of(span, context.text))
 
 
 def _named(subjects: Sequence[str | int | Sequence[int] | Subject], context: _Context) -> list[TokenGroup]:
@@ -301,22 +378,18 @@ def _group_of(subject: Subject, context: _Context, listed: Counter[str]) -> Toke
         raise ValueError(f"'{phrase}#{occurrence}' is not in the prompt: it has {phrase!r} {times}, from #1")
     span = found[occurrence - 1]
     target = float(not subject.negated) if subject.target is None else float(subject.target)
-    return TokenGroup(
-        _label(phrase, span[0], context),
-        context.positions(head_of(span, context.text)),
-        target,
-        subject.negated,
-    )
+    label = _label(phrase, span[0], context)
+    return context.group(label, head_of(span, context.text), target, subject.negated)
 
 
 def _group_on(positions: Sequence[int], context: _Context) -> TokenGroup:
     if not positions:
         raise ValueError("a group has no token positions: give at least one")
-    last = len(context.tokens) - 2
+    own = [position for position, span in enumerate(context.offsets) if span != (0, 0)]
     for position in positions:
-        if not 1 <= position <= last:
+        if position not in own:
             raise ValueError(
-                f"token position {position} is out of range: the prompt's tokens are 1 to {last}"
+                f"token position {position} is out of range: the prompt's tokens are {own[0]} to {own[-1]}"
             )
     positions = tuple(sorted(set(positions)))
     start, end = context.offsets[positions[0]][0], context.offsets[positions[-1]][1]
@@ -324,18 +397,20 @@ def _group_on(positions: Sequence[int], context: _Context) -> TokenGroup:
         text = context.text[start:end]
     else:
         text = " ".join(context.tokens[position] for position in positions)
-    return TokenGroup(_label(text, start, context), positions)
+    further = tuple(reading.positions((start, end)) for reading in context.further)
+    return TokenGroup(_label(text, start, context), positions, further=further)
 
 
 def _refuse_duplicates(groups: Sequence[TokenGroup]) -> None:
-    seen: dict[tuple[int, ...], str] = {}
+    seen: dict[tuple[tuple[int, ...], ...], str] = {}
     for group in groups:
-        if group.positions in seen:
+        place = (group.positions, *group.further)
+        if place in seen:
             raise ValueError(
-                f"{seen[group.positions]!r} and {group.text!r} are the same word of the prompt: "
+                f"{seen[place]!r} and {group.text!r} are the same word of the prompt: "
                 "name it once ('car#2' is the second 'car')"
             )
-        seen[group.positions] = group.text
+        seen[place] = group.text
 
 
 def _with_distinct_texts(groups: Sequence[TokenGroup]) -> list[TokenGroup]:

@@ -22,7 +22,7 @@ from attend_excite.app.models import Models
 from attend_excite.app.words import subjects_of, words_of
 from attend_excite.cli.drawing import method_label, settings_label, slug
 from attend_excite.explain import maps_figure
-from attend_excite.generate import Generation, StepEvent, decode_latents
+from attend_excite.generate import Generation, StepEvent
 from attend_excite.guidance.schedule import Recipe
 from attend_excite.metadata import Origin, Settings, draw_as, read_origin, revision_of, write_png
 from attend_excite.methods import METHODS, AttendAndExcite, StableDiffusion, method_named
@@ -134,7 +134,7 @@ def draw(server: Server, form: Form, report: Report) -> None:
         for settings in wanted:
             maps = settings.method.attends_to_prompt
             runs.append(_Run(settings, _generate(model, settings, form.seeds, watch, maps=maps)))
-    prompt = parse(form.prompt, model.tokenizer, form.subjects)
+    prompt = parse(form.prompt, model.family.streams(), form.subjects)
     report(_written(server.new_folder(), form, prompt, runs, with_maps=True))
 
 
@@ -160,7 +160,7 @@ def compare(server: Server, form: Form, report: Report) -> None:
                 refused[method_label(settings)] = str(error)
     if not runs:
         raise ValueError(next(iter(refused.values())))
-    prompt = parse(form.prompt, model.tokenizer, form.subjects)
+    prompt = parse(form.prompt, model.family.streams(), form.subjects)
     drawn = _written(server.new_folder(), form, prompt, runs, with_maps=False)
     report(replace(drawn, refused=refused))
 
@@ -198,7 +198,7 @@ def draw_again(server: Server, picture: Path, report: Report) -> None:
         generation = _generate(model, settings, origin.batch, _Watch(model, 1, report))
     here = replace(
         settings,
-        dtype=str(model.unet.dtype).removeprefix("torch."),
+        dtype=str(model.dtype).removeprefix("torch."),
         device=model.device.type,
         revision=revision_of(model),
     )
@@ -249,7 +249,7 @@ class _Watch:
         self._done += 1
         before = time.perf_counter()
         if self._looking <= _PREVIEW_SHARE * (before - self._began):
-            self._pictures[label] = decode_latents(self._model, event.latents)[0]
+            self._pictures[label] = self._model.family.decode(event.latents)[0]
             self._looking += time.perf_counter() - before
         total = self.passes * event.iterations
         each = (time.perf_counter() - self._began) / self._done
@@ -269,7 +269,7 @@ def _generate(
     model: Model, settings: Settings, seeds: Sequence[int], watch: _Watch, *, maps: bool = False
 ) -> Generation:
     label = method_label(settings)
-    hook = model.unet.register_forward_pre_hook(watch.before_pass)
+    hook = model.network.register_forward_pre_hook(watch.before_pass)
     try:
         generation = draw_as(
             model, settings, seeds, maps=maps, callback=lambda event: watch.step_of(label, event)

@@ -268,7 +268,7 @@ class Asking:
 def _sides(model: Model) -> dict[str, Any]:
     """The longest side of a picture, and what a side is a multiple of."""
     most = int(limits.MAX_PIXELS * min(model.default_size))
-    return {"maximum": most, "step": model.pipeline.vae_scale_factor}
+    return {"maximum": most, "step": model.family.size_factor}
 
 
 def _examples(model: str) -> list[list[str]]:

@@ -128,7 +128,7 @@ class Form:
             guidance_scale=self.guidance,
             height=self.height or height,
             width=self.width or width,
-            dtype=str(model.unet.dtype).removeprefix("torch."),
+            dtype=str(model.dtype).removeprefix("torch."),
             device=model.device.type,
             subjects=self.subjects,
             revision=revision_of(model),

@@ -1,15 +1,16 @@
-"""Read the cross-attention maps of a forward pass without changing it."""
+"""Read the attention to the text of a forward pass without changing it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
-from diffusers.models.attention_processor import Attention
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from attend_excite.attention.places import Place, map_size
 
@@ -18,56 +19,98 @@ class _PassStopped(Exception):
     """Unwinds a forward pass whose last wanted map is there."""
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How the rows and columns of an attention are to be taken.
+
+    Attributes:
+        size: (height, width) of the latents.
+        columns: of the text's tokens those to be kept, in the order wanted; None: all.
+        joint: None where image attends to text alone; "image-first" or "text-first" where both attend to
+            both in one softmax: then the rows are the image's, and what a row gives to the image is left out.
+        downsampling: latent cells per map cell along one side; maps of finer layers are averaged down to it.
+            None: as the layers are.
+    """
+
+    size: tuple[int, int]
+    columns: Sequence[int] | None = None
+    joint: Literal["image-first", "text-first"] | None = None
+    downsampling: int | None = None
+
+
 class Recording:
     """The maps of the latest forward pass inside a `record` block.
 
     Attributes:
-        layers: one tensor a place, by name: the probability that each patch gives each token,
-            (batch, heads, height * width, tokens), each row summing to 1, float32 or wider.
+        layers: one tensor a place, by name: the probability that each patch gives each token kept, float32
+            or wider. From layers of plain cross-attention (batch, heads, height * width, tokens), each row
+            summing to 1; where fused attention is read (batch, 1, height * width, tokens), the mean over
+            the layer's heads.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, places: Sequence[Place]) -> None:
+    def __init__(self, network: nn.Module, places: Sequence[Place], layout: Layout | None) -> None:
         self.layers: dict[str, Tensor] = {}
-        self._unet = unet
+        self._heads: dict[str, int] = {}
+        self._network = network
         self._downsampling = places[0].downsampling
-        self._latent_size = (0, 0)
+        self._layout = layout
+        self._latent_size = (0, 0) if layout is None else layout.size
 
     def forward(self, *args: Any, **kwargs: Any) -> None:
-        """Run the UNet for its maps only; where `record` was told to stop early, stop early."""
+        """Run the network for its maps only; where `record` was told to stop early, stop early."""
         with suppress(_PassStopped):
-            self._unet(*args, **kwargs)
+            self._network(*args, **kwargs)
 
     def average(self) -> Tensor:
         """Mean over all recorded layers and heads (Section 3): (batch, height, width, tokens)."""
         if not self.layers:
             raise RuntimeError("no forward pass has run inside this record block yet")
         # Layers differ in their number of heads in Stable Diffusion 2.x, and each head counts once.
-        heads = sum(layer.shape[1] for layer in self.layers.values())
-        mean = sum(layer.sum(dim=1) for layer in self.layers.values()) / heads
+        heads = sum(self._heads.values())
+        mean = sum(self._sum(name, layer) for name, layer in self.layers.items()) / heads
         assert isinstance(mean, Tensor)
-        return mean.unflatten(1, map_size(self._latent_size, self._downsampling))
+        maps = mean.unflatten(1, map_size(self._latent_size, self._downsampling))
+        wanted = None if self._layout is None else self._layout.downsampling
+        if wanted is None or wanted == self._downsampling:
+            return maps
+        size = map_size(self._latent_size, wanted)
+        return F.adaptive_avg_pool2d(maps.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
 
-    def _begin(self, latents: Tensor) -> None:
+    def _sum(self, name: str, layer: Tensor) -> Tensor:
+        """Over a layer's heads."""
+        return layer.sum(dim=1) if layer.shape[1] > 1 else layer.squeeze(1) * self._heads[name]
+
+    def _begin(self, latents: Tensor | None) -> None:
         self.layers.clear()
-        self._latent_size = (latents.shape[-2], latents.shape[-1])
+        if latents is not None:
+            self._latent_size = (latents.shape[-2], latents.shape[-1])
+
+    def _keep(self, place: Place, probabilities: Tensor, heads: int) -> None:
+        self.layers[place.name] = probabilities
+        self._heads[place.name] = heads
 
 
 @contextmanager
 def record(
-    unet: UNet2DConditionModel, places: Sequence[Place], *, stop_after_last: bool = False
+    network: nn.Module,
+    places: Sequence[Place],
+    *,
+    layout: Layout | None = None,
+    stop_after_last: bool = False,
 ) -> Iterator[Recording]:
-    """Keep the cross-attention maps of `places` for every forward pass of `unet` in the block.
+    """Keep the attention maps of `places` for every forward pass of `network` in the block.
 
-    The layers' own computation is left alone, whatever processors they have: a hook reads what goes
-    into a layer and works out the probabilities beside it. So the output is the same to the bit, all
-    layers stay on fused attention, and nothing remains in the model after the block, also when the
-    block ends with an exception. With gradient checkpointing, take gradients inside the block: the layers
-    run again for them, and must find what they found before. Where the caller has compiled the places, or
-    what they are in, the passes in the block run eagerly: a compiled module doesn't ask for hooks.
+    The layers' own computation is left alone, whatever processors they have: a hook reads what goes into a
+    layer, or into the fused attention in it, and works out the probabilities beside it. So the output is the
+    same to the bit, all layers stay on fused attention, and nothing remains in the model after the block,
+    also when the block ends with an exception. With gradient checkpointing, take gradients inside the block:
+    the layers run again for them, and must find what they found before. Where the caller has compiled the
+    places, or what they are in, the passes in the block run eagerly: a compiled module doesn't ask for hooks.
 
     Args:
-        unet: the model.
-        places: layers of one resolution, in running order, from `cross_attention_places`.
+        network: the model.
+        places: layers of one resolution, in running order, from a family or `cross_attention_places`.
+        layout: how rows and columns are taken; None: those of a UNet, its size read from its `sample`.
         stop_after_last: end `Recording.forward` once the last map is there. Nothing that runs later
             can change the maps, so neither can it change their gradient.
 
@@ -76,37 +119,150 @@ def record(
     """
     if len({place.downsampling for place in places}) != 1:
         raise ValueError("record needs one or more places, all of one resolution")
-    recording = Recording(unet, places)
+    recording = Recording(network, places, layout)
 
     def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        recording._begin(args[0] if args else kwargs["sample"])
+        latents = None if layout is not None else args[0] if args else kwargs["sample"]
+        recording._begin(latents)
+
+    def kept(place: Place, probabilities: Tensor, heads: int) -> None:
+        recording._keep(place, probabilities, heads)
+        if stop_after_last and place == places[-1]:
+            raise _PassStopped
 
     def keep(place: Place) -> Callable[..., None]:
-        def hook(layer: Attention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            recording.layers[place.name] = _probabilities(layer, *_attention_inputs(*args, **kwargs))
-            if stop_after_last and place == places[-1]:
-                raise _PassStopped
+        def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            probabilities = _probabilities(layer, *_attention_inputs(*args, **kwargs))
+            kept(place, probabilities, probabilities.shape[1])
 
         return hook
 
-    handles = [unet.register_forward_pre_hook(begin, with_kwargs=True)]
+    handles = [network.register_forward_pre_hook(begin, with_kwargs=True)]
     try:
         for place in places:
-            layer = unet.get_submodule(place.name)
-            # First of the layer's hooks, so that it reads what the UNet gives the layer.
+            layer = network.get_submodule(place.name)
+            if place.read == "fused":
+                assert layout is not None
+                handles += _listen(layer, place, layout, kept)
+                continue
+            # First of the layer's hooks, so that it reads what the network gives the layer.
             handles.append(layer.register_forward_pre_hook(keep(place), with_kwargs=True, prepend=True))
         # Made where it is entered: the stance holds from its making on.
-        with torch.compiler.set_stance("force_eager") if _are_compiled(unet, places) else nullcontext():
+        with torch.compiler.set_stance("force_eager") if _are_compiled(network, places) else nullcontext():
             yield recording
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _are_compiled(unet: nn.Module, places: Sequence[Place]) -> bool:
+def text_attention(query: Tensor, key: Tensor, columns: Sequence[int], **options: Any) -> Tensor:
+    """The attention that rows give to some columns, exactly, and without the matrix of all.
+
+    Fused attention in which each value is the indicator of a column returns softmax(QK^T) E, which is these
+    columns, with their gradient and in the memory of fused attention.
+
+    Args:
+        query: (B, heads, rows, d).
+        key: (B, heads, all columns, d).
+        columns: indices of the columns wanted; up to d of them take one pass, more take more.
+        options: `attn_mask`, `scale` and the like, as `scaled_dot_product_attention` takes them.
+
+    Returns:
+        (B, rows, len(columns)): the mean over heads, float32 or wider.
+    """
+    at_once = query.shape[-1]
+    wide = torch.promote_types(query.dtype, torch.float32)
+    mask = options.get("attn_mask")
+    if mask is not None and mask.is_floating_point():
+        options = options | {"attn_mask": mask.to(wide)}
+    index = torch.as_tensor(columns, device=key.device)
+    parts = []
+    for some in index.split(at_once):
+        # As wide as keys are: some kernels of fused attention ask for that.
+        indicators = key.new_zeros(key.shape[-2], at_once, dtype=wide)
+        indicators[some, torch.arange(len(some), device=key.device)] = 1
+        values = indicators.expand(*key.shape[:2], -1, -1)
+        attention = F.scaled_dot_product_attention(query.to(wide), key.to(wide), values, **options)
+        parts.append(attention[..., : len(some)].mean(dim=1))
+    return torch.cat(parts, dim=-1)
+
+
+class _Listening(TorchFunctionMode):
+    """Hears what is handed to fused attention while a layer runs."""
+
+    def __init__(self, hear: Callable[..., None]) -> None:
+        super().__init__()
+        self._hear = hear
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function is F.scaled_dot_product_attention:
+            self._hear(*args, **kwargs)
+        return function(*args, **kwargs)
+
+
+def _listen(
+    layer: nn.Module, place: Place, layout: Layout, kept: Callable[[Place, Tensor, int], None]
+) -> list[Any]:
+    """Hooks that make a layer's fused attention heard, in whatever thread it runs: gradient checkpointing
+    runs it again in that of the way back."""
+    entered: list[_Listening] = []
+    heard: list[bool] = []
+
+    def hear(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> None:
+        if heard:
+            return
+        heard.append(True)
+        height, width = map_size(layout.size, place.downsampling)
+        patches = height * width
+        first_text = patches if layout.joint == "image-first" else 0
+        texts = key.shape[-2] - (0 if layout.joint is None else patches)
+        first_row = texts if layout.joint == "text-first" else 0
+        query = query[:, :, first_row : first_row + patches]
+        if attn_mask is not None and attn_mask.shape[-2] not in (1, patches):
+            attn_mask = attn_mask[..., first_row : first_row + patches, :]
+        if enable_gqa:
+            key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+        columns = [first_text + at for at in (layout.columns or range(texts))]
+        with torch.autocast(query.device.type, enabled=False):  # a caller's would make it half again
+            probabilities = text_attention(query, key, columns, attn_mask=attn_mask, scale=scale)
+        kept(place, probabilities[:, None], query.shape[1])
+
+    def enter(*_: Any) -> None:
+        heard.clear()
+        entered.append(_Listening(hear))
+        entered[-1].__enter__()
+
+    def leave(*_: Any) -> None:
+        entered.pop().__exit__(None, None, None)
+        if not heard and not torch.compiler.is_compiling():
+            raise ValueError(
+                f"the attention of {place.name} can't be read: its processor doesn't hand it to PyTorch's "
+                "fused attention; set the model's attention backend to native"
+            )
+
+    return [
+        layer.register_forward_pre_hook(enter, prepend=True),
+        # Also after an exception, as the one that ends a guidance pass.
+        layer.register_forward_hook(leave, always_call=True),
+    ]
+
+
+def _are_compiled(network: nn.Module, places: Sequence[Place]) -> bool:
     """Whether a place lies in something that the caller has compiled, which doesn't ask for hooks again."""
     names = {name.rsplit(".", depth)[0] for name in (place.name for place in places) for depth in range(9)}
-    around = [unet, *(unet.get_submodule(name) for name in names)]
+    around = [network, *(network.get_submodule(name) for name in names)]
     return any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in around)
 
 
@@ -116,8 +272,7 @@ def _attention_inputs(
     return hidden_states, encoder_hidden_states
 
 
-def _probabilities(attention: Attention, hidden_states: Tensor, text: Tensor) -> Tensor:
-    assert attention.to_k is not None
+def _probabilities(attention: Any, hidden_states: Tensor, text: Tensor) -> Tensor:
     query = attention.to_q(hidden_states).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
     key = attention.to_k(text).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
     # In half precision the softmax of a sharp map loses the small entries that the gradient needs.

@@ -13,7 +13,7 @@ from diffusers.pipelines.deprecated.stable_diffusion_attend_and_excite import (
 )
 from torch import Tensor
 
-from attend_excite.attention.places import Place, cross_attention_places
+from attend_excite.attention.places import Place
 from attend_excite.attention.record import record
 from attend_excite.bench.sizes import Subject
 from attend_excite.guidance.nurse import Measure, Measurement, nurse
@@ -25,6 +25,7 @@ from attend_excite.guidance.objective import (
     token_probabilities,
 )
 from attend_excite.guidance.schedule import Recipe, StepPlan
+from attend_excite.models.families.unet import cross_attention_places
 from attend_excite.models.model import prepared
 
 Work = Callable[[], Tensor]

@@ -150,7 +150,7 @@ def conditions_of(model: Model, steps: int, guidance: float) -> Conditions:
         guidance: scale of classifier-free guidance.
     """
     height, width = model.default_size
-    dtype = str(model.unet.dtype).removeprefix("torch.")
+    dtype = str(model.dtype).removeprefix("torch.")
     return Conditions(model.name, _revision(model), dtype, steps, guidance, height, width)
 
 

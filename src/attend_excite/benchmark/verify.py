@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attend_excite.attention.places import attends_to_prompt_only
 from attend_excite.generate import denoise
 from attend_excite.methods import AttendAndExcite, Run
 from attend_excite.models import Model
@@ -102,9 +101,9 @@ def traces_for(model: Model) -> tuple[PublishedTrace, ...]:
     Raises:
         ValueError: there are none, or the model isn't as it was then: in float32, with PNDM.
     """
-    own = "sd-2.1-base" if attends_to_prompt_only(model.unet) else "sd-1.4"
+    own = "sd-2.1-base" if model.family.streams()[0].prompt_tokens_only else "sd-1.4"
     prediction = model.pipeline.scheduler.config["prediction_type"]
-    if model.unet.config["sample_size"] != _LATENT_SIDE or prediction != "epsilon":
+    if model.network.config["sample_size"] != _LATENT_SIDE or prediction != "epsilon":
         raise ValueError(
             f"no losses were published for '{model.name}': there are some for sd-1.4 and sd-2.1-base"
         )
@@ -114,7 +113,7 @@ def traces_for(model: Model) -> tuple[PublishedTrace, ...]:
             f"the published losses are of the scheduler that comes with the model, PNDM, and '{model.name}' "
             f"has {scheduler}"
         )
-    if model.unet.dtype != torch.float32:
+    if model.dtype != torch.float32:
         raise ValueError("the published losses are of float32: load the model with that dtype")
     return tuple(trace for trace in published_traces() if trace.model == own)
 
@@ -153,16 +152,18 @@ def losses_from(
         noise: (1, C, H, W) standard normal, on the model's device.
         steps: denoising steps.
     """
-    text, empty = model.pipeline.encode_prompt(prompt, model.device, 1, True, negative_prompt="")
+    size = (noise.shape[-2], noise.shape[-1])
+    text, empty = model.family.encode([prompt], "", None, size)
     run = Run(
         model=model,
-        prompts=(parse(prompt, model.tokenizer),),
+        prompts=(parse(prompt, model.family.streams()),),
         text=text,
         empty_text=empty,
         guidance_scale=GUIDANCE,
         scheduler=copy.deepcopy(model.pipeline.scheduler),
+        size=size,
     )
-    run.scheduler.set_timesteps(steps, device=model.device)
+    model.family.set_timesteps(run.scheduler, steps, size)
     denoise(run, AttendAndExcite("official"), noise, None)
     return [float(visits[-1].loss) for _, visits in sorted(run.visits.items())]
 

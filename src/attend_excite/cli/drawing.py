@@ -239,8 +239,7 @@ def _in_one_pass(request: Request) -> int | None:
 
 
 def _fitting(model: Model, settings: Settings) -> int:
-    factor = model.pipeline.vae_scale_factor
-    return fitting_batch_size(model, (settings.height // factor, settings.width // factor))
+    return fitting_batch_size(model, model.latent_size(settings.height, settings.width))
 
 
 def _chosen(request: Request, origin: Origin | None, method: Method | None) -> dict[str, Any]:
@@ -365,7 +364,7 @@ def _settings(model: Model, chosen: dict[str, Any], method: Method) -> Settings:
             "method": method,
             "height": chosen["height"] or height,
             "width": chosen["width"] or width,
-            "dtype": str(model.unet.dtype).removeprefix("torch."),
+            "dtype": str(model.dtype).removeprefix("torch."),
             "device": model.device.type,
             "revision": revision_of(model),
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ class SubjectTokens:
         target: (B, S) attention demanded, 0 to 1; for a negated subject the attention allowed.
         negated: (B, S) whether a low attention is demanded.
         last: (B,) the last token position that takes part in the softmax.
+        first: (B,) the first one: 1 where <sot> stands before the words.
+        real: (B, S) which subjects are no filler. Of several tables of tokens one may lack a subject that
+            another has.
     """
 
     positions: Tensor
@@ -27,6 +30,8 @@ class SubjectTokens:
     target: Tensor
     negated: Tensor
     last: Tensor
+    first: Tensor
+    real: Tensor
 
     @staticmethod
     def stack(
@@ -34,13 +39,14 @@ class SubjectTokens:
         last: Sequence[int],
         target: Sequence[Sequence[float]] | None = None,
         negated: Sequence[Sequence[bool]] | None = None,
+        first: Sequence[int] | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> SubjectTokens:
         """Pad `positions[image][subject] = [token, ...]` and what belongs to it into tensors."""
         images = len(positions)
         subjects = max(len(image) for image in positions)
-        tokens = max(len(subject) for image in positions for subject in image)
+        tokens = max(1, *(len(subject) for image in positions for subject in image))
         padded = torch.zeros(images, subjects, tokens, dtype=torch.long)
         valid = torch.zeros(images, subjects, tokens, dtype=torch.bool)
         targets = torch.ones(images, subjects, dtype=dtype)
@@ -53,14 +59,13 @@ class SubjectTokens:
                 targets[b, : len(image)] = torch.as_tensor(target[b], dtype=dtype)
             if negated is not None:
                 negations[b, : len(image)] = torch.as_tensor(negated[b])
-        tensors = (padded, valid, targets, negations, torch.as_tensor(last))
+        begin = torch.ones(images, dtype=torch.long) if first is None else torch.as_tensor(first)
+        tensors = (padded, valid, targets, negations, torch.as_tensor(last), begin, valid.any(dim=-1))
         return SubjectTokens(*(tensor.to(device) for tensor in tensors))
 
     def rows(self, rows: Tensor) -> SubjectTokens:
         """The subjects of some images of the batch."""
-        return SubjectTokens(
-            self.positions[rows], self.valid[rows], self.target[rows], self.negated[rows], self.last[rows]
-        )
+        return SubjectTokens(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 Objective = Callable[[Tensor, SubjectTokens], Tensor]
@@ -70,19 +75,43 @@ The maps are `Recording.average`: the attention of each patch, summing to 1 over
 """
 
 
-def token_probabilities(maps: Tensor, last: Tensor, temperature: float) -> Tensor:
+def renormalised(maps: Tensor, first: Tensor, last: Tensor) -> Tensor:
+    """The share that each of the prompt's words has of a patch's attention to them all.
+
+    Where image and text share a softmax, thousands of image patches hold nearly all of a patch's attention,
+    and what is left for the words is too small to be compared as it is.
+
+    Args:
+        maps: (B, H, W, N) attention of each patch to each token.
+        first: (B,) the first position that takes part.
+        last: (B,) the last one.
+
+    Returns:
+        (B, H, W, N): 0 outside of first to last, there summing to 1.
+    """
+    position = torch.arange(maps.shape[-1], device=maps.device)
+    taking_part = (position >= first[:, None]) & (position <= last[:, None])
+    maps = maps * taking_part[:, None, None, :]
+    return maps / maps.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
+
+
+def token_probabilities(
+    maps: Tensor, last: Tensor, temperature: float, first: Tensor | None = None
+) -> Tensor:
     """Re-weigh the attention among the prompt's tokens, <sot> left out (Algorithm 1, step 2).
 
     Args:
         maps: (B, H, W, N) attention of each patch to each token of the context.
         last: (B,) the last position that takes part.
         temperature: factor on the attention before the softmax; the paper has 1, its code 100.
+        first: (B,) the first position that takes part; None: 1, behind <sot>.
 
     Returns:
-        (B, H, W, N): 0 at <sot> and after `last`, elsewhere positive and summing to 1.
+        (B, H, W, N): 0 before `first` and after `last`, elsewhere positive and summing to 1.
     """
     position = torch.arange(maps.shape[-1], device=maps.device)
-    left_out = (position < 1) | (position > last[:, None])
+    begin = 1 if first is None else first[:, None]
+    left_out = (position < begin) | (position > last[:, None])
     scores = (maps * temperature).masked_fill(left_out[:, None, None, :], -torch.inf)
     return scores.softmax(dim=-1)
 
@@ -128,7 +157,7 @@ def subject_losses(attention: Tensor, subjects: SubjectTokens) -> Tensor:
     Appendix A.2 in place of 1. For a negated one (Section 6): attention - target.
     """
     short = torch.where(subjects.negated, attention - subjects.target, subjects.target - attention)
-    return short.clamp(min=0).masked_fill(~subjects.valid.any(dim=-1), 0)
+    return short.clamp(min=0).masked_fill(~subjects.real, 0)
 
 
 def tolerated_losses(subjects: SubjectTokens, threshold: float) -> Tensor:

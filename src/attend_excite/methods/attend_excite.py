@@ -5,19 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from attend_excite.attention.places import attends_to_prompt_only, cross_attention_places
 from attend_excite.attention.record import record
 from attend_excite.guidance.nurse import Measurement, Visit, nurse
 from attend_excite.guidance.objective import (
     Objective,
     SubjectTokens,
     most_neglected,
+    renormalised,
     subject_attention,
     subject_losses,
     token_probabilities,
@@ -27,10 +27,8 @@ from attend_excite.guidance.schedule import Recipe
 from attend_excite.methods.base import Denoise, Method, Run, Step
 from attend_excite.methods.stable_diffusion import StableDiffusion
 from attend_excite.models.model import Model
-from attend_excite.subjects import Prompt, TokenGroup, parse
+from attend_excite.subjects import Prompt, Stream, TokenGroup, parse
 
-# Enough to see where a single word's attention settles, at a few passes a word and model.
-_DOMINANT_STEPS = 8
 _BRACKETS = r"[\[\]]"
 
 
@@ -84,10 +82,11 @@ class AttendAndExcite:
         """The nursed step. Guidance passes are made only where the recipe can alter the latents."""
         recipe = self._recipe(run.model)
         plans = recipe.plan(len(run.scheduler.timesteps))
-        subjects = self._subject_tokens(run, recipe)
+        tables = self._tables(run, recipe)
+        subjects = tables[0].subjects
         resting = _Resting(subjects, recipe) if recipe.rest_after else None
-        unet = run.model.unet
-        places = cross_attention_places(unet, run.model.attention_downsampling)
+        network, downsampling = run.model.network, run.model.attention_downsampling
+        places, layout = run.model.places(), run.layout(downsampling)
 
         def nurse_step(latents: Tensor, step: Step) -> tuple[Tensor, list[Visit]]:
             plan = plans[step.index]
@@ -95,22 +94,19 @@ class AttendAndExcite:
             rows = None if resting is None else resting.awake()
             if rows is not None and not len(rows):
                 return latents, []
-            scale = run.input_scale(step)
+            scale = run.vp_scale(step)
             # Around the gradients too: with gradient checkpointing the layers run again on the way back.
-            with record(unet, places, stop_after_last=True) as recording:
-                # In the space of the UNet's input, so that a step goes as far with every scheduler. Not a
-                # bit changes where the two are the same.
-                def measure(inputs: Tensor, rows: Tensor) -> Measurement:
-                    recording.forward(**run.unet_inputs(inputs / scale, step, run.text[rows]))
-                    chosen, maps = subjects.rows(rows), recording.average()
+            with record(network, places, layout=layout, stop_after_last=True) as recording:
+                # In variance-preserving scale, so that a step goes as far with every scheduler. Not a bit
+                # changes where the latents have it already.
+                def measure(scaled: Tensor, rows: Tensor) -> Measurement:
+                    recording.forward(**run.network_inputs(scaled / scale, step, run.text[rows]))
+                    maps = recording.average()
                     with torch.autocast(maps.device.type, enabled=False):
-                        probabilities = token_probabilities(maps, chosen.last, recipe.temperature)
-                        attention = subject_attention(probabilities, chosen, recipe.sigma)
-                        losses = subject_losses(attention, chosen)
-                        return Measurement(attention, losses, self._loss(losses, maps, chosen))
+                        return self._measure(maps, [table.rows(rows) for table in tables], recipe)
 
-                inputs, visits = nurse(latents * scale, measure, plan, tolerated, rows)
-                latents = inputs / scale
+                scaled, visits = nurse(latents * scale, measure, plan, tolerated, rows)
+                latents = scaled / scale
             if resting is not None:
                 resting.update(visits[0])
             return latents, visits
@@ -124,9 +120,31 @@ class AttendAndExcite:
 
             yield denoise_nursed
 
-    def _loss(self, losses: Tensor, maps: Tensor, subjects: SubjectTokens) -> Tensor:
-        if self.objective is None:
-            return most_neglected(losses)
+    def _measure(self, maps: Tensor, tables: list[_Table], recipe: Recipe) -> Measurement:
+        """What the maps say of the subjects: the mean over the tables of tokens that have them."""
+        attentions, objectives = [], []
+        for table in tables:
+            part = maps[..., table.columns]
+            if table.shared:
+                part = renormalised(part, table.subjects.first, table.subjects.last)
+            probabilities = token_probabilities(
+                part, table.subjects.last, recipe.temperature, table.subjects.first
+            )
+            attentions.append(subject_attention(probabilities, table.subjects, recipe.sigma))
+            if self.objective is not None:
+                objectives.append(self._objective(part, table.subjects))
+        # Only subjects that no table has are filler.
+        subjects = tables[0].subjects
+        attention = attentions[0]
+        if len(tables) > 1:
+            there = torch.stack([table.subjects.valid.any(dim=-1) for table in tables])
+            attention = torch.stack(attentions).sum(dim=0) / there.sum(dim=0).clamp(min=1)
+        losses = subject_losses(attention, subjects)
+        loss = torch.stack(objectives).mean(dim=0) if objectives else most_neglected(losses)
+        return Measurement(attention, losses, loss)
+
+    def _objective(self, maps: Tensor, subjects: SubjectTokens) -> Tensor:
+        assert self.objective is not None
         loss = self.objective(maps, subjects)
         shape = tuple(loss.shape) if isinstance(loss, Tensor) else None
         if shape != (len(maps),) or not loss.requires_grad:
@@ -142,35 +160,73 @@ class AttendAndExcite:
             return Recipe.named(self.recipe, recommended=model.recipe)
         return self.recipe or model.recipe
 
-    def _subject_tokens(self, run: Run, recipe: Recipe) -> SubjectTokens:
+    def _tables(self, run: Run, recipe: Recipe) -> list[_Table]:
+        """The subjects in each of the model's tables of tokens, with its columns of the maps."""
+        columns, tables = run.columns, []
+        for at, stream in enumerate(run.streams):
+            kept = range(stream.start, stream.start + stream.width)
+            if columns is not None:
+                kept = [index for index, column in enumerate(columns) if column in kept]
+            place = slice(kept[0], kept[-1] + 1)
+            shared = run.model.family.joint is not None
+            tables.append(_Table(place, shared, self._subject_tokens(run, recipe, at, stream)))
+        # A subject of the other tables alone counts in the first one too: its losses are told there.
+        everywhere = torch.stack([table.subjects.real for table in tables]).any(dim=0)
+        return [replace(table, subjects=replace(table.subjects, real=everywhere)) for table in tables]
+
+    def _subject_tokens(self, run: Run, recipe: Recipe, at: int, stream: Stream) -> SubjectTokens:
         prompt_only = recipe.prompt_tokens_only
-        if prompt_only is None:
-            prompt_only = attends_to_prompt_only(run.model.unet)
-        context = run.text.shape[1]
+        if prompt_only is None or run.model.family.joint is not None:
+            prompt_only = stream.prompt_tokens_only
+        words = [prompt.words(at) if prompt.spans else (1, stream.width - 2) for prompt in run.prompts]
+        positions = [
+            [group.further[at - 1] if at else self._positions(run, p, group) for group in p.groups]
+            for p in run.prompts
+        ]
         return SubjectTokens.stack(
-            positions=[[self._positions(run.model, p, g) for g in p.groups] for p in run.prompts],
+            positions=positions,
             # The authors leave the context's last position out, whatever is there; so do we.
-            last=[len(p.tokens) - 2 if prompt_only else context - 2 for p in run.prompts],
+            last=[last if prompt_only else stream.width - 2 for _, last in words],
+            first=[first for first, _ in words],
             target=[[group.target for group in prompt.groups] for prompt in run.prompts],
             negated=[[group.negated for group in prompt.groups] for prompt in run.prompts],
             device=run.text.device,
             dtype=run.latents_dtype,
         )
 
-    def _positions(self, model: Model, prompt: Prompt, group: TokenGroup) -> tuple[int, ...]:
-        if len(group.positions) == 1 or self.word_tokens == "max":
+    def _positions(self, run: Run, prompt: Prompt, group: TokenGroup) -> tuple[int, ...]:
+        if len(group.positions) <= 1 or self.word_tokens == "max" or run.dominant_token is None:
             return group.positions
         first, last = group.positions[0], group.positions[-1]
         words = prompt.text[prompt.spans[first][0] : prompt.spans[last][1]]
-        drawn = parse(f"an image of a {re.sub(_BRACKETS, ' ', words)}", model.tokenizer, ())
-        before = len(drawn.tokens) - 1 - (last - first + 1)
-        if drawn.tokens[before:-1] != prompt.tokens[first : last + 1]:
+        alone = f"an image of a {re.sub(_BRACKETS, ' ', words)}"
+        drawn = parse(alone, run.streams, ())
+        end = drawn.words()[1] + 1
+        before = end - (last - first + 1)
+        if drawn.tokens[before:end] != prompt.tokens[first : last + 1]:
             # Pieces of words, and brackets, which alone are read in another way.
             return group.positions
         there = tuple(before + position - first for position in group.positions)
-        if (drawn.text, there) not in model.dominant_tokens:
-            model.dominant_tokens[drawn.text, there] = _dominant_token(model, drawn.text, there)
-        return (group.positions[model.dominant_tokens[drawn.text, there]],)
+        found = run.model.dominant_tokens
+        if (drawn.text, there) not in found:
+            found[drawn.text, there] = run.dominant_token(drawn.text, there)
+        return (group.positions[found[drawn.text, there]],)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """The subjects of a batch in one of the model's tables of tokens.
+
+    `columns` are those of the table in the maps; `shared` says whether its tokens share a softmax with the
+    image's.
+    """
+
+    columns: slice
+    shared: bool
+    subjects: SubjectTokens
+
+    def rows(self, rows: Tensor) -> _Table:
+        return replace(self, subjects=self.subjects.rows(rows))
 
 
 class _Resting:
@@ -191,18 +247,3 @@ class _Resting:
         losses = subject_losses(first.attention, self._subjects.rows(first.rows))
         met = (losses <= self._tolerated[first.rows]).all(dim=1)
         self._in_a_row[first.rows] = torch.where(met, self._in_a_row[first.rows] + 1, 0)
-
-
-def _dominant_token(model: Model, prompt: str, positions: tuple[int, ...]) -> int:
-    """Which of a word's tokens most attention goes to when the model draws the word alone (Appendix A.2)."""
-    drawn = model.generate(
-        prompt,
-        method=StableDiffusion(),
-        steps=_DOMINANT_STEPS,
-        guidance_scale=1.0,
-        maps=True,
-        decode=False,
-        progress=False,
-    )
-    maps = drawn.maps.values[0, ..., list(positions)]
-    return int(maps.mean(dim=0).amax(dim=(0, 1)).argmax())

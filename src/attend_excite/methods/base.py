@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from attend_excite.attention.places import Place
-from attend_excite.attention.record import record
-from attend_excite.attention.texts import attend_to_sets, side_by_side
+from attend_excite.attention.record import Layout, record
+from attend_excite.attention.texts import side_by_side
 from attend_excite.guidance.nurse import Visit
+from attend_excite.models.families import Conditioning, concatenated
 from attend_excite.models.model import Model
-from attend_excite.subjects import Prompt
+from attend_excite.schedulers import scaled_input, vp_scale
+from attend_excite.subjects import Prompt, Stream
 
 
 @dataclass(frozen=True)
@@ -74,41 +75,75 @@ class Run:
     Attributes:
         model: the model.
         prompts: the prompt of each of the B images.
-        text: (B, tokens, width) the text embeddings of the prompts. In a `conditioned_on` block what the
-            model is conditioned on instead, image by image, for `predict` and the like.
-        empty_text: (B, tokens, width) those of the negative prompts; None: no classifier-free guidance.
+        text: the conditioning of the prompts. In a `conditioned_on` block what the model is conditioned on
+            instead, image by image, for `predict` and the like.
+        empty_text: that of the negative prompts; None: no classifier-free guidance.
         guidance_scale: the weight of classifier-free guidance.
         scheduler: the run's own, with its timesteps set.
+        size: (height, width) of the latents.
         negative: the negative prompt; "": none.
-        cross_attention_kwargs: handed to the UNet's attention processors.
-        map_places: the layers whose maps are wanted; empty: none are.
-        maps: (B, height, width, tokens) a step, filled by `predict_guided` where `map_places` is given.
+        distilled: what a network with distilled guidance is told; None: it has none.
+        network_options: further arguments of every pass of the network, as `cross_attention_kwargs`.
+        map_downsampling: latent cells per cell of the maps that are wanted; None: none are.
+        maps: (B, height, width, tokens) a step, filled by `predict_guided` where maps are wanted; the tokens
+            are those of `columns`.
         visits: per step index, what nursing did; filled by the method.
+        dominant_token: draws a word alone and says which of the token positions given it attends to most
+            (Appendix A.2); None: nobody can ask.
     """
 
     model: Model
     prompts: tuple[Prompt, ...]
-    text: Tensor
-    empty_text: Tensor | None
+    text: Conditioning
+    empty_text: Conditioning | None
     guidance_scale: float
     scheduler: Any
+    size: tuple[int, int]
     negative: str = ""
-    cross_attention_kwargs: dict[str, Any] | None = None
-    map_places: tuple[Place, ...] = ()
+    distilled: float | None = None
+    network_options: dict[str, Any] = field(default_factory=dict)
+    map_downsampling: int | None = None
     maps: list[Tensor] = field(default_factory=list)
     visits: dict[int, list[Visit]] = field(default_factory=dict)
+    dominant_token: Callable[[str, tuple[int, ...]], int] | None = None
+
+    @property
+    def streams(self) -> tuple[Stream, ...]:
+        """The tables of tokens that the model attends to."""
+        streams = self.model.family.streams()
+        if len(streams) > 1:
+            return streams
+        # A caller's own embeddings may be longer or shorter than what the tokenizer makes.
+        return (replace(streams[0], width=self.text.states.shape[1]),)
+
+    @property
+    def columns(self) -> tuple[int, ...] | None:
+        """Which of the text's tokens the maps have; None: all.
+
+        Where image and text share a softmax, those of the longest prompt alone: padding is attended to, and
+        means nothing.
+        """
+        if self.model.family.joint is None:
+            return None
+        used = []
+        for at, stream in enumerate(self.streams):
+            length = max(len(p.spans if at == 0 else p.further[at - 1][1]) for p in self.prompts)
+            used += range(stream.start, stream.start + length)
+        return tuple(used)
+
+    def layout(self, downsampling: int) -> Layout:
+        """How this batch's attention is read."""
+        return Layout(self.size, self.columns, self.model.family.joint, downsampling)
 
     @property
     def latents_dtype(self) -> torch.dtype:
         """float32 or wider, also for a half-precision model: nursing adds small updates to the latents."""
         return torch.promote_types(self.text.dtype, torch.float32)
 
-    def encode(self, texts: Sequence[str]) -> Tensor:
-        """(n, tokens, width) the text embeddings of n texts."""
+    def encode(self, texts: Sequence[str]) -> Conditioning:
+        """The conditioning of n texts."""
         different = list(dict.fromkeys(texts))
-        encoded = self.model.pipeline.encode_prompt(
-            different, self.model.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-        )[0]
+        encoded, _ = self.model.family.encode(different, None, self.distilled, self.size)
         return encoded[[different.index(text) for text in texts]]
 
     @contextmanager
@@ -122,54 +157,51 @@ class Run:
         """
         before = self.text, self.empty_text
         sets, width = keys.shape[1], keys.shape[-1]
-        with attend_to_sets(self.model.unet, sets, width):
+        with self.model.family.attend_to_sets(sets, width):
             try:
                 self.condition_on(keys, values)
                 if self.empty_text is not None:
-                    empty = self.empty_text[:, None].expand(-1, sets, -1, -1)
-                    self.empty_text = side_by_side(empty, empty)
+                    empty = self.empty_text.states[:, None].expand(-1, sets, -1, -1)
+                    self.empty_text = self.empty_text.with_states(side_by_side(empty, empty))
                 yield
             finally:
                 self.text, self.empty_text = before
 
     def condition_on(self, keys: Tensor, values: Tensor) -> None:
         """Go on with other texts of the same shape, in a `conditioned_on` block."""
-        self.text = side_by_side(keys, values)
+        self.text = self.text.with_states(side_by_side(keys, values))
 
-    def input_scale(self, step: Step) -> float:
-        """What the latents are multiplied by to become the UNet's input: 1 but for Euler, LMS and their like,
-        whose latents are larger."""
-        one = torch.ones((), dtype=torch.float64)
-        return float(self.scheduler.scale_model_input(one, step.timestep))
+    def vp_scale(self, step: Step) -> float:
+        """What the latents are multiplied by to be of variance-preserving scale, whatever the scheduler and the
+        parametrisation: see `schedulers.vp_scale`."""
+        return vp_scale(self.scheduler, step.timestep)
 
-    def unet_inputs(self, latents: Tensor, step: Step, text: Tensor) -> dict[str, Any]:
-        """The UNet's arguments for latents as the loop holds them (unscaled, float32 or wider)."""
-        return {
-            "sample": self.scheduler.scale_model_input(latents, step.timestep).to(text.dtype),
-            "timestep": step.timestep,
-            "encoder_hidden_states": text,
-            "cross_attention_kwargs": self.cross_attention_kwargs,
-        }
+    def network_inputs(self, latents: Tensor, step: Step, text: Conditioning) -> dict[str, Any]:
+        """The network's arguments for latents as the loop holds them (unscaled, float32 or wider)."""
+        scaled = scaled_input(self.scheduler, latents, step.timestep)
+        inputs = self.model.family.inputs(scaled.to(text.dtype), step.timestep, text)
+        return inputs | self.network_options
 
-    def predict(self, latents: Tensor, step: Step, text: Tensor) -> Tensor:
-        """One pass of the model: (b, C, H, W) latents and (b, tokens, width) text -> its output."""
-        output = self.model.unet(**self.unet_inputs(latents, step, text), return_dict=False)[0]
-        return output.to(latents.dtype)
+    def predict(self, latents: Tensor, step: Step, text: Conditioning) -> Tensor:
+        """One pass of the model: (b, C, H, W) latents and the conditioning of b images -> its output."""
+        raw = self.model.network(**self.network_inputs(latents, step, text), return_dict=False)[0]
+        return self.model.family.output(raw, latents).to(latents.dtype)
 
     def predict_guided(self, latents: Tensor, step: Step) -> Tensor:
         """Classifier-free guidance in one pass of 2B images, and the maps of its conditional half."""
         with self._keeping_maps():
             if self.empty_text is None:
                 return self.predict(latents, step, self.text)
-            text = torch.cat([self.empty_text, self.text])
+            text = concatenated(self.empty_text, self.text)
             unconditional, conditional = self.predict(torch.cat([latents] * 2), step, text).chunk(2)
-            return unconditional + self.guidance_scale * (conditional - unconditional)
+            return self.model.family.combine(unconditional, conditional, self.guidance_scale)
 
     @contextmanager
     def _keeping_maps(self) -> Iterator[None]:
-        if not self.map_places:
+        if self.map_downsampling is None:
             yield
             return
-        with record(self.model.unet, self.map_places) as attention:
+        places = self.model.places(self.map_downsampling)
+        with record(self.model.network, places, layout=self.layout(self.map_downsampling)) as attention:
             yield
         self.maps.append(attention.average()[-len(self.prompts) :].cpu())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from attend_excite.methods.base import Denoise, Run, Step
+from attend_excite.models.families import concatenated
 
 _OPERATOR = re.compile(r"\b(AND\s+NOT|AND|NOT)\b")
 _SPOKEN_OPERATORS = tuple(re.compile(rf"(?<![\w-])({word})(?![\w-])") for word in ("and", "with"))
@@ -63,7 +64,7 @@ class ComposableDiffusion:
             ValueError: a prompt cannot be split, the weights are not as many as its concepts, or maps of
                 the attention to the whole prompt are wanted, to which this method never attends.
         """
-        if run.map_places:
+        if run.map_downsampling is not None:
             raise ValueError(
                 "composable diffusion never attends to the whole prompt, so it has no maps of it: "
                 "generate with maps=False"
@@ -74,7 +75,7 @@ class ComposableDiffusion:
         texts = run.encode([part.text for parts in split for part in parts])
         # Without classifier-free guidance the loop has none, but the weights here may be others.
         empty = run.empty_text if run.empty_text is not None else run.encode([run.negative] * len(split))
-        text = torch.cat([empty, texts])
+        text = concatenated(empty, texts)
         image = torch.arange(len(split), device=text.device).repeat_interleave(
             torch.tensor(counts, device=text.device)
         )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from attend_excite.methods.base import Denoise, Run, Step
+from attend_excite.subjects import columns_of
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class AttentionReweighting:
         multiplied = int(self.share * len(run.scheduler.timesteps))
         # softmax(QK) diag(c) V = softmax(QK) (diag(c) V): multiplying columns of the map is multiplying
         # rows of the values, which are linear in the text. So the map is never made.
-        plain = run.text[:, None]
+        plain = run.text.states[:, None]
         weighted = plain * self._weights(run)[:, None, :, None]
         with run.conditioned_on(plain, weighted if multiplied else plain):
 
@@ -63,8 +64,9 @@ class AttentionReweighting:
 
     def _weights(self, run: Run) -> Tensor:
         """(B, tokens): c at the tokens of the subjects, elsewhere 1."""
-        weights = run.text.new_ones(run.text.shape[:2])
+        weights = run.text.states.new_ones(run.text.states.shape[:2])
+        starts = [stream.start for stream in run.streams]
         for row, prompt in zip(weights, run.prompts, strict=True):
             for group in prompt.groups:
-                row[list(group.positions)] = -self.weight if group.negated else self.weight
+                row[list(columns_of(group, starts))] = -self.weight if group.negated else self.weight
         return weights

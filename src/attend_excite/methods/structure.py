@@ -58,16 +58,17 @@ class StructureDiffusion:
         Raises:
             ValueError: a prompt has no noun phrase, or lacks one of `phrases`.
         """
+        states = run.text.states
         rows = {prompt.text: row for row, prompt in enumerate(run.prompts)}
         aligned = {
-            prompt: _aligned_texts(run, run.text[row], self._find_phrases(run, prompt))
+            prompt: _aligned_texts(run, states[row], self._find_phrases(run, prompt))
             for prompt, row in rows.items()
         }
         texts = [aligned[prompt.text] for prompt in run.prompts]
         if self.align == "values":
             # softmax(QK) is the same for all, and softmax(QK) V is linear in V, as V is in the text: the
             # mean of the outputs is the output for the mean of the texts, one attention instead of k + 1.
-            keys, values = run.text[:, None], torch.stack([text.mean(dim=0, keepdim=True) for text in texts])
+            keys, values = states[:, None], torch.stack([text.mean(dim=0, keepdim=True) for text in texts])
         else:
             keys, values = _padded(texts)
         with run.conditioned_on(keys, values):
@@ -128,7 +129,7 @@ def _aligned_texts(run: Run, text: Tensor, phrases: Sequence[_Phrase]) -> Tensor
         (k + 1, tokens, width). A phrase's <sot>, <eot> and padding are left out.
     """
     texts = text.repeat(len(phrases) + 1, 1, 1)
-    encoded = run.encode([phrase.text for phrase in phrases])
+    encoded = run.encode([phrase.text for phrase in phrases]).states
     for laid, alone, phrase in zip(texts[1:], encoded, phrases, strict=True):
         place = phrase.tokens
         laid[place] = alone[1 : 1 + place.stop - place.start]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import json
 from collections.abc import Iterator, Mapping
@@ -14,20 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from huggingface_hub import file_exists, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 from transformers import CLIPTokenizer
 
 from attend_excite.guidance.schedule import Recipe
+from attend_excite.models.families import Family, family_class, is_served
 from attend_excite.models.model import Model
 
 SETTINGS_FILE = "attend_excite.json"
-"""A model's own advice, beside its model_index.json: `attention_downsampling` and a `recipe`."""
-
-_PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+"""A model's own advice, beside its model_index.json: `attention_downsampling`, `layers` and a `recipe`."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +48,15 @@ def load(
 
     Args:
         model: a short name ("stickers", "sd-1.4", ...: see `catalogue`), a folder in diffusers layout, a
-            Hub id, or a diffusers pipeline with Stable Diffusion's parts, which is used where it is and
-            as it is and left as it was.
+            Hub id, or a diffusers text-to-image pipeline of a family that is served, which is used where it is
+            and as it is and left as it was.
         device: "cpu", "cuda", "mps", ...; None: the first of CUDA, MPS and CPU that is there.
         dtype: of the weights, as torch.float16 or "float16"; None: float16 on CUDA, else float32.
         revision: branch, tag or commit of a model on the Hub.
 
     Raises:
-        ValueError: there is no such model, device or dtype, it isn't one of Stable Diffusion 1.x or 2.x, or
-            a device or dtype is given for a pipeline.
+        ValueError: there is no such model, device or dtype, its architecture or task isn't served, or a device
+            or dtype is given for a pipeline.
     """
     if isinstance(model, DiffusionPipeline):
         if device is not None or dtype is not None or revision is not None:
@@ -69,7 +65,7 @@ def load(
             )
         folder = model.config.get("_name_or_path") or "pipeline"
         settings = _read_settings(folder, None) if Path(folder).is_dir() else {}
-        return Model(_as_text_to_image(model), name=folder, **settings)
+        return _ready(_family_of(model), folder, settings)
 
     name = str(model)
     source = _generator(name)
@@ -77,8 +73,9 @@ def load(
         raise ValueError(f"the device '{device}' is not here: leave it out, or use cpu")
     device = torch.device(device) if device is not None else _best_device()
     dtype = _dtype(dtype or ("float16" if device.type == "cuda" else "float32"))
-    pipeline = _read_pipeline(source, name, dtype, revision).to(device)
-    return Model(pipeline, name=name, **_read_settings(source, revision))
+    family = _read_family(source, name, dtype, revision)
+    family.pipeline.to(device)
+    return _ready(family, name, _read_settings(source, revision))
 
 
 def load_tokenizer(model: str | Path, *, revision: str | None = None) -> CLIPTokenizer:
@@ -153,44 +150,35 @@ def seek(source: str | Path, file: str, revision: str | None = None) -> None:
         raise FileNotFoundError(f"the Hub has no {file} of that name")
 
 
-def _as_text_to_image(pipeline: DiffusionPipeline) -> StableDiffusionPipeline:
-    """The same parts as a text-to-image pipeline, whatever task the caller's pipeline is for."""
+def _ready(family: Family, name: str, settings: dict[str, Any]) -> Model:
+    """A model with its own settings, and for the rest those of its family."""
+    defaults = family.defaults
+    return Model(
+        family,
+        name,
+        recipe=settings.get("recipe") or Recipe.from_dict(defaults.recipe),
+        attention_downsampling=settings.get("attention_downsampling", defaults.attention_downsampling),
+        layers=None if settings.get("layers") is None else tuple(settings["layers"]),
+    )
+
+
+def _family_of(pipeline: DiffusionPipeline) -> Family:
+    """The family that serves a caller's pipeline.
+
+    Raises:
+        ValueError: none does, or it lacks a part.
+    """
+    name = next(
+        (c.__name__ for c in type(pipeline).__mro__ if is_served(c.__name__)), type(pipeline).__name__
+    )
+    family = family_class(name)
     parts = pipeline.components
-    if missing := [part for part in _PARTS if parts.get(part) is None]:
-        raise ValueError(
-            f"{type(pipeline).__name__} has no {', '.join(missing)}: "
-            "pass a pipeline of Stable Diffusion 1.x or 2.x"
-        )
-    if not isinstance(parts["unet"], UNet2DConditionModel):
-        raise ValueError(
-            f"the UNet of {type(pipeline).__name__} is no UNet2DConditionModel: pass a pipeline of Stable "
-            "Diffusion 1.x or 2.x"
-        )
-    unet = parts["unet"].config
-    if unet["in_channels"] != unet["out_channels"] or unet["addition_embed_type"] is not None:
-        raise ValueError(
-            f"the UNet of this {type(pipeline).__name__} needs more than latents and a text, as those of "
-            "inpainting and of SDXL do: choose a text-to-image model of Stable Diffusion 1.x or 2.x"
-        )
-    if unet["encoder_hid_dim_type"] is not None:
-        raise ValueError(
-            f"the UNet of this {type(pipeline).__name__} wants more than a text, as with an IP-Adapter: "
-            "take that out with unload_ip_adapter()"
-        )
-    if unet["time_cond_proj_dim"] is not None:
-        raise ValueError(
-            f"the UNet of this {type(pipeline).__name__} is told the guidance, as those of latent "
-            "consistency models are: choose a model that isn't distilled"
-        )
-    if isinstance(pipeline, StableDiffusionPipeline):
-        return pipeline
-    optional = {part: parts.get(part) for part in ("safety_checker", "feature_extractor")}
-    kept: dict[str, Any] = {part: parts[part] for part in _PARTS} | optional
-    # The pipeline sets its scheduler right by what it thinks of it, and this one is the caller's.
-    copied = {"scheduler": copy.deepcopy(parts["scheduler"])}
-    made = StableDiffusionPipeline(**kept | copied, requires_safety_checker=False)
-    made.register_modules(scheduler=parts["scheduler"])
-    return made
+    if missing := [part for part in (family.network_part, "vae", "scheduler") if parts.get(part) is None]:
+        raise ValueError(f"this {type(pipeline).__name__} has no {', '.join(missing)}: load it whole")
+    configs = {part: getattr(module, "config", None) or {} for part, module in parts.items()}
+    if reason := family.refusal(configs):
+        raise ValueError(f"this {type(pipeline).__name__} is not served: {reason}")
+    return family(pipeline)
 
 
 def _best_device() -> torch.device:
@@ -216,12 +204,20 @@ def _generators() -> str:
     return ", ".join(name for name, entry in catalogue().items() if entry.kind == "generator")
 
 
-def _read_pipeline(
-    source: str | Path, name: str, dtype: torch.dtype, revision: str | None
-) -> StableDiffusionPipeline:
+def _read_family(source: str | Path, name: str, dtype: torch.dtype, revision: str | None) -> Family:
     with _sought(source, name, revision):
+        # What can't be served is told before its weights are read.
+        configs: dict[str, Any] = {}
+        index = DiffusionPipeline.load_config(source, revision=revision)
+        family = family_class(str(index.get("_class_name")))
+        if Path(source).is_dir():
+            for part in index:
+                path = Path(source) / part / "config.json"
+                configs[part] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            if reason := family.refusal(configs):
+                raise ValueError(f"the model in '{source}' is not served: {reason}")
         pipeline = DiffusionPipeline.from_pretrained(source, dtype=dtype, revision=revision)
-    return _as_text_to_image(pipeline)
+    return _family_of(pipeline)
 
 
 @contextmanager
@@ -259,7 +255,7 @@ def _read_settings(source: str | Path, revision: str | None) -> dict[str, Any]:
         return {}
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-        if unknown := sorted(settings.keys() - {"attention_downsampling", "recipe"}):
+        if unknown := sorted(settings.keys() - {"attention_downsampling", "layers", "recipe"}):
             raise ValueError(f"unknown: {unknown[0]}")
         if "recipe" in settings:
             settings["recipe"] = Recipe.from_dict(settings["recipe"])

@@ -1,4 +1,4 @@
-"""A model: the parts of Stable Diffusion, and what is known about how to nurse it."""
+"""A model: its family's parts, and what is known about how to nurse it."""
 
 from __future__ import annotations
 
@@ -10,19 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from attend_excite.attention.places import textless_modules
+from attend_excite.attention.places import Place
 from attend_excite.guidance.schedule import Recipe
+from attend_excite.models.families import Family
 from attend_excite.models.page_faults import sparing_page_faults
-
-# What a guidance pass keeps for the way back, in activations of the UNet's first level: 190 in Stable
-# Diffusion 1.4, 230 in the bundled model. Twice that, for what else comes and goes.
-_ACTIVATIONS_AN_IMAGE = 2 * 230
 
 # More than this in one pass is no faster, and shows nothing for longer.
 _LARGEST_BATCH = 32
@@ -31,48 +26,85 @@ _USUAL_BATCH = 8
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A Stable Diffusion 1.x or 2.x model, from `load`.
+    """A model, from `load`.
 
     It makes one generation at a time: threads that share a model must take turns.
 
     Attributes:
-        pipeline: diffusers' pipeline: the parts, and what encodes, decodes and moves them. Nothing of it
-            is changed by a generation.
+        family: its architecture, around diffusers' pipeline.
         name: the name, folder or Hub id under which `load` found it.
-        recipe: the recipe that the model recommends; "official" where it recommends none.
+        recipe: the recipe that the model recommends, or else its family.
         attention_downsampling: latent cells per cell of the maps along one side. 4, a quarter of the
             latent's size, gives the paper's 16x16 maps for Stable Diffusion's 64x64 latents.
+        layers: the attention layers that are read, by their names in the network; None: the family's choice.
         dominant_tokens: found so far: a word alone as it was drawn, and its token positions there -> which of
             them holds most of its attention.
     """
 
-    pipeline: StableDiffusionPipeline
+    family: Family
     name: str
-    recipe: Recipe = field(default_factory=lambda: Recipe.named("official"))
-    attention_downsampling: int = 4
+    recipe: Recipe
+    attention_downsampling: int
+    layers: tuple[str, ...] | None = None
     dominant_tokens: dict[tuple[str, tuple[int, ...]], int] = field(default_factory=dict, repr=False)
 
     @property
-    def unet(self) -> UNet2DConditionModel:
+    def pipeline(self) -> Any:
+        """Diffusers' pipeline: the parts, and what encodes, decodes and moves them. Nothing of it is changed by
+        a generation."""
+        return self.family.pipeline
+
+    @property
+    def network(self) -> Any:
         """The denoising network."""
-        return self.pipeline.unet
+        return self.family.network
+
+    @property
+    def unet(self) -> Any:
+        """The denoising network."""
+        return self.network
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the denoising network."""
+        return self.network.dtype
 
     @property
     def tokenizer(self) -> Any:
-        """The tokenizer of the text encoder."""
-        return self.pipeline.tokenizer
+        """The tokenizer whose token positions subjects are given by."""
+        return self.family.streams()[0].tokenizer
 
     @property
     def device(self) -> torch.device:
-        """Where the UNet runs, also when its weights are offloaded between passes."""
+        """Where the network runs, also when its weights are offloaded between passes."""
         return self.pipeline._execution_device
 
     @property
     def default_size(self) -> tuple[int, int]:
         """(height, width) in pixels of the pictures the model was trained on."""
-        size = self.unet.config["sample_size"]
-        height, width = size if isinstance(size, list | tuple) else (size, size)
-        return height * self.pipeline.vae_scale_factor, width * self.pipeline.vae_scale_factor
+        return self.family.default_size
+
+    def latent_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of the latents of a picture of so many pixels."""
+        return height // self.family.pixels_per_cell, width // self.family.pixels_per_cell
+
+    def places(self, downsampling: int | None = None) -> tuple[Place, ...]:
+        """The attention layers that are read, for maps of 1/`downsampling` of the latent's size; None: as
+        `attention_downsampling` says.
+
+        Raises:
+            ValueError: no layer can give such maps, or `layers` names one that there isn't.
+        """
+        places = self.family.places(downsampling or self.attention_downsampling)
+        if self.layers is None:
+            return places
+        chosen = tuple(place for place in self.family.all_places() if place.name in self.layers)
+        missing = sorted(set(self.layers) - {place.name for place in chosen})
+        if missing or len({place.downsampling for place in chosen}) != 1:
+            names = ", ".join(place.name for place in self.family.all_places())
+            reason = f"'{missing[0]}' is none" if missing else "they are of different sizes"
+            raise ValueError(f"the layers to be read must be of one size, and {reason}: choose from {names}")
+        return chosen
 
     # `generate` needs to know what a model is, so it can be imported only late; editors and type checkers see
     # its options all the same.
@@ -87,9 +119,10 @@ class Model:
             return generate(self, prompt, **options)
 
     def compile(self, **options: Any) -> None:
-        """Compile the UNet in place, as `torch.nn.Module.compile` does: for many pictures on a GPU.
+        """Compile the network in place, as `torch.nn.Module.compile` does: for many pictures on a GPU.
 
-        What meets the text stays as it is: there attention is recorded and texts are exchanged, and the
+        Only for networks with parts that never meet the text, as UNets have. What meets the text stays as it
+        is: there attention is recorded and texts are exchanged, and the
         guidance pass ends there. All else is compiled, with sizes and batches left open: each part at most
         four times, with and without a gradient, for one image and for several. Pixels may differ in the
         last digits. On a CPU it gained nothing (`docs/performance.md`). Needs torch 2.13 or later.
@@ -99,12 +132,18 @@ class Model:
 
         Raises:
             RuntimeError: torch is too old.
+            ValueError: the text is everywhere in this network.
         """
         if "recompile_limit" not in signature(torch.compile).parameters:
             raise RuntimeError(
                 f"compiling needs torch 2.13, and this is {torch.__version__}: update it, or do without"
             )
-        for module in textless_modules(self.unet):
+        if not (modules := self.family.textless_modules()):
+            raise ValueError(
+                f"in {self.family.defaults.title} every part meets the text, so nothing can be compiled "
+                "without losing sight of the attention"
+            )
+        for module in modules:
             # Parts of one class count together against the limit, and each of their widths counts.
             module.compile(**{"dynamic": True, "recompile_limit": 128} | options)
             assert module._compiled_call_impl is not None
@@ -156,9 +195,9 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def prepared(unet: nn.Module) -> Iterator[None]:
-    """In the block a UNet is as the denoising loop holds it: frozen, and as fast as it can be made."""
-    with frozen(unet), sparing_page_faults(unet):
+def prepared(network: nn.Module) -> Iterator[None]:
+    """In the block a network is as the denoising loop holds it: frozen, and as fast as it can be made."""
+    with frozen(network), sparing_page_faults(network):
         yield
 
 
@@ -174,7 +213,7 @@ def offloaded_afterwards(pipeline: DiffusionPipeline) -> Iterator[None]:
 def fitting_batch_size(model: Model, latent: tuple[int, int]) -> int:
     """How many images of a latent's (height, width) should fit in the free memory, 1 to 32.
 
-    An estimate from the UNet's width; 8 where the system doesn't say what is free.
+    An estimate from the network's width; 8 where the system doesn't say what is free.
     """
     if model.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(model.device)
@@ -182,7 +221,4 @@ def fitting_batch_size(model: Model, latent: tuple[int, int]) -> int:
         free = int(memory.read_text().split("MemAvailable:")[1].split()[0]) * 1024
     else:
         return _USUAL_BATCH
-    activation = (
-        latent[0] * latent[1] * model.unet.config["block_out_channels"][0] * model.unet.dtype.itemsize
-    )
-    return min(max(free // (_ACTIVATIONS_AN_IMAGE * activation), 1), _LARGEST_BATCH)
+    return min(max(free // model.family.activation_bytes(latent), 1), _LARGEST_BATCH)

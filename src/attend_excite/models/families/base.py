@@ -1,0 +1,275 @@
+"""What the denoising loop, the recorder and the methods may ask an architecture."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from typing import Any, ClassVar, Literal
+
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from torch import Tensor, nn
+
+from attend_excite.attention.places import Place, map_size
+from attend_excite.subjects import Stream
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What a model is conditioned on: named tensors whose first axis is the image.
+
+    Only the family that made it looks into it, except that `states`, the text embeddings (B, tokens, width)
+    that attention is paid to, may be exchanged for others of as many tokens.
+    """
+
+    tensors: Mapping[str, Tensor]
+    states_name: str = "encoder_hidden_states"
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def __getitem__(self, rows: Any) -> Conditioning:
+        """That of some images: by a slice, or by a tensor or list of their indices."""
+        return self._with({name: tensor[rows] for name, tensor in self.tensors.items()})
+
+    @property
+    def states(self) -> Tensor:
+        return self.tensors[self.states_name]
+
+    @property
+    def device(self) -> torch.device:
+        return self.states.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.states.dtype
+
+    def with_states(self, states: Tensor) -> Conditioning:
+        """The same with other text embeddings."""
+        return self._with({**self.tensors, self.states_name: states})
+
+    def _with(self, tensors: Mapping[str, Tensor]) -> Conditioning:
+        return Conditioning(tensors, self.states_name)
+
+
+def concatenated(*parts: Conditioning) -> Conditioning:
+    """One batch of several."""
+    first = parts[0]
+    joined = {name: torch.cat([part.tensors[name] for part in parts]) for name in first.tensors}
+    return Conditioning(joined, first.states_name)
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """How a family is used where nobody says otherwise: its entry in `data/families.json`.
+
+    Attributes:
+        title: for people.
+        steps: denoising steps.
+        guidance_scale: of classifier-free guidance, or of the guidance that is distilled into the model.
+        attention_downsampling: latent cells per cell of the maps along one side, in the objective.
+        recipe: as `Recipe.from_dict` takes it.
+        fewest_steps: below so many nursing has no step left in which it could do anything.
+        tried: "trained" where nursing was measured on trained weights here, "random" where only on random.
+        sources: where each number is from.
+    """
+
+    title: str
+    steps: int
+    guidance_scale: float
+    attention_downsampling: int
+    recipe: Mapping[str, Any]
+    fewest_steps: int = 4
+    tried: str = "random"
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+
+@cache
+def family_data() -> Mapping[str, Defaults]:
+    """The families' defaults by name."""
+    text = files("attend_excite").joinpath("data/families.json").read_text(encoding="utf-8")
+    return {name: Defaults(**values) for name, values in json.loads(text).items()}
+
+
+class Family(ABC):
+    """An architecture: all that is particular to it, around one of its pipelines.
+
+    Latents are (B, C, height, width) everywhere outside of a family, also where its network takes them
+    packed. Nothing of the pipeline is changed.
+
+    Attributes:
+        name: its key in `data/families.json`.
+        network_part: the name of the denoising network among the pipeline's parts.
+        joint: None where image attends to text alone (cross-attention); "image-first" or "text-first" where
+            both share one softmax, by their order.
+        pipeline: diffusers' pipeline.
+    """
+
+    name: ClassVar[str]
+    network_part: ClassVar[str] = "transformer"
+    joint: ClassVar[Literal["image-first", "text-first"] | None] = None
+
+    def __init__(self, pipeline: DiffusionPipeline) -> None:
+        self.pipeline: Any = pipeline
+
+    @classmethod
+    def refusal(cls, configs: Mapping[str, Mapping[str, Any]]) -> str | None:
+        """Why a model can't be served, in a sentence; None: it can.
+
+        Args:
+            configs: by the name of the part, as far as they are known.
+        """
+        return None
+
+    @property
+    def defaults(self) -> Defaults:
+        """Its entry in `data/families.json`."""
+        return family_data()[self.name]
+
+    @property
+    def network(self) -> Any:
+        """The denoising network."""
+        return getattr(self.pipeline, self.network_part)
+
+    @property
+    def distilled_guidance(self) -> bool:
+        """Whether the guidance scale is an input of the network, and a step one pass."""
+        return False
+
+    @property
+    def pixels_per_cell(self) -> int:
+        """Pixels of a picture per cell of the latents along one side."""
+        return self.pipeline.vae_scale_factor
+
+    @property
+    def size_factor(self) -> int:
+        """What height and width of a picture are multiples of, in pixels."""
+        return self.pixels_per_cell
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the pictures that the model was trained on."""
+        size = self.network.config["sample_size"]
+        height, width = size if isinstance(size, list | tuple) else (size, size)
+        return height * self.pixels_per_cell, width * self.pixels_per_cell
+
+    @property
+    def latent_channels(self) -> int:
+        """C of the latents."""
+        return self.network.config["in_channels"]
+
+    @abstractmethod
+    def streams(self) -> tuple[Stream, ...]:
+        """The token tables of the text, in the order of their columns; subjects are found in the first."""
+
+    @abstractmethod
+    def encode(
+        self, texts: Sequence[str], negative: str | None, guidance: float | None, size: tuple[int, int]
+    ) -> tuple[Conditioning, Conditioning | None]:
+        """The conditioning of n texts, and of the negative prompt n times.
+
+        Args:
+            texts: the prompts.
+            negative: the negative prompt; None: no classifier-free guidance, and no second conditioning.
+            guidance: what is handed to a network with distilled guidance.
+            size: (height, width) of the latents.
+        """
+
+    def set_timesteps(self, scheduler: Any, steps: int, size: tuple[int, int]) -> None:
+        """Prepare a run's own scheduler for so many steps at a latent's (height, width)."""
+        scheduler.set_timesteps(steps, device=self.pipeline._execution_device)
+
+    @abstractmethod
+    def inputs(self, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> dict[str, Any]:
+        """The network's arguments for one pass.
+
+        Args:
+            latents: (b, C, height, width) as the scheduler wants the network to see them, in the network's dtype.
+            timestep: the scheduler's, a scalar.
+            conditioning: of the b images.
+        """
+
+    def output(self, raw: Tensor, latents: Tensor) -> Tensor:
+        """What the network gave, as the scheduler takes it: (b, C, height, width)."""
+        return raw
+
+    def combine(self, unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
+        """Classifier-free guidance."""
+        return unconditional + scale * (conditional - unconditional)
+
+    @abstractmethod
+    def places(self, downsampling: int) -> tuple[Place, ...]:
+        """The attention layers that are read, in running order, for maps of 1/`downsampling` of the latent.
+
+        Raises:
+            ValueError: no layer can give such maps.
+        """
+
+    def all_places(self) -> tuple[Place, ...]:
+        """Every attention layer that could be read, in running order."""
+        return self.places(self.defaults.attention_downsampling)
+
+    def downsamplings(self) -> tuple[int, ...]:
+        """The downsamplings at which there are maps, the finest first."""
+        (finest,) = {place.downsampling for place in self.places(self.defaults.attention_downsampling)}
+        return finest, 2 * finest, 4 * finest
+
+    def downsampling_for(self, size: tuple[int, int], wanted: tuple[int, int]) -> int:
+        """The downsampling at which a latent of (height, width) `size` has maps of (height, width) `wanted`.
+
+        Raises:
+            ValueError: no maps have this size.
+        """
+        levels = self.downsamplings()
+        for downsampling in levels:
+            if map_size(size, downsampling) == tuple(wanted):
+                return downsampling
+        sizes = ", ".join("{}x{}".format(*map_size(size, level)) for level in levels)
+        raise ValueError(
+            f"no attention map is {wanted[0]}x{wanted[1]} (height x width): the sizes here are {sizes}"
+        )
+
+    def attend_to_sets(self, sets: int, width: int) -> AbstractContextManager[None]:
+        """See `attention.texts.attend_to_sets`: keys from one text and values from another.
+
+        Raises:
+            ValueError: this architecture doesn't take keys and values from the text alone.
+        """
+        raise ValueError(
+            f"{self.defaults.title} doesn't take keys and values from the text alone, which this method needs: "
+            "choose Attend-and-Excite, Composable Diffusion or the plain model"
+        )
+
+    def textless_modules(self) -> tuple[nn.Module, ...]:
+        """The largest parts of the network that never see the text: what `Model.compile` compiles."""
+        return ()
+
+    @abstractmethod
+    def activation_bytes(self, size: tuple[int, int]) -> int:
+        """About how much memory a guidance pass takes for each image of a latent's (height, width)."""
+
+    def decode(self, latents: Tensor, output_type: str = "pil") -> tuple[Any, list[bool] | None]:
+        """Denoised latents -> pictures.
+
+        Args:
+            latents: (B, C, height, width).
+            output_type: "pil", "np" or "pt", as in diffusers.
+
+        Returns:
+            The pictures, and a safety checker's verdict on each; None: the model has no checker.
+        """
+        vae = self.pipeline.vae
+        scaled = self.unscaled(latents).to(vae.dtype)
+        # One at a time: an image is the same in every batch, and the decoder's memory that of one.
+        pixels = torch.cat([vae.decode(latent[None], return_dict=False)[0] for latent in scaled])
+        return self.pipeline.image_processor.postprocess(pixels, output_type=output_type), None
+
+    def unscaled(self, latents: Tensor) -> Tensor:
+        """Latents as the autoencoder takes them."""
+        config = self.pipeline.vae.config
+        return latents / config["scaling_factor"] + (config.get("shift_factor") or 0.0)

@@ -133,7 +133,7 @@ def _snapshot(model: Model) -> dict[str, object]:
     state: dict[str, object] = {
         f"scheduler.{name}": _plain(value) for name, value in vars(model.pipeline.scheduler).items()
     }
-    for part in ("unet", "vae", "text_encoder"):
+    for part in (model.family.network_part, "vae", "text_encoder"):
         for name, module in getattr(model.pipeline, part).named_modules(prefix=part):
             hooks = (len(module._forward_hooks), len(module._forward_pre_hooks))
             processor = getattr(module, "processor", None)

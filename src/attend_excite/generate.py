@@ -240,7 +240,8 @@ def denoise(
     accepted = inspect.signature(scheduler.step).parameters
     extra = {"eta": eta, "generator": list(generators) if isinstance(generators, Sequence) else generators}
     extra = {name: value for name, value in extra.items() if name in accepted}
-    latents = noise * scheduler.init_noise_sigma
+    # Flow matching starts from the noise as it is, and its schedulers have no word for that.
+    latents = noise * getattr(scheduler, "init_noise_sigma", 1.0)
     carry = shift_carrier(scheduler)
     seconds: list[float] = []
     with prepared(run.model.network), method.attach(run) as step:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -137,22 +137,22 @@ def record(
 
         return hook
 
-    handles = [network.register_forward_pre_hook(begin, with_kwargs=True)]
-    try:
+    with ExitStack() as stack:
+        stack.callback(network.register_forward_pre_hook(begin, with_kwargs=True).remove)
         for place in places:
             layer = network.get_submodule(place.name)
             if place.read == "fused":
-                assert layout is not None
-                handles += _listen(layer, place, layout, kept)
+                if layout is None:
+                    raise ValueError("a layout is needed to read what is handed to fused attention")
+                stack.enter_context(_listening(layer, place, layout, kept))
                 continue
             # First of the layer's hooks, so that it reads what the network gives the layer.
-            handles.append(layer.register_forward_pre_hook(keep(place), with_kwargs=True, prepend=True))
-        # Made where it is entered: the stance holds from its making on.
-        with torch.compiler.set_stance("force_eager") if _are_compiled(network, places) else nullcontext():
-            yield recording
-    finally:
-        for handle in handles:
-            handle.remove()
+            handle = layer.register_forward_pre_hook(keep(place), with_kwargs=True, prepend=True)
+            stack.callback(handle.remove)
+        if _are_compiled(network, places):
+            # Made where it is entered: the stance holds from its making on.
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield recording
 
 
 def text_attention(query: Tensor, key: Tensor, columns: Sequence[int], **options: Any) -> Tensor:
@@ -203,60 +203,75 @@ class _Listening(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def _listen(
+@contextmanager
+def _listening(
     layer: nn.Module, place: Place, layout: Layout, kept: Callable[[Place, Tensor, int], None]
-) -> list[Any]:
-    """Hooks that make a layer's fused attention heard, in whatever thread it runs: gradient checkpointing
-    runs it again in that of the way back."""
-    entered: list[_Listening] = []
-    heard: list[bool] = []
+) -> Iterator[None]:
+    """In the block a layer's fused attention is heard, in whatever thread the layer runs: gradient
+    checkpointing runs it again in that of the way back."""
 
-    def hear(
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-    ) -> None:
-        if heard:
-            return
-        heard.append(True)
-        height, width = map_size(layout.size, place.downsampling)
-        patches = height * width
-        first_text = patches if layout.joint == "image-first" else 0
-        texts = key.shape[-2] - (0 if layout.joint is None else patches)
-        first_row = texts if layout.joint == "text-first" else 0
-        query = query[:, :, first_row : first_row + patches]
-        if attn_mask is not None and attn_mask.shape[-2] not in (1, patches):
-            attn_mask = attn_mask[..., first_row : first_row + patches, :]
-        if enable_gqa:
-            key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-        columns = [first_text + at for at in (layout.columns or range(texts))]
-        with torch.autocast(query.device.type, enabled=False):  # a caller's would make it half again
-            probabilities = text_attention(query, key, columns, attn_mask=attn_mask, scale=scale)
-        kept(place, probabilities[:, None], query.shape[1])
+    def listen(*args: Any, **kwargs: Any) -> Any:
+        heard: list[bool] = []
 
-    def enter(*_: Any) -> None:
-        heard.clear()
-        entered.append(_Listening(hear))
-        entered[-1].__enter__()
+        def hear(
+            query: Tensor,
+            key: Tensor,
+            value: Tensor,
+            attn_mask: Tensor | None = None,
+            *rest: Any,
+            **options: Any,
+        ) -> None:
+            if heard:
+                return
+            heard.append(True)
+            kept(place, *_text_part(query, key, attn_mask, place, layout, **options))
 
-    def leave(*_: Any) -> None:
-        entered.pop().__exit__(None, None, None)
-        if not heard and not torch.compiler.is_compiling():
+        with _Listening(hear):
+            output = forward(*args, **kwargs)
+        if not heard:
             raise ValueError(
                 f"the attention of {place.name} can't be read: its processor doesn't hand it to PyTorch's "
                 "fused attention; set the model's attention backend to native"
             )
+        return output
 
-    return [
-        layer.register_forward_pre_hook(enter, prepend=True),
-        # Also after an exception, as the one that ends a guidance pass.
-        layer.register_forward_hook(leave, always_call=True),
-    ]
+    replaced = vars(layer).get("forward")  # by another library, as for offloading
+    forward = layer.forward
+    try:
+        layer.forward = listen
+        yield
+    finally:
+        if replaced is None:
+            vars(layer).pop("forward", None)
+        else:
+            layer.forward = replaced
+
+
+def _text_part(
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    place: Place,
+    layout: Layout,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    **_: Any,
+) -> tuple[Tensor, int]:
+    """(B, 1, patches, columns) what the image's rows give to the text's columns, and the number of heads."""
+    height, width = map_size(layout.size, place.downsampling)
+    patches = height * width
+    texts = key.shape[-2] - (0 if layout.joint is None else patches)
+    first_row = texts if layout.joint == "text-first" else 0
+    first_column = patches if layout.joint == "image-first" else 0
+    query = query[:, :, first_row : first_row + patches]
+    if mask is not None and mask.shape[-2] > patches:
+        mask = mask[..., first_row : first_row + patches, :]
+    if enable_gqa:
+        key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    columns = [first_column + at for at in (range(texts) if layout.columns is None else layout.columns)]
+    with torch.autocast(query.device.type, enabled=False):  # a caller's would make it half again
+        probabilities = text_attention(query, key, columns, attn_mask=mask, scale=scale)
+    return probabilities[:, None], query.shape[1]
 
 
 def _are_compiled(network: nn.Module, places: Sequence[Place]) -> bool:

@@ -198,6 +198,10 @@ class Family(ABC):
         """What the network gave, as the scheduler takes it: (b, C, height, width)."""
         return raw
 
+    def as_the_pipeline_has_them(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, height, width) in the shape in which the pipeline takes and gives them."""
+        return latents
+
     def combine(self, unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
         """Classifier-free guidance."""
         return unconditional + scale * (conditional - unconditional)

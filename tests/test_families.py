@@ -1,0 +1,287 @@
+"""What every architecture must do: the contract of `models.families`, on tiny random models of each."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from attend_excite import AttendAndExcite, ComposableDiffusion, Model, StableDiffusion, load
+from attend_excite.attention.places import map_size
+from attend_excite.attention.record import record
+from attend_excite.generate import _encode
+from attend_excite.guidance.schedule import Recipe
+from attend_excite.methods.base import Run, Step
+from attend_excite.subjects import parse
+from tests.families import FAMILIES
+
+PROMPT = "a cat and a frog"
+STEPS = 4
+NAMES = list(FAMILIES)
+
+
+@functools.cache
+def model_of(name: str) -> Model:
+    """A family's tiny model in float64, where rounding cannot hide a difference."""
+    pipeline: Any = FAMILIES[name]().to(torch.float64)
+    pipeline.set_progress_bar_config(disable=True)
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval()
+    return load(pipeline)
+
+
+def run_of(model: Model, prompts: list[str], guidance: float = 1.0, steps: int = STEPS) -> Run:
+    """A batch as `generate` makes it, ready for its first step."""
+    parsed = [parse(prompt, model.family.streams()) for prompt in prompts]
+    size = model.latent_size(*model.default_size)
+    distilled = guidance if model.family.distilled_guidance else None
+    run = _encode(model, parsed, size, 1.0 if distilled else guidance, "", distilled)
+    model.family.set_timesteps(run.scheduler, steps, size)
+    return run
+
+
+def noise_of(model: Model, images: int = 1) -> Tensor:
+    """(images, C, H, W) standard normal, always the same."""
+    shape = (model.family.latent_channels, *model.latent_size(*model.default_size))
+    generators = [torch.Generator().manual_seed(seed) for seed in range(images)]
+    return torch.stack([torch.randn(shape, generator=each, dtype=torch.float64) for each in generators])
+
+
+def first_step(run: Run) -> Step:
+    return Step(0, run.scheduler.timesteps[0])
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+@pytest.mark.parametrize("size", [None, (128, 96)])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_plain_loop_is_the_familys_own_pipeline(
+    name: str, guidance: float, size: tuple[int, int] | None
+) -> None:
+    model = model_of(name)
+    height, width = size or model.default_size
+    ours = model.generate(
+        PROMPT,
+        method=StableDiffusion(),
+        seeds=[3],
+        steps=STEPS,
+        guidance_scale=guidance,
+        height=height,
+        width=width,
+        decode=False,
+        progress=False,
+    ).latents
+    shape = (1, model.family.latent_channels, *model.latent_size(height, width))
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    pipeline = copy.copy(model.pipeline)
+    theirs = pipeline(
+        PROMPT,
+        height=height,
+        width=width,
+        num_inference_steps=STEPS,
+        guidance_scale=guidance,
+        latents=model.family.as_the_pipeline_has_them(noise),
+        output_type="latent",
+    ).images
+    torch.testing.assert_close(model.family.as_the_pipeline_has_them(ours), theirs, rtol=0, atol=1e-10)
+
+
+def _naive(run: Run, latents: Tensor, place: str, monkeypatch: pytest.MonkeyPatch) -> Tensor:
+    """The whole attention of one layer, written out: (b, heads, rows, columns)."""
+    found: list[Tensor] = []
+    fused = F.scaled_dot_product_attention
+
+    def written_out(query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, **rest: Any) -> Tensor:
+        scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+        if attn_mask is not None:
+            if attn_mask.dtype == torch.bool:
+                attn_mask = torch.where(attn_mask, 0.0, -torch.inf).to(scores)
+            scores = scores + attn_mask
+        if looking:
+            found.append(scores.softmax(dim=-1))
+        return fused(query, key, value, attn_mask=attn_mask, **rest)
+
+    looking: list[bool] = []
+    layer = run.model.network.get_submodule(place)
+    handles = [
+        layer.register_forward_pre_hook(lambda *_: looking.append(True)),
+        layer.register_forward_hook(lambda *_: looking.clear()),
+    ]
+    with monkeypatch.context() as patched:
+        patched.setattr(F, "scaled_dot_product_attention", written_out)
+        run.predict(latents, first_step(run), run.text)
+    for handle in handles:
+        handle.remove()
+    return found[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recorded_maps_are_the_softmax_of_the_whole_attention(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of(name)
+    run = run_of(model, [PROMPT, "a lion with a red crown"])
+    latents = noise_of(model, 2)
+    places = model.places()
+    layout = run.layout(model.attention_downsampling)
+    with record(model.network, places, layout=layout) as recording:
+        run.predict(latents, first_step(run), run.text)
+    columns = run.columns
+    height, width = map_size(layout.size, places[0].downsampling)
+    patches = height * width
+    for place in places:
+        whole = _naive(run, latents, place.name, monkeypatch)
+        torch.testing.assert_close(whole.sum(dim=-1), torch.ones_like(whole[..., 0]))
+        assert whole.shape[-2] >= patches
+        rows, first = whole, 0
+        if model.family.joint == "image-first":
+            rows, first = whole[:, :, :patches], patches
+        elif model.family.joint == "text-first":
+            rows = whole[:, :, -patches:]
+        kept = [first + column for column in columns] if columns else slice(None)
+        expected = rows[..., kept].mean(dim=1)
+        torch.testing.assert_close(recording.layers[place.name].mean(dim=1), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_subjects_column_is_its_words(name: str) -> None:
+    """Another word in its place changes its column's text, and the model's embedding there; swapped image
+    and text, or a table's columns off by one, would show another's."""
+    model = model_of(name)
+    changed = []
+    parsed = [parse(f"a red {word} and a bowl", model.family.streams(), [word]) for word in ("cat", "frog")]
+    for at, stream in enumerate(model.family.streams()):
+        group = parsed[0].groups[0]
+        positions = group.further[at - 1] if at else group.positions
+        tokens = parsed[0].further[at - 1][0] if at else parsed[0].tokens
+        others = parsed[1].further[at - 1][0] if at else parsed[1].tokens
+        assert [index for index, pair in enumerate(zip(tokens, others, strict=True)) if len({*pair}) > 1] == [
+            *positions
+        ]
+        changed += [stream.start + position for position in positions]
+    run = run_of(model, [prompt.text for prompt in parsed])
+    difference = (run.text.states[0] - run.text.states[1]).abs().amax(dim=-1)
+    # Before the word nothing is changed in a causal encoder, and at it most of all in any.
+    for column in changed:
+        assert difference[column] > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recording_changes_no_bit_and_the_shortened_pass_has_the_same_gradient(name: str) -> None:
+    model = model_of(name)
+    run = run_of(model, [PROMPT])
+    places, layout = model.places(), run.layout(model.attention_downsampling)
+    plain = run.predict(noise_of(model), first_step(run), run.text)
+    gradients = []
+    for stop in (False, True):
+        latents = noise_of(model).requires_grad_(True)
+        with record(model.network, places, layout=layout, stop_after_last=stop) as recording:
+            recording.forward(**run.network_inputs(latents, first_step(run), run.text))
+            weights = torch.linspace(0, 1, recording.average().numel(), dtype=torch.float64)
+            loss = (recording.average().flatten() * weights).sum()
+        gradients.append(torch.autograd.grad(loss, latents)[0])
+        if not stop:
+            with record(model.network, places, layout=layout):
+                recorded = run.predict(noise_of(model), first_step(run), run.text)
+            assert torch.equal(plain, recorded)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-12, atol=1e-14)
+
+    def value(latents: Tensor) -> float:
+        with record(model.network, places, layout=layout, stop_after_last=True) as recording, torch.no_grad():
+            recording.forward(**run.network_inputs(latents, first_step(run), run.text))
+        return float((recording.average().flatten() * weights).sum())
+
+    direction = torch.randn(latents.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    step = 1e-3  # some layers work out their norms in float32
+    numeric = (value(latents + step * direction) - value(latents - step * direction)) / (2 * step)
+    assert numeric == pytest.approx(float((gradients[0] * direction).sum()), rel=2e-3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_batch_is_as_its_pictures_alone(name: str) -> None:
+    """Refinement counts differ inside."""
+    model = model_of(name)
+    recipe = Recipe.from_dict(
+        {"base": "official", "step_size": 2.0, "thresholds": [[0.0, 0.2], [0.3, 0.6]], "max_refinements": 3}
+    )
+    make = functools.partial(
+        model.generate, method=AttendAndExcite(recipe), steps=STEPS, decode=False, progress=False, maps=True
+    )
+    prompts = [PROMPT, "a lion with a red crown"]
+    together = make(prompts, seeds=[0, 1], batch_size=4)
+    alone = [make(prompt, seeds=[seed], batch_size=1) for prompt in prompts for seed in (0, 1)]
+    torch.testing.assert_close(
+        together.latents, torch.cat([each.latents for each in alone]), rtol=0, atol=1e-8
+    )
+    for at, each in enumerate(alone):
+        word = together.prompts[at].groups[0].text
+        maps = together.maps.only(together.maps.locate(at, word)).values[at]
+        single = each.maps.only(each.maps.locate(0, word)).values[0]
+        torch.testing.assert_close(maps, single, rtol=0, atol=1e-8)
+        counts = [len(step.updates) for step in together.trace[at].steps]
+        assert counts == [len(step.updates) for step in each.trace[0].steps]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nursing_lowers_the_loss_of_the_most_neglected_subject(name: str) -> None:
+    """By three small updates at the first step, all of which a threshold that nothing meets asks for."""
+    recipe = Recipe.from_dict(
+        {"base": "official", "step_size": 0.02, "thresholds": [[0.0, 1.0]], "max_refinements": 3}
+    )
+    traces = (
+        model_of(name).generate(
+            PROMPT,
+            method=AttendAndExcite(recipe),
+            seeds=range(20),
+            batch_size=20,
+            steps=1,
+            decode=False,
+            progress=False,
+        )
+    ).trace
+    losses = [[update.loss for update in trace.steps[0].updates] for trace in traces]
+    assert sum(each[-1] < each[0] for each in losses) >= 19
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_left_in_the_model_after_an_exception(
+    name: str, same_model: Callable[[Model], Callable[[], None]]
+) -> None:
+    model = model_of(name)
+    check = same_model(model)
+    leaves = [module for module in model.network.modules() if not [*module.children()]]
+    picked = torch.randperm(len(leaves), generator=torch.Generator().manual_seed(0))[:20]
+    reached = 0
+    for at in picked:
+
+        def fail(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        handle = leaves[int(at)].register_forward_pre_hook(fail)
+        try:
+            model.generate(PROMPT, steps=2, decode=False, progress=False)
+        except KeyboardInterrupt:
+            reached += 1
+        finally:
+            handle.remove()
+        check()
+    assert reached >= 10
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_composable_diffusion_goes_with_every_family_that_has_classifier_free_guidance(name: str) -> None:
+    model = model_of(name)
+    make = functools.partial(model.generate, steps=2, decode=False, progress=False)
+    if model.family.distilled_guidance:
+        pytest.skip("its guidance is distilled into the network")
+    drawn = make("a cat AND a frog", method=ComposableDiffusion()).latents
+    assert drawn.isfinite().all()
+    single = make("a cat AND a cat", method=ComposableDiffusion([2.0, 2.0]), guidance_scale=4.0).latents
+    plain = make("a cat", method=StableDiffusion(), guidance_scale=4.0).latents
+    torch.testing.assert_close(single, plain, rtol=0, atol=1e-8)

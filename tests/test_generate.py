@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img impo
 )
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from safetensors.torch import load_file, save_file
 
 from attend_excite import (
     AttendAndExcite,
@@ -284,6 +286,64 @@ def test_a_pipeline_for_another_task_is_refused(tiny: Model) -> None:
     pipeline = StableDiffusionImg2ImgPipeline(**tiny.pipeline.components, requires_safety_checker=False)
     with pytest.raises(ValueError, match=r"StableDiffusionImg2ImgPipeline is not served: .* from_pipe"):
         load(pipeline)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        (
+            "text_encoder",
+            "lacking",
+            r"'text_encoder' .* CLIPTextModel: the file lacks 2 of them \(.*layer_norm1",
+        ),
+        ("unet", "lacking", r"'unet' .* UNet2DConditionModel: the file lacks 2 of them \("),
+        ("vae", "more", r"'vae' .* AutoencoderKL: the file has unknown 1 of them \(stray\)"),
+    ],
+)
+def test_weights_that_are_not_there_are_named(
+    tiny_folder: Path, tmp_path: Path, part: str, change: str, message: str
+) -> None:
+    """Libraries only warn, and the picture is garbage."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    (path,) = (folder / part).glob("*.safetensors")
+    weights = load_file(path)
+    if change == "more":
+        weights["stray"] = torch.zeros(1)
+    else:
+        for name in [name for name in weights if "layer_norm1" in name or "conv_in" in name][:2]:
+            del weights[name]
+    save_file(weights, path, {"format": "pt"})
+    with pytest.raises(ValueError, match=message):
+        load(folder, device="cpu")
+
+
+def test_a_folder_that_is_not_whole_is_told_before_its_weights_are_read(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    for file in (folder / "tokenizer").iterdir():
+        file.unlink()
+    with pytest.raises(ValueError, match=r"not whole: 'tokenizer' has no vocabulary \(tokenizer.json"):
+        load(folder, device="cpu")
+    (folder / "tokenizer").rmdir()
+    with pytest.raises(ValueError, match="not whole: it has no folder 'tokenizer'"):
+        load(folder, device="cpu")
+
+
+def test_what_is_no_model_is_told(tiny: Model, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="this is a UNet2DConditionModel: pass the pipeline"):
+        load(tiny.network)  # type: ignore[arg-type]
+    single = tmp_path / "dreams.safetensors"
+    single.touch()
+    with pytest.raises(ValueError, match="is a single file: load it with diffusers' from_single_file"):
+        load(single)
+    with torch.inference_mode():
+        unet = UNet2DConditionModel.from_config(tiny.network.config)
+    parts = tiny.pipeline.components | {"unet": unet}
+    with pytest.raises(ValueError, match=r"made within torch.inference_mode"):
+        load(StableDiffusionPipeline(**parts, requires_safety_checker=False))
 
 
 def test_offloaded_parameters_ask_for_gradients_as_before(tiny_folder: Path) -> None:

@@ -57,7 +57,8 @@ class Muon(torch.optim.Optimizer):
         sparse: Iterable[Tensor] = (),
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """`sparse` are matrices that Adam shall have all the same: embeddings; `dtype` as in `orthogonalised`."""
+        """`sparse` are matrices that Adam shall have all the same: embeddings; `dtype` is for
+        `orthogonalised`."""
         self.dtype = dtype
         unsuited = {id(p) for p in sparse}
         chosen = list(parameters)

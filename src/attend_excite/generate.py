@@ -125,8 +125,8 @@ def generate(
             them. With several prompts a list of those, one a prompt, or None for its nouns.
         seeds: one or more, each 0 or more.
         steps: denoising steps, 1 or more; None: as many as are usual for the model, 50 for Stable Diffusion.
-        guidance_scale: of classifier-free guidance, 1 or less: none; or of the guidance that is distilled into
-            the model, as in FLUX. None: what is usual for the model, 7.5 for Stable Diffusion.
+        guidance_scale: of classifier-free guidance, 1 or less: none; or of the guidance that is distilled
+            into the model, as in FLUX. None: what is usual for the model, 7.5 for Stable Diffusion.
         true_cfg_scale: of classifier-free guidance beside distilled guidance, above 1; None: none.
         negative_prompt: what the unconditional half of the guidance sees, for all prompts; None: nothing.
         height: in pixels, a multiple of the autoencoder's factor (8); None: the model's own.

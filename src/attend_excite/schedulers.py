@@ -62,7 +62,7 @@ def scaled_input(scheduler: Any, latents: Tensor, timestep: Tensor) -> Tensor:
 
 
 def vp_scale(scheduler: Any, timestep: Tensor) -> float:
-    """What the latents are multiplied by to be of variance-preserving scale: x = sqrt(a) x0 + sqrt(1 - a) noise.
+    """What brings latents to variance-preserving scale, x = sqrt(a) x0 + sqrt(1 - a) noise.
 
     In that scale one step size moves a picture as far under every scheduler and parametrisation. A latent
     x = s x0 + n noise has it after a division by sqrt(s^2 + n^2). For diffusion this is the network's input;

@@ -124,8 +124,8 @@ def parse(
 ) -> Prompt:
     """Find the subjects of a prompt and the tokens they lie on (paper, appendix A.2).
 
-    `tokenizer` is a CLIP model's only one, or all tables of tokens that a model attends to: a subject is found
-    in each of them by its characters, and its positions, and token positions given, are those of the first.
+    `tokenizer` is a CLIP model's only one, or all tables of tokens that a model attends to: a subject is
+    found in each by its characters, and its positions, and token positions given, are those of the first.
 
     With `subjects` None they are the phrases in brackets, "a [cat] and a [yellow bowl]" (a literal
     bracket is written `\\[`), or else the nouns (`find_nouns`). Otherwise each is a string as in
@@ -270,7 +270,7 @@ class _Context:
                 spans.append(span)
         if len(words) > limit:
             kept = limit - (spans[-1] == (0, 0))
-            words, spans = words[:kept] + words[len(words) - limit + kept :], spans[:kept] + [(0, 0)]
+            words, spans = words[:kept] + words[len(words) - limit + kept :], [*spans[:kept], (0, 0)]
         return cls(text, tuple(words), tuple(spans), limit, stream.name, stream.start)
 
     @property

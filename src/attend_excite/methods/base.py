@@ -172,8 +172,7 @@ class Run:
         self.text = self.text.with_states(side_by_side(keys, values))
 
     def vp_scale(self, step: Step) -> float:
-        """What the latents are multiplied by to be of variance-preserving scale, whatever the scheduler and the
-        parametrisation: see `schedulers.vp_scale`."""
+        """What brings the latents to variance-preserving scale: see `schedulers.vp_scale`."""
         return vp_scale(self.scheduler, step.timestep)
 
     def network_inputs(self, latents: Tensor, step: Step, text: Conditioning) -> dict[str, Any]:

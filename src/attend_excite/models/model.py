@@ -50,8 +50,8 @@ class Model:
 
     @property
     def pipeline(self) -> Any:
-        """Diffusers' pipeline: the parts, and what encodes, decodes and moves them. Nothing of it is changed by
-        a generation."""
+        """Diffusers' pipeline: the parts, and what encodes, decodes and moves them. A generation changes nothing
+        of it."""
         return self.family.pipeline
 
     @property

@@ -33,8 +33,8 @@ def family_class(pipeline_class: str) -> type[Family]:
     if pipeline_class not in _FAMILIES:
         served = ", ".join(dict.fromkeys(defaults.title for defaults in family_data().values()))
         raise ValueError(
-            f"{pipeline_class} is not served: choose a text-to-image model of {served}; to keep the weights of "
-            "a pipeline for another task, pass one made with its text-to-image class's from_pipe"
+            f"{pipeline_class} is not served: choose a text-to-image model of {served}; to keep the "
+            "weights of a pipeline for another task, pass one made with its text-to-image class's from_pipe"
         )
     module, name = _FAMILIES[pipeline_class].split(":")
     return getattr(import_module(f"{__name__}.{module}"), name)

@@ -133,8 +133,9 @@ class Family(ABC):
 
     @property
     def network(self) -> Any:
-        """The denoising network."""
-        return getattr(self.pipeline, self.network_part)
+        """The denoising network; of one that torch.compile wrapped, what is in the wrapper."""
+        network = getattr(self.pipeline, self.network_part)
+        return getattr(network, "_orig_mod", network)
 
     @property
     def distilled_guidance(self) -> bool:
@@ -189,7 +190,7 @@ class Family(ABC):
         """The network's arguments for one pass.
 
         Args:
-            latents: (b, C, height, width) as the scheduler wants the network to see them, in the network's dtype.
+            latents: (b, C, height, width) as the scheduler wants the network to see them, in its dtype.
             timestep: the scheduler's, a scalar.
             conditioning: of the b images.
         """
@@ -245,8 +246,8 @@ class Family(ABC):
             ValueError: this architecture doesn't take keys and values from the text alone.
         """
         raise ValueError(
-            f"{self.defaults.title} doesn't take keys and values from the text alone, which this method needs: "
-            "choose Attend-and-Excite, Composable Diffusion or the plain model"
+            f"{self.defaults.title} doesn't take keys and values from the text alone, which this method "
+            "needs: choose Attend-and-Excite, Composable Diffusion or the plain model"
         )
 
     def textless_modules(self) -> tuple[nn.Module, ...]:

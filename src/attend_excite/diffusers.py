@@ -142,6 +142,7 @@ class StableDiffusionAttendAndExcitePipeline(StableDiffusionPipeline):
         if num_inference_steps < 1:
             raise ValueError(f"num_inference_steps is {num_inference_steps}: it must be 1 or more")
         guided = guidance_scale > 1
+        text: Any
         text, empty = self.encode_prompt(
             prompt,
             self._execution_device,

@@ -110,11 +110,11 @@ class Run:
     @property
     def streams(self) -> tuple[Stream, ...]:
         """The tables of tokens that the model attends to."""
-        streams = self.model.family.streams()
-        if len(streams) > 1:
-            return streams
-        # A caller's own embeddings may be longer or shorter than what the tokenizer makes.
-        return (replace(streams[0], width=self.text.states.shape[1]),)
+        first, *further = self.model.family.streams()
+        if not further:
+            # A caller's own embeddings may be longer or shorter than what the tokenizer makes.
+            first = replace(first, width=self.text.states.shape[1])
+        return first, *further
 
     @property
     def columns(self) -> tuple[int, ...] | None:

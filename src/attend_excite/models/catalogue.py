@@ -226,7 +226,7 @@ def _generators() -> str:
 def _read_family(source: str | Path, name: str, dtype: torch.dtype, revision: str | None) -> Family:
     with _sought(source, name, revision):
         # What can't be served, or isn't whole, is told before its weights are read.
-        index = DiffusionPipeline.load_config(source, revision=revision)
+        index: Any = DiffusionPipeline.load_config(source, revision=revision)
         kinds = {part: kind for part, kind in index.items() if isinstance(kind, list) and None not in kind}
         family = family_class(str(index.get("_class_name")))
         if Path(source).is_dir():

@@ -50,8 +50,7 @@ class Model:
 
     @property
     def pipeline(self) -> Any:
-        """Diffusers' pipeline: the parts, and what encodes, decodes and moves them. A generation changes nothing
-        of it."""
+        """Diffusers' pipeline: the parts, and what encodes, decodes and moves them; left as it is."""
         return self.family.pipeline
 
     @property

@@ -14,6 +14,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_dpmsolver_singlestep import DPMSolverSinglestepScheduler
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteScheduler
 from diffusers.schedulers.scheduling_k_dpm_2_ancestral_discrete import KDPM2AncestralDiscreteScheduler
 from diffusers.schedulers.scheduling_k_dpm_2_discrete import KDPM2DiscreteScheduler
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from attend_excite import Model
 from attend_excite.methods.base import Denoise, Run, Step
+from attend_excite.schedulers import vp_scale
 
 STEPS = 20
 LIKE_STABLE_DIFFUSION = {
@@ -85,3 +87,23 @@ def test_a_shift_reaches_the_end(tiny: Model, kind: Any, index: int) -> None:
     picture = 0.1 * _normal(plain.shape, 1) / seen
     share = ((shifted - plain) * picture).sum() / picture.square().sum()
     assert float(share) == pytest.approx(1, abs=0.25)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        DDIMScheduler.from_config(LIKE_STABLE_DIFFUSION),
+        EulerDiscreteScheduler.from_config(LIKE_STABLE_DIFFUSION),
+        FlowMatchEulerDiscreteScheduler(shift=3.0),
+    ],
+    ids=["variance-preserving", "variance-exploding", "flow"],
+)
+def test_latents_of_every_parametrisation_come_to_one_scale(scheduler: Any) -> None:
+    """A picture and a noise at right angles: in variance-preserving scale the mixture is a unit vector."""
+    scheduler.set_timesteps(STEPS)
+    picture, noise = torch.eye(2, dtype=torch.float64)
+    mix = getattr(scheduler, "add_noise", None) or scheduler.scale_noise
+    for index in (1, STEPS // 2, STEPS - 2):
+        timestep = scheduler.timesteps[index]
+        latents = mix(picture[None], noise[None], timestep[None])[0]
+        assert float((latents * vp_scale(scheduler, timestep)).norm()) == pytest.approx(1, rel=1e-6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -189,8 +190,14 @@ def sheet_of(results: Results, prompt: int, systems: Sequence[str], note: str = 
     )
 
 
-def _thumbnail(results: Results, row: Mapping[str, Any]) -> Thumbnail:
-    image = store.read_image(results.run, row["image"]).convert("RGB")
+def _thumbnail(results: Results, row: Mapping[str, Any]) -> Thumbnail | None:
+    try:
+        image = store.read_image(results.run, row["image"]).convert("RGB")
+    except (FileNotFoundError, store.BrokenImageError):
+        warnings.warn(
+            f"the picture '{row['image']}' is gone or broken: the report leaves it out", stacklevel=2
+        )
+        return None
     image.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=78, method=6)

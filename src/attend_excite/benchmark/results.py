@@ -175,8 +175,14 @@ def read_results(run: str | Path) -> Results:
     rows = [row for row in everything if row["image"] is not None and not row["nsfw"]]
     if not rows:
         raise ValueError(f"the run '{run}' has no images yet: draw some with attend-excite benchmark run")
+    # A score is of the picture that was there then: where another was drawn since, it says nothing.
+    digests = {row["job"]: row["digest"] for row in rows}
     scores = {
-        metric: {row["job"]: row for row in store.read_scores(run, metric).to_pylist()}
+        metric: {
+            score["job"]: score
+            for score in store.read_scores(run, metric).to_pylist()
+            if score["job"] in digests and score.get("digest") == digests[score["job"]]
+        }
         for metric in dict.fromkeys(measure.metric for measure in MEASURES)
     }
     tried = _in_order(settings["systems"], {row["system"] for row in everything})

@@ -18,8 +18,8 @@ from attend_excite.benchmark.claims import Claims
 from attend_excite.benchmark.estimate import Estimate, estimate
 from attend_excite.benchmark.jobs import Batch, plan, systems_named
 from attend_excite.benchmark.prompts import paper_prompts, read_prompts, sample, with_subjects
-from attend_excite.benchmark.run import Executor, Here, Queue, Row, begin, settings_of
-from attend_excite.benchmark.store import read_rows
+from attend_excite.benchmark.run import Executor, Here, Queue, Row, begin, broken_images, settings_of
+from attend_excite.benchmark.store import read_rows, set_aside_broken
 from attend_excite.cli.messages import MESSAGES, warn
 from attend_excite.cli.summary import RESULTS, table
 from attend_excite.guidance.schedule import Recipe
@@ -85,9 +85,13 @@ def draw_benchmark(request: Request) -> bool:
             _print_estimates(estimates, request.workers or 1, on_ray=request.executor == "ray")
             return True
         begin(request.out, conditions, prompts, seeds, systems)
+        set_aside_broken(request.out, "rows")
+        for path in broken_images(request.out):
+            warn(f"the picture '{path}' of '{request.out}' is broken: it counts as gone and is drawn again")
         with Claims(request.out) as claims:
-            _draw(executor, Queue(request.out, batches, claims), batches)
-    return _print_rows(request.out, batches)
+            queue = Queue(request.out, batches, claims)
+            _draw(executor, queue, batches)
+    return _print_rows(request.out, batches, queue.done)
 
 
 @contextmanager
@@ -137,10 +141,13 @@ def _draw(executor: Executor, queue: Queue, batches: Sequence[Batch]) -> None:
             )
 
 
-def _print_rows(run: str, batches: Sequence[Batch]) -> bool:
+def _print_rows(run: str, batches: Sequence[Batch], done: set[str]) -> bool:
     """What there is now, system by system, and why the rest failed; whether none did."""
     jobs = {job.name for batch in batches for job in batch}
     rows = [row for row in read_rows(run).to_pylist() if row["job"] in jobs]
+    for row in rows:
+        if row["error"] is None and row["job"] not in done:
+            row["error"] = "its picture is gone, and could not be drawn again"
     systems = table("system", "images", "failed", "black", "seconds an image", "UNet passes", "updates")
     for system in dict.fromkeys(batch[0].system.name for batch in batches):
         mine = [row for row in rows if row["system"] == system]

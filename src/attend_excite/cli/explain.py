@@ -57,8 +57,9 @@ def _explained(
         maps_figure,
         save_animation,
     )
+    from attend_excite.files import written_whole
     from attend_excite.guidance.schedule import Recipe
-    from attend_excite.metadata import read_origin, write_png, written_whole
+    from attend_excite.metadata import read_origin, write_png
     from attend_excite.methods.own import find_method
 
     origin = read_origin(picture, None if method is None else find_method(method))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from attend_excite.files import write_whole
 from attend_excite.study.create import BETWEEN, NONE, Page, Study
 from attend_excite.study.votes import Vote
 
@@ -146,9 +147,7 @@ def write_votes(file: Path, study: Study, votes: Sequence[Vote]) -> list[Path]:
     else:
         raise ValueError(f"'{file}': end the name in .csv, or in .json for Label Studio")
     for path, text in texts.items():
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, text)
     return list(texts)
 
 

@@ -83,6 +83,12 @@ def test_the_papers_prompts() -> None:
         assert [word for word in prompt.text.split() if word not in WORDS["colours"]] == (
             ["a", first, "and", "a", second]
         )
+    # The authors' list writes "an" before the elephant, and nowhere else.
+    texts = " ".join(prompt.text for prompt in prompts)
+    assert texts.count("an elephant") == texts.count("elephant") == 23
+    assert texts.split().count("an") == 23
+    assert "a orange" in texts
+    assert "a glasses" in texts
     # The nouns found are the subjects that the list gives.
     assert all(tuple(noun.text for noun in find_nouns(p.text)) == p.subjects for p in prompts)
     assert len({prompt.text for prompt in prompts}) == 276

@@ -31,6 +31,7 @@ FORMAT = 1
 DTYPES = ("float32", "float16", "bfloat16")
 MAX_SEED = 2**63 - 1
 MAX_BATCH = 256
+MAX_GUIDANCE = 1e4
 
 # Metadata comes from anywhere: beyond these a picture would only fill memory.
 _MAX_STEPS = 1000
@@ -77,7 +78,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         _require(1 <= self.steps <= _MAX_STEPS, "steps", self.steps, f"1 to {_MAX_STEPS}")
-        _require(self.guidance_scale >= 0, "the guidance", self.guidance_scale, "0 or more")
+        fine = 0 <= self.guidance_scale <= MAX_GUIDANCE
+        _require(fine, "the guidance", self.guidance_scale, f"0 to {MAX_GUIDANCE:g}")
         for what, pixels in (("the height", self.height), ("the width", self.width)):
             _require(1 <= pixels <= _MAX_SIDE, what, pixels, f"1 to {_MAX_SIDE} pixels")
         _require(self.dtype in DTYPES, "the dtype", self.dtype, f"one of {', '.join(DTYPES)}")

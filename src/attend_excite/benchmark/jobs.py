@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -12,7 +11,7 @@ from typing import Any
 from attend_excite.benchmark.prompts import BenchmarkPrompt
 from attend_excite.benchmark.store import name_of
 from attend_excite.guidance.schedule import Recipe
-from attend_excite.metadata import as_plain_data, digest_of, revision_of
+from attend_excite.metadata import MAX_GUIDANCE, as_plain_data, digest_of, revision_of
 from attend_excite.methods import METHODS, AttendAndExcite, Method, StableDiffusion
 from attend_excite.methods.own import code_digest, find_method
 from attend_excite.models import Model, source_of
@@ -79,8 +78,8 @@ class Conditions:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"the steps are {self.steps}: there must be 1 or more")
-        if not 0 <= self.guidance < math.inf:
-            raise ValueError(f"the guidance is {self.guidance}: it must be 0 or more, and finite")
+        if not 0 <= self.guidance <= MAX_GUIDANCE:
+            raise ValueError(f"the guidance is {self.guidance}: it must be 0 to {MAX_GUIDANCE:g}")
 
 
 @dataclass(frozen=True)

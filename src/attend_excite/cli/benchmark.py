@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from attend_excite.cli.messages import failures_as_sentences, quieten_libraries
+from attend_excite.cli.messages import failures_as_sentences, plain, quieten_libraries
 
 benchmark = typer.Typer(help="The paper's evaluation: draw, score, report.", no_args_is_help=True)
 
@@ -184,4 +184,4 @@ def report(
         folder = out or f"{run.rstrip('/')}/report"
         with MESSAGES.status("writing the report"):
             write_report(run, folder, other=compare, study=study)
-        RESULTS.print(f"{folder}/report.html", markup=False)
+        RESULTS.print(plain(f"{folder}/report.html"))

@@ -20,7 +20,7 @@ from attend_excite.benchmark.jobs import Batch, plan, systems_named
 from attend_excite.benchmark.prompts import paper_prompts, read_prompts, sample, with_subjects
 from attend_excite.benchmark.run import Executor, Here, Queue, Row, begin, broken_images, settings_of
 from attend_excite.benchmark.store import read_rows, set_aside_broken
-from attend_excite.cli.messages import MESSAGES, warn
+from attend_excite.cli.messages import MESSAGES, plain, warn
 from attend_excite.cli.summary import RESULTS, table
 from attend_excite.guidance.schedule import Recipe
 from attend_excite.models import load, load_tokenizer
@@ -70,7 +70,7 @@ def draw_benchmark(request: Request) -> bool:
     # With the brackets out, two that were spelled differently may be the same.
     prompts = list(dict.fromkeys(with_subjects(prompt, tokenizer) for prompt in prompts))
     with _executor(request) as executor:
-        with MESSAGES.status(f"loading {request.model}"):
+        with MESSAGES.status(plain(f"loading {request.model}")):
             conditions, recommended = executor.describe(request.steps, request.guidance)
         systems = systems_named(request.systems, recommended)
         seeds = range(request.seeds)
@@ -98,7 +98,7 @@ def draw_benchmark(request: Request) -> bool:
 def _executor(request: Request) -> Iterator[Executor]:
     """What draws, or in a dry run what measures: one worker does for that."""
     if request.executor == "local" or request.dry_run:
-        with MESSAGES.status(f"loading {request.model}"):
+        with MESSAGES.status(plain(f"loading {request.model}")):
             model = load(request.model, device=request.device, dtype=request.dtype)
         yield Here(model)
         return
@@ -153,7 +153,7 @@ def _print_rows(run: str, batches: Sequence[Batch], done: set[str]) -> bool:
         mine = [row for row in rows if row["system"] == system]
         drawn = [row for row in mine if row["error"] is None]
         systems.add_row(
-            system,
+            plain(system),
             str(len(drawn)),
             str(len(mine) - len(drawn)),
             str(sum(row["nsfw"] for row in drawn)),
@@ -177,7 +177,7 @@ def _print_estimates(estimates: Sequence[Estimate], workers: int, *, on_ray: boo
     costs = table("system", "images to draw", "UNet passes", f"time{workers_named}", "disk", "measured on")
     for of_system in estimates:
         costs.add_row(
-            of_system.system,
+            plain(of_system.system),
             str(of_system.images),
             *_costs([of_system], workers),
             f"{of_system.measured} images" if of_system.measured else "nothing: none can be drawn",

@@ -28,7 +28,7 @@ pytest.importorskip("pyarrow", reason="the benchmark needs pyarrow")
 from attend_excite.benchmark import claims, store
 from attend_excite.benchmark.claims import Claims
 from attend_excite.benchmark.estimate import estimate
-from attend_excite.benchmark.jobs import Batch, conditions_of, plan, systems_named
+from attend_excite.benchmark.jobs import Batch, conditions_of, plan, sweep, systems_named
 from attend_excite.benchmark.prompts import (
     BenchmarkPrompt,
     paper_prompts,
@@ -38,6 +38,7 @@ from attend_excite.benchmark.prompts import (
 )
 from attend_excite.benchmark.run import Here, Queue, begin, broken_images, draw
 from attend_excite.guidance.schedule import Recipe
+from attend_excite.methods import AttendAndExcite
 from attend_excite.nouns import find_nouns
 
 WORDS = json.loads((Path(store.__file__).parents[1] / "data" / "benchmark.json").read_text(encoding="utf-8"))
@@ -375,6 +376,45 @@ def test_two_systems_with_the_same_numbers_have_their_own_images(model: Model, t
     for row in rows:
         assert row["device"] == "cpu"
         assert f"torch {version('torch')}" in row["versions"]
+
+
+def test_systems_with_recipes_of_ones_own(tmp_path: Path) -> None:
+    official = Recipe.named("official")
+    (tmp_path / "mine.json").write_text('{"base": "recommended", "step_size": 3}')
+    file = str(tmp_path / "mine.json")
+    names = [
+        f"attend-excite {file}",
+        "attend-excite paper sigma=0 decay=square-root",
+        *sweep("step_size=5, 10"),
+    ]
+    systems = systems_named(names, official)
+    assert [system.name for system in systems] == [
+        "attend-excite mine.json",
+        "attend-excite paper sigma=0 decay=square-root",
+        "attend-excite step_size=5",
+        "attend-excite step_size=10",
+    ]
+    recipes = [system.method.recipe for system in systems if isinstance(system.method, AttendAndExcite)]
+    assert recipes == [
+        replace(official, step_size=3),
+        replace(Recipe.named("paper"), sigma=0, decay="square-root"),
+        replace(official, step_size=5),
+        replace(official, step_size=10),
+    ]
+    assert sweep("bare altered=0.25,1") == ["attend-excite bare altered=0.25", "attend-excite bare altered=1"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.json").write_text('{"base": "recommended"}')
+    for wrong, message in (
+        ([f"attend-excite {file}", f"attend-excite {tmp_path / 'other' / 'mine.json'}"], "rename one"),
+        (["attend-excite steps=5"], "unknown in a recipe: steps"),
+        (["attend-excite step_size=high"], "step_size is 'high'"),
+        (["attend-excite nowhere.json"], "cannot be read"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            systems_named(wrong, official)
+    for wrong in ("step_size", "=1,2", "step_size=5", "step_size=1,,2"):
+        with pytest.raises(ValueError, match="is no sweep"):
+            sweep(wrong)
 
 
 def test_the_estimate_is_what_a_run_costs(model: Model, batches: list[Batch], tmp_path: Path) -> None:

@@ -226,6 +226,7 @@ def settings_of(
             {name: getattr(conditions, name) for name in ("model", *_SHARED)}
             | {
                 "systems": {system.name: system.numbers for system in systems},
+                "titles": {system.name: str(system.method.title) for system in systems},
                 "seeds": list(seeds),
                 "prompts": {
                     prompt.text: {"subset": prompt.subset, "subjects": prompt.subjects} for prompt in prompts
@@ -237,8 +238,8 @@ def settings_of(
         _refuse_another(run, before, settings)
         settings["model"] = before["model"]
         settings["seeds"] = list(dict.fromkeys(before["seeds"] + settings["seeds"]))
-        for name in ("systems", "prompts"):
-            settings[name] = before[name] | settings[name]
+        for name in ("systems", "titles", "prompts"):
+            settings[name] = before.get(name, {}) | settings[name]
     return settings
 
 

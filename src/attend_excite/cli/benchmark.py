@@ -34,9 +34,17 @@ def run(
     system: Annotated[
         list[str] | None,
         typer.Option(
-            help='A method, "attend-excite RECIPE" for an ablation, or MODULE:NAME for one of your own; '
-            "again for each.",
+            help='A method, MODULE:NAME for one of your own, or "attend-excite RECIPE": a recipe\'s name, a '
+            ".json file, or numbers, as step_size=10; again for each.",
             show_default="the five methods",
+            rich_help_panel=_DRAWING,
+        ),
+    ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Attend-and-Excite with one number of its recipe at several values: step_size=5,10,20.",
+            show_default="none",
             rich_help_panel=_DRAWING,
         ),
     ] = None,
@@ -92,6 +100,7 @@ def run(
                 per_subset=per_subset,
                 seeds=seeds,
                 systems=tuple(system or ()),
+                sweeps=tuple(sweep or ()),
                 steps=steps,
                 guidance=guidance,
                 model=model,

@@ -16,13 +16,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from attend_excite.benchmark.claims import Claims
 from attend_excite.benchmark.estimate import Estimate, estimate
-from attend_excite.benchmark.jobs import Batch, plan, systems_named
+from attend_excite.benchmark.jobs import Batch, plan, sweep, systems_named
 from attend_excite.benchmark.prompts import paper_prompts, read_prompts, sample, with_subjects
 from attend_excite.benchmark.run import Executor, Here, Queue, Row, begin, broken_images, settings_of
 from attend_excite.benchmark.store import read_rows, set_aside_broken
 from attend_excite.cli.messages import MESSAGES, plain, warn
 from attend_excite.cli.summary import RESULTS, table
 from attend_excite.guidance.schedule import Recipe
+from attend_excite.methods import AttendAndExcite, StableDiffusion
 from attend_excite.models import load, load_tokenizer
 
 # Errors that are told one by one; beyond them a count is enough.
@@ -38,6 +39,7 @@ class Request:
     per_subset: int | None
     seeds: int
     systems: tuple[str, ...]
+    sweeps: tuple[str, ...]
     steps: int
     guidance: float
     model: str
@@ -62,7 +64,10 @@ def draw_benchmark(request: Request) -> bool:
     """
     if request.executor == "local" and (request.workers or request.address):
         raise ValueError("--workers and --address are for --executor ray")
-    systems_named(request.systems, Recipe.named("official"))  # A mistake shows before a model is loaded.
+    names = [*request.systems, *(name for text in request.sweeps for name in sweep(text))]
+    if request.sweeps and not request.systems:
+        names = [StableDiffusion.name, AttendAndExcite.name, *names]
+    systems_named(names, Recipe.named("official"))  # A mistake shows before a model is loaded.
     prompts = paper_prompts() if request.prompts is None else read_prompts(request.prompts)
     if request.per_subset is not None:
         prompts = sample(prompts, request.per_subset)
@@ -72,7 +77,7 @@ def draw_benchmark(request: Request) -> bool:
     with _executor(request) as executor:
         with MESSAGES.status(plain(f"loading {request.model}")):
             conditions, recommended = executor.describe(request.steps, request.guidance)
-        systems = systems_named(request.systems, recommended)
+        systems = systems_named(names, recommended)
         seeds = range(request.seeds)
         batches = plan(prompts, seeds, systems, conditions, request.batch_size)
         if isinstance(executor, Here) and request.dry_run:

@@ -176,7 +176,7 @@ def test_of_equal_systems_all_are_best_and_below_nought_nothing_is_per_cent(tmp_
     text = (tmp_path / "report" / "report.md").read_text("utf-8")
     assert "| stickers, plain | **100.0 % (+0.0 ns)**" in text
     assert "| Attend-and-Excite | **100.0 %**" in text
-    assert "Minimum object similarity: -0.200 plain, -0.100 with Attend-and-Excite (–)." in text
+    assert "Minimum object similarity: -0.200 plain, -0.100 with Attend-and-Excite." in text
     found = parquet.read_table(tmp_path / "report" / "numbers" / "findings.parquet").to_pylist()
     assert {row["holds"] for row in found if row["worse"] == "stable-diffusion"} == {"yes"}
 

@@ -16,7 +16,7 @@ from PIL import Image
 from attend_excite.benchmark import metrics, store
 from attend_excite.benchmark.metrics import Clip, Metric
 from attend_excite.benchmark.metrics.clip import Wording
-from attend_excite.models import catalogue
+from attend_excite.benchmark.names import is_bundled
 
 UPPER_BOUND = "upper-bound"
 """The folder of what CLIP says of real images: a row a subject, whose `job` is the subject."""
@@ -89,12 +89,6 @@ def judges_for(model: str) -> Judges:
     """Who judges a model's images unless told otherwise: the bundled judges those of the bundled model, the
     paper's all others."""
     return STICKERS if is_bundled(model) else PAPER
-
-
-def is_bundled(model: str) -> bool:
-    """Whether a model comes with the package."""
-    entry = catalogue().get(model)
-    return entry is not None and entry.source == "bundled"
 
 
 @dataclass(frozen=True)

@@ -182,6 +182,19 @@ def report(
     study: Annotated[
         Path | None, typer.Option(help="The result of a user study, from attend-excite study analyse.")
     ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            help="The system that the others are compared with.", show_default="attend-excite, if it is there"
+        ),
+    ] = None,
+    highlight: Annotated[
+        str | None,
+        typer.Option(
+            help="The system that the report is about: it stands out, and is set against the reference.",
+            show_default="attend-excite, if it is there",
+        ),
+    ] = None,
 ) -> None:
     """Write the paper's tables and figures for a run, as one page, and every number beside it."""
     with failures_as_sentences():
@@ -192,5 +205,5 @@ def report(
         quieten_libraries()
         folder = out or f"{run.rstrip('/')}/report"
         with MESSAGES.status("writing the report"):
-            write_report(run, folder, other=compare, study=study)
+            write_report(run, folder, other=compare, study=study, reference=reference, highlight=highlight)
         RESULTS.print(plain(f"{folder}/report.html"))

@@ -79,7 +79,7 @@ def bars(rows: Mapping[str, Sequence[Panel]]) -> Figure:
             head = line[0].annotate(
                 title,
                 (0.01, 1),
-                (0, 19),
+                (0, 17),
                 xycoords=("figure fraction", "axes fraction"),
                 textcoords="offset points",
                 weight="bold",
@@ -175,7 +175,7 @@ def sweep(what: str, curves: Sequence[Curve]) -> Figure:
         )
         grid = figure.subplots(down, across, squeeze=False).ravel()
         for axes in grid[len(curves) :]:
-            axes.set_visible(False)
+            axes.remove()
         for axes, curve in zip(grid, curves, strict=False):
             values = [value for value, _ in curve.points]
             means = [estimate.value for _, estimate in curve.points]

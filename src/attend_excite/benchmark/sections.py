@@ -301,7 +301,7 @@ def _sweep(results: Results, comparisons: Mapping[str, Comparison], what: str) -
     return Section(
         f"Sweep: {what.replace('_', ' ')}",
         [f"On {count_text(prompts, 'prompt')} and the seeds that all of them have."],
-        [Plot(name, caption, drawn(figures.sweep(key, curves))), table],
+        [Plot(name, caption, drawn(figures.sweep(key.replace("_", " "), curves))), table],
     )
 
 

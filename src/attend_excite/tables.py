@@ -104,13 +104,17 @@ def latex(columns: Sequence[str], rows: Sequence[Sequence[Cell]], caption: str, 
     ]
     if any(columns):
         lines += [f"    {' & '.join(map(_escaped, columns))} \\\\", r"    \midrule"]
-    lines += [f"    {' & '.join(map(_latex_cell, row))} \\\\" for row in rows]
+    for row in rows:
+        lines.append(f"    {' & '.join(map(_latex_cell, row))} \\\\")
+        # Below and not beside: a page is narrow.
+        if any(cell.small for cell in row):
+            small = (rf"{{\scriptsize {_escaped(cell.small)}}}" if cell.small else "" for cell in row)
+            lines.append(f"    {' & '.join(small)} \\\\")
     return "\n".join([*lines, r"    \bottomrule", r"  \end{tabular}", r"\end{table}", ""])
 
 
 def _latex_cell(cell: Cell) -> str:
-    text = rf"\textbf{{{_escaped(cell.text)}}}" if cell.best else _escaped(cell.text)
-    return rf"{text} {{\scriptsize {_escaped(cell.small)}}}" if cell.small else text
+    return rf"\textbf{{{_escaped(cell.text)}}}" if cell.best else _escaped(cell.text)
 
 
 def _escaped(text: str) -> str:

@@ -170,8 +170,8 @@ def _brackets(results: Results, comparison: Comparison, measure: Measure) -> str
         return ""
     unit = "percentage points" if measure.rate else "per cent"
     return (
-        f" In brackets: how far from {name_of(results, str(comparison.reference))}, in {unit}; “ns”: the "
-        "interval of that has nought in it, or one prompt gives none."
+        f" In brackets: how far from {name_of(results, str(comparison.reference))}, in {unit}; “ns”: not "
+        "significant, as the interval of that difference includes zero or there is one prompt only."
     )
 
 

@@ -264,7 +264,7 @@ def ablations(results: Results, comparisons: Mapping[str, Comparison]) -> Sectio
         "Ablations (Figures 11 and 12)",
         [
             f"On the {len(places)} prompts and the seeds that all of them have. In brackets: how far from "
-            "Attend-and-Excite in full; “ns”: the interval of that has nought in it."
+            "Attend-and-Excite in full; “ns”: not significant, the interval of that difference includes zero."
         ],
         [
             Table(

@@ -173,7 +173,9 @@ def _plot_standings(result: Result, value: str, low: str, high: str) -> Figure:
     systems, named = list(result.subsets[ALL])[::-1], labels(result)
     across = _LETTER * max(len(named[system]) for system in systems) + 2.2 * len(result.subsets)
     figure = Figure(figsize=(max(5.5, across), 1.6 + 0.4 * len(systems)), layout="constrained")
-    panels = figure.subplots(1, len(result.subsets), sharey=True, squeeze=False)[0]
+    # So that one panel's 100 and the next one's 0 stand apart.
+    space = {"wspace": 0.08}
+    panels = figure.subplots(1, len(result.subsets), sharey=True, squeeze=False, gridspec_kw=space)[0]
     for panel, (subset, standings) in zip(panels, result.subsets.items(), strict=True):
         for row, system in enumerate(systems):
             standing = asdict(standings[system]) if system in standings else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -129,6 +130,7 @@ def test_a_warning_is_said_once(tmp_path: Path) -> None:
         ([PROMPT, "--recipe", "magic"], "unknown recipe 'magic'"),
         ([PROMPT, "--recipe", "{empty}/none.json"], "cannot be read"),
         ([PROMPT, "--recipe", "{bad_recipe}"], "a threshold is 1.5"),
+        ([PROMPT, "--guidance", "1e308"], "the guidance is 1e+308: it must be 0 to 10000"),
         ([PROMPT, "--recipe", "paper", "--method", "stable-diffusion"], "--recipe is for attend-excite"),
         ([PROMPT, "--compare", "--method", "stable-diffusion"], "choose another --method"),
         (["a cat", "--method", "composable"], "cannot be split into concepts"),
@@ -170,6 +172,20 @@ def test_tokens_shows_what_is_made_of_a_prompt() -> None:
     shown = _run("tokens", PROMPT, "--subject", "frog=0.7").stdout
     assert "subject frog: frog, position 5, attention wanted 0.7" in shown
     assert "no model" in _run("tokens", PROMPT, "--model", "no/such/model", status=2).stderr
+
+
+def test_nothing_steers_the_terminal_that_prints_it(tmp_path: Path) -> None:
+    steering = "a \x1b7\x07 cat \x9b31m and a \u202efrog"
+    told = _run("tokens", steering, "--subject", "cat", "--json").stdout
+    assert json.loads(told)["prompt"] == steering
+    shown = _run("tokens", steering, "--subject", "cat").stdout
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\x1b[2J quickly\n")
+    options = ("--out", str(tmp_path / "run"), "--prompts", str(prompts), "--system", "attend-excite")
+    drawn = _run("benchmark", "run", *options, "--seeds", "1", "--steps", "1", status=1)
+    assert "\\u001b[2J quickly" in drawn.stderr
+    for text in (told, shown, drawn.stderr, drawn.stdout):
+        assert not re.search("[\x1b\x07\x9b\u202e]", text)
 
 
 def test_a_method_s_own_options_are_kept_in_the_picture(tmp_path: Path) -> None:

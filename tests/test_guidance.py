@@ -94,6 +94,10 @@ def test_shorter_runs_keep_the_fractions(iterations: int, places: list[int]) -> 
         ({"thresholds": ((2.0, 0.5),)}, "a fraction of the run, 0 to 1"),
         ({"step_size": 0.0}, "step_size is 0.0: it must be above 0"),
         ({"decay": "cosine"}, "square-root or linear"),
+        ({"step_size": 1e305}, "step_size is 1e\\+305"),
+        ({"temperature": 10**400}, "temperature is 1000"),
+        ({"max_refinements": 10**9}, "a whole number, 0 to 1000"),
+        ({"summary": 5}, "summary is 5: it must be a text"),
     ],
 )
 def test_a_recipe_out_of_range_is_refused(change: dict, message: str) -> None:

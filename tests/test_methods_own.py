@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from attend_excite.guidance.objective import (
     token_probabilities,
 )
 from attend_excite.metadata import read_origin
-from attend_excite.methods.own import find_method
+from attend_excite.methods.own import code_digest, find_method
 
 PROMPT = "a cat and a frog"
 METHODS = """
@@ -52,6 +53,9 @@ stronger = Faded(0.9)
 nursed = AttendAndExcite("official", objective=largest)
 on_faded = AttendAndExcite("official", base=Faded())
 METHODS = {}
+
+def needy(a, b, c):
+    return Faded(a)
 
 def faded():
     return Faded()
@@ -128,7 +132,8 @@ def test_a_method_is_found_where_it_lies(mine: Path) -> None:
         "magic": "or one of your own as MODULE:NAME",
         "my_methods:Gone": "the module my_methods has no Gone",
         "my_methods:": "has no name behind the colon",
-        "my_methods:largest": "cannot be made without arguments",
+        "my_methods:largest": r"is an objective .*: write `mine = AttendAndExcite\(objective=largest",
+        "my_methods:needy": "cannot be made without arguments",
         "my_methods:METHODS": "is no method: it has no attach, ",
         "nowhere.to_be:Found": "no module 'nowhere.to_be' here or installed",
         "broken:Faded": "the module 'broken' cannot be imported: unknown recipe 'offical'",
@@ -179,8 +184,51 @@ def test_the_benchmark_tells_systems_of_ones_own_apart(mine: Path, tiny_folder: 
     result = CliRunner().invoke(app, ["benchmark", "run", *run, *chosen])
     assert result.exit_code == 0, result.output
     assert len(list(Path("run").rglob("*.png"))) == 3 * 2 * 4
+    # Another method beside them changes none of them.
+    (mine / "my_methods.py").write_text("import math\n" + METHODS + "also = Faded(0.7)\n")
+    sys.modules.pop("my_methods")
+    result = CliRunner().invoke(app, ["benchmark", "run", *run, *chosen, "--system", "my_methods:also"])
+    assert result.exit_code == 0, result.output
     # Pictures by a method as it was aren't mixed with those by what it became.
-    (mine / "my_methods.py").write_text(METHODS + "# edited")
+    (mine / "my_methods.py").write_text(METHODS.replace("-maps.amax", "-2 * maps.amax"))
+    sys.modules.pop("my_methods")
     again = CliRunner().invoke(app, ["benchmark", "run", *run, *chosen])
     assert again.exit_code != 0
     assert "with other numbers or code: choose another --out" in again.output
+
+
+def test_a_methods_code_is_its_own_and_what_it_uses(mine: Path) -> None:
+    (mine / "helpers.py").write_text("FACTOR = 2\n\ndef doubled(x):\n    return FACTOR * x\n\nOTHER = 1\n")
+    uses = (
+        "import math\nfrom helpers import doubled as twice\nBASE = 3\n\n@staticmethod\n"
+        "def mine(maps, subjects):\n    return twice(maps) + BASE\n\nmine.share = 1\n"
+    )
+
+    def digest(text: str = uses, helpers: str | None = None) -> str | None:
+        (mine / "own.py").write_text(text)
+        if helpers:
+            (mine / "helpers.py").write_text(helpers)
+        for name in ("own", "helpers"):
+            sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        return code_digest("own:mine")
+
+    helpers = (mine / "helpers.py").read_text()
+    first = digest()
+    for alike in (
+        f"{uses}\nelse_where = BASE + 1\n\ndef other(maps, subjects):\n    return mine(maps, subjects)\n",
+        f'"""Words."""\n\n# more\n{uses}',
+        f"{uses}if __name__ == '__main__':\n    print(mine)\n",
+    ):
+        assert digest(alike) == first
+    assert digest(uses, helpers.replace("OTHER = 1", "OTHER = 2")) == first
+    for change in (
+        ("BASE = 3", "BASE = 4"),
+        ("mine.share = 1", "mine.share = 2"),
+        ("@staticmethod", "@classmethod"),
+        ("+ BASE", "- BASE"),
+    ):
+        assert digest(uses.replace(*change)) != first
+    assert digest(f"{uses}for name in (1, 2):\n    BASE += name\n") != first
+    assert digest(uses, helpers.replace("FACTOR = 2", "FACTOR = 3")) != first
+    assert code_digest("composable") is None

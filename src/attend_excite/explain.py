@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from attend_excite.files import written_whole
 from attend_excite.generate import Generation
 from attend_excite.guidance.schedule import Recipe
-from attend_excite.metadata import written_whole
 from attend_excite.sheets import INK, MUTED, evolution_sheet, fitted, maps_sheet, subject_colour, subject_name
 from attend_excite.subjects import Prompt
 from attend_excite.trace import Trace

@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -18,6 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from attend_excite.files import written_whole
 from attend_excite.generate import Generation
 from attend_excite.methods import METHODS, Method
 from attend_excite.models import Model
@@ -32,6 +31,7 @@ FORMAT = 1
 DTYPES = ("float32", "float16", "bfloat16")
 MAX_SEED = 2**63 - 1
 MAX_BATCH = 256
+MAX_GUIDANCE = 1e4
 
 # Metadata comes from anywhere: beyond these a picture would only fill memory.
 _MAX_STEPS = 1000
@@ -78,7 +78,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         _require(1 <= self.steps <= _MAX_STEPS, "steps", self.steps, f"1 to {_MAX_STEPS}")
-        _require(self.guidance_scale >= 0, "the guidance", self.guidance_scale, "0 or more")
+        fine = 0 <= self.guidance_scale <= MAX_GUIDANCE
+        _require(fine, "the guidance", self.guidance_scale, f"0 to {MAX_GUIDANCE:g}")
         for what, pixels in (("the height", self.height), ("the width", self.width)):
             _require(1 <= pixels <= _MAX_SIDE, what, pixels, f"1 to {_MAX_SIDE} pixels")
         _require(self.dtype in DTYPES, "the dtype", self.dtype, f"one of {', '.join(DTYPES)}")
@@ -146,17 +147,6 @@ def write_png(path: Path, picture: Image.Image, origin: Origin | None = None) ->
         chunks.add_itxt(KEY, json.dumps({"format": FORMAT} | as_plain_data(origin), ensure_ascii=False))
     with written_whole(path) as partial:
         picture.save(partial, pnginfo=chunks)
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Write a file whole, or not at all: under the name that this gives, which becomes `path` at the end."""
-    partial = path.with_name(f".partial-{secrets.token_hex(8)}{path.suffix}")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_origin(path: Path, method: Method | None = None) -> Origin:

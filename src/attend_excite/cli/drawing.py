@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -14,9 +13,9 @@ from typing import Any
 from PIL import Image
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from attend_excite.cli.messages import MESSAGES, warn
+from attend_excite.cli.messages import MESSAGES, plain, warn
 from attend_excite.generate import Generation, StepEvent
-from attend_excite.guidance.schedule import Recipe
+from attend_excite.guidance.schedule import read_recipe
 from attend_excite.metadata import (
     DTYPES,
     MAX_BATCH,
@@ -187,7 +186,7 @@ def prepare(request: Request) -> Plan:
     tokenizer = load_tokenizer(chosen["model"], revision=chosen["revision"])
     named = chosen["subjects"] if request.maps or any(method.uses_subjects for method in methods) else ()
     prompt = parse(chosen["prompt"], tokenizer, named)
-    with MESSAGES.status(f"loading {chosen['model']}"):
+    with MESSAGES.status(plain(f"loading {chosen['model']}")):
         model = _loaded(chosen)
     runs = [_settings(model, chosen, _with_recipe(method, request.recipe, model)) for method in methods]
     fingerprint(*runs)  # What cannot be written down shows before anything is drawn.
@@ -289,7 +288,7 @@ def _chosen(request: Request, origin: Origin | None, method: Method | None) -> d
     if request.recipe is not None:
         if not isinstance(chosen["method"], AttendAndExcite):
             raise ValueError(f"--recipe is for attend-excite: {chosen['method'].name} has none")
-        _recipe(request.recipe)  # A mistake in it shows before a model is loaded.
+        read_recipe(request.recipe)  # A mistake in it shows before a model is loaded.
     # So does a number out of its range; what is left to the model stands in as something that is in it.
     stand_ins = {"height": 1, "width": 1, "dtype": DTYPES[0], "device": "cpu"}
     Settings(**chosen | {name: chosen[name] or value for name, value in stand_ins.items()})
@@ -320,20 +319,6 @@ def _size(text: str) -> tuple[int, int]:
     return int(sides[1]), int(sides[2] or sides[1])
 
 
-def _recipe(name: str, recommended: Recipe | None = None) -> Recipe:
-    """A packaged recipe, or one in a file; `recommended` is the model's, which it may be based on."""
-    if not name.endswith(".json"):
-        return Recipe.named(name, recommended)
-    try:
-        return Recipe.from_dict(json.loads(Path(name).read_text(encoding="utf-8")), recommended)
-    except OSError as error:
-        raise ValueError(f"the recipe '{name}' cannot be read: {error.strerror}") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"the recipe '{name}' is not JSON: {error}") from error
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"the recipe '{name}' cannot be used: {error}") from error
-
-
 def _make_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -351,7 +336,7 @@ def _with_recipe(method: Method, name: str | None, model: Model) -> Method:
     """Attend-and-Excite with its numbers in full, whatever the model or a later version recommends."""
     if not isinstance(method, AttendAndExcite):
         return method
-    typed = None if name is None else _recipe(name, model.recipe)
+    typed = None if name is None else read_recipe(name, model.recipe)
     return replace(method, recipe=typed or method.recipe or model.recipe)
 
 

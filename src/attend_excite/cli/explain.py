@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from attend_excite.cli.messages import MESSAGES, failures_as_sentences, quieten_libraries, warn
+from attend_excite.cli.messages import MESSAGES, failures_as_sentences, plain, quieten_libraries, warn
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -42,7 +42,7 @@ def explain(
             print_json({name: str(path) for name, path in files.items()})
         else:
             for name, path in files.items():
-                RESULTS.print(f"{name}: {path}", markup=False, highlight=False)
+                RESULTS.print(plain(f"{name}: {path}"))
 
 
 def _explained(
@@ -57,8 +57,9 @@ def _explained(
         maps_figure,
         save_animation,
     )
+    from attend_excite.files import written_whole
     from attend_excite.guidance.schedule import Recipe
-    from attend_excite.metadata import read_origin, write_png, written_whole
+    from attend_excite.metadata import read_origin, write_png
     from attend_excite.methods.own import find_method
 
     origin = read_origin(picture, None if method is None else find_method(method))

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from attend_excite.cli.drawing import Drawing, Picture
+from attend_excite.cli.messages import plain, printable
 from attend_excite.nouns import find_nouns
 from attend_excite.subjects import Prompt, TokenGroup
 from attend_excite.trace import Trace, Update
@@ -23,7 +24,7 @@ RESULTS = Console(width=1000)
 
 def print_json(document: Mapping[str, Any]) -> None:
     """The document alone, on stdout."""
-    print(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+    print(printable(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)))
 
 
 def table(*columns: str) -> Table:
@@ -37,11 +38,11 @@ def print_drawing(drawing: Drawing) -> None:
     for picture in drawing.pictures:
         pictures.add_row(
             str(picture.origin.seed),
-            Text(picture.origin.settings.method.name),
-            Text(_lowest_attention(picture.trace, drawing.prompt)),
+            plain(picture.origin.settings.method.name),
+            plain(_lowest_attention(picture.trace, drawing.prompt)),
             str(_updates_made(picture.trace)),
             f"{picture.seconds:.1f}",
-            Text(str(picture.path)),
+            plain(str(picture.path)),
         )
     RESULTS.print(pictures)
     for note in _notes(drawing):
@@ -81,7 +82,7 @@ def print_tokens(prompt: Prompt, limit: int) -> None:
     for position, token in enumerate(prompt.tokens):
         subject = subjects.get(position, "")
         style = "bold green" if subject else None
-        tokens.add_row(str(position), Text(token), Text(subject), style=style)
+        tokens.add_row(str(position), plain(token), plain(subject), style=style)
     RESULTS.print(tokens)
     nouns = ", ".join(noun.text for noun in find_nouns(prompt.text)) or "none"
     lines = [f"{len(prompt.tokens)} of the {limit} tokens that the model reads", f"nouns found: {nouns}"]
@@ -91,7 +92,7 @@ def print_tokens(prompt: Prompt, limit: int) -> None:
         places = ", ".join(map(str, group.positions))
         lines.append(f"subject {group.text}: {head}, position {places}, attention wanted {wanted}")
     for line in lines:
-        RESULTS.print(Text(line))
+        RESULTS.print(plain(line))
 
 
 def _wanted(group: TokenGroup) -> str:
@@ -109,7 +110,7 @@ def _notes(drawing: Drawing) -> list[RenderableType]:
     blacked = sum(picture.nsfw for picture in drawing.pictures)
     notes: list[RenderableType] = []
     if drawing.prompt.groups:
-        notes.append(Text(f"subjects: {', '.join(map(_wanted, drawing.prompt.groups))}"))
+        notes.append(plain(f"subjects: {', '.join(map(_wanted, drawing.prompt.groups))}"))
     if skipped:
         noun = "update" if skipped == 1 else "updates"
         notes.append(Text(f"{skipped} {noun} skipped: gradient not finite", style="yellow"))
@@ -117,7 +118,7 @@ def _notes(drawing: Drawing) -> list[RenderableType]:
         noun = "picture" if blacked == 1 else "pictures"
         notes.append(Text(f"{blacked} {noun} blacked out by the model's safety checker", style="yellow"))
     if drawing.sheet is not None:
-        notes.append(Text(f"side by side: {drawing.sheet}"))
+        notes.append(plain(f"side by side: {drawing.sheet}"))
     return notes
 
 

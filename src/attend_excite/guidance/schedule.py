@@ -8,9 +8,13 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 Decay = Literal["square-root", "linear"]
+
+# No recipe comes near; beyond them numbers overflow, and a run doesn't end.
+_LARGEST, _MOST = 1e6, 1000
 
 
 @dataclass(frozen=True)
@@ -87,15 +91,23 @@ class Recipe:
             switches["prompt_tokens_only"] = self.prompt_tokens_only
         for what, value in switches.items():
             _require(isinstance(value, bool), what, repr(value), "true or false")
-        _require(0 < self.step_size < math.inf, "step_size", self.step_size, "above 0")
+        _require(
+            0 < self.step_size <= _LARGEST, "step_size", self.step_size, f"above 0, {_LARGEST:g} at most"
+        )
         _require(self.decay in get_args(Decay), "decay", self.decay, " or ".join(get_args(Decay)))
         _require(0 <= self.altered <= 1, "altered", self.altered, "a fraction of the run, 0 to 1")
         for what, least in (("max_refinements", 0), ("guide_every", 1), ("rest_after", 0)):
             value = getattr(self, what)
-            whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
-            _require(whole, what, value, f"a whole number, {least} or more")
-        _require(0 < self.temperature < math.inf, "temperature", self.temperature, "above 0")
-        _require(0 <= self.sigma < math.inf, "sigma", self.sigma, "0 or more")
+            whole = isinstance(value, int) and not isinstance(value, bool) and least <= value <= _MOST
+            _require(whole, what, value, f"a whole number, {least} to {_MOST}")
+        _require(
+            0 < self.temperature <= _LARGEST,
+            "temperature",
+            self.temperature,
+            f"above 0, {_LARGEST:g} at most",
+        )
+        _require(0 <= self.sigma <= _LARGEST, "sigma", self.sigma, f"0 to {_LARGEST:g}")
+        _require(isinstance(self.summary, str), "summary", repr(self.summary), "a text")
         object.__setattr__(self, "thresholds", _pairs(self.thresholds))
         for fraction, threshold in self.thresholds:
             _require(0 <= fraction <= 1, "a threshold's place", fraction, "a fraction of the run, 0 to 1")
@@ -178,6 +190,30 @@ class Recipe:
     def _step_size(self, index: int, steps: int) -> float:
         scale = 1 - 0.5 * min(index / max(steps - 1, 1), 1)
         return self.step_size * (math.sqrt(scale) if self.decay == "square-root" else scale)
+
+
+def read_recipe(name: str, recommended: Recipe | None = None) -> Recipe:
+    """A recipe by its name, or from a file whose name ends in ".json".
+
+    Args:
+        name: as for `Recipe.named`, or a path.
+        recommended: likewise; what the file may be based on.
+
+    Raises:
+        ValueError: there is no such recipe or file, or what is in it makes none.
+    """
+    if not name.endswith(".json"):
+        return Recipe.named(name, recommended)
+    try:
+        return Recipe.from_dict(json.loads(Path(name).read_text(encoding="utf-8")), recommended)
+    except OSError as error:
+        raise ValueError(f"the recipe '{name}' cannot be read: {error.strerror}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"the recipe '{name}' is not JSON: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"the recipe '{name}' is nested too deeply") from error
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"the recipe '{name}' cannot be used: {error}") from error
 
 
 def recipe_names() -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
@@ -43,6 +44,8 @@ TERMS: Mapping[str, Callable[..., Term]] = {
 }
 """The terms by the name that they have in a recipe."""
 
+_ABOVE_ZERO = ("k", "tau", "temperature")
+
 
 def term_named(name: str, options: Mapping[str, Any] | None = None, **defaults: Any) -> Term:
     """A term by its name.
@@ -53,7 +56,7 @@ def term_named(name: str, options: Mapping[str, Any] | None = None, **defaults: 
         defaults: numbers that all terms of a recipe share, for those that have them.
 
     Raises:
-        ValueError: there is no such term, or it has no such number.
+        ValueError: there is no such term, it has no such number, or a number is out of its range.
     """
     if name not in TERMS:
         raise ValueError(f"unknown term '{name}': choose one of {', '.join(TERMS)}")
@@ -63,7 +66,21 @@ def term_named(name: str, options: Mapping[str, Any] | None = None, **defaults: 
         raise ValueError(
             f"the term {name} has no '{unknown[0]}'; known are {', '.join(sorted(has)) or 'none'}"
         )
+    for key, value in (options or {}).items():
+        _check(name, key, value, getattr(known, key))
     return known(**{key: value for key, value in defaults.items() if key in has} | dict(options or {}))
+
+
+def _check(name: str, key: str, value: Any, default: Any) -> None:
+    if isinstance(default, bool):
+        fine, wanted = isinstance(value, bool), "true or false"
+    else:
+        whole, above = isinstance(default, int), key in _ABOVE_ZERO
+        fine = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        fine = fine and value < math.inf and (value > 0 if above else value >= 0)
+        wanted = f"a {'whole ' if whole else ''}number {'above 0' if above else 'of 0 or more'}"
+    if not fine:
+        raise ValueError(f"the {key} of the term {name} is {value!r}: it must be {wanted}")
 
 
 __all__ = ["TERMS", "Need", "Recorded", "Term", "term_named"]

@@ -138,6 +138,21 @@ class Prompt:
         own = [position for position, span in enumerate(spans) if span != (0, 0)]
         return (own[0], own[-1]) if own else (1, 0)
 
+    def others(self, stream: int = 0) -> tuple[int, ...]:
+        """The positions in a table of the words that belong to no subject, "a" and "and" among them."""
+        tokens, spans = (self.tokens, self.spans) if stream == 0 else self.further[stream - 1]
+        belonging = {
+            position
+            for group in self.groups
+            for word in (group, *group.attributes)
+            for position in (word.further[stream - 1] if stream else word.positions)
+        }
+        return tuple(
+            position
+            for position, span in enumerate(spans)
+            if span != (0, 0) and position not in belonging and any(c.isalnum() for c in tokens[position])
+        )
+
 
 def parse(
     prompt: str,

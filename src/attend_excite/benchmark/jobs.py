@@ -13,7 +13,7 @@ from attend_excite.benchmark.prompts import BenchmarkPrompt
 from attend_excite.benchmark.store import name_of
 from attend_excite.guidance.schedule import Recipe
 from attend_excite.metadata import as_plain_data, digest_of, revision_of
-from attend_excite.methods import METHODS, AttendAndExcite, Method, StableDiffusion
+from attend_excite.methods import PAPER_METHODS, AttendAndExcite, Method, StableDiffusion
 from attend_excite.methods.own import code_digest, find_method
 from attend_excite.models import Model, source_of
 from attend_excite.models.catalogue import SETTINGS_FILE
@@ -48,6 +48,10 @@ class System:
                 told["base"] = {}
             if self.method.objective is None:
                 del told["objective"]
+            usual = as_plain_data(Recipe.named("official"))
+            for key in ("terms", "method", "title"):
+                if told["recipe"][key] == usual[key]:
+                    del told["recipe"][key]
         return told if self.code is None else told | {"code": self.code}
 
 
@@ -120,23 +124,22 @@ def systems_named(names: Sequence[str], recommended: Recipe) -> list[System]:
 
     Args:
         names: methods as `find_method` takes them, and "attend-excite RECIPE" for ablations; empty: the
-            paper's methods.
+            systems of the paper.
         recommended: the model's own recipe.
 
     Raises:
         ValueError: there is no such method or recipe, or a method that has no recipes is given one.
     """
     systems = []
-    for name in dict.fromkeys(" ".join(name.split()) for name in names or METHODS):
+    for name in dict.fromkeys(" ".join(name.split()) for name in names or PAPER_METHODS):
         method_name, _, recipe = name.partition(" ")
         method = find_method(method_name)
         if isinstance(method, AttendAndExcite):
-            numbers = recipe or method.recipe or recommended
-            if isinstance(numbers, str):
-                numbers = Recipe.named(numbers, recommended)
-            method = replace(method, recipe=numbers)
+            if recipe:
+                method = method.on(Recipe.named(recipe, recommended))
+            method = replace(method, recipe=method.recipe_for(recommended))
         elif recipe:
-            raise ValueError(f"'{name}': only attend-excite has recipes, {method_name} has none")
+            raise ValueError(f"'{name}': {method_name} has no recipes: attend-excite has, and its like")
         systems.append(System(name, method, recipe or None, code_digest(method_name)))
     return systems
 

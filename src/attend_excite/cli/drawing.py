@@ -252,7 +252,7 @@ def _chosen(request: Request, origin: Origin | None, method: Method | None) -> d
             recorded["revision"] = None
         if request.model not in (None, settings.model) and isinstance(settings.method, AttendAndExcite):
             # What was good for one model is not for another.
-            recorded["method"] = replace(settings.method, recipe=None)
+            recorded["method"] = settings.method.on(None)
         if request.prompt not in (None, settings.prompt):
             recorded["subjects"] = None
             if settings.subjects and not request.subjects:
@@ -288,7 +288,7 @@ def _chosen(request: Request, origin: Origin | None, method: Method | None) -> d
     chosen["method"] = _with_options(chosen["method"], request)
     if request.recipe is not None:
         if not isinstance(chosen["method"], AttendAndExcite):
-            raise ValueError(f"--recipe is for attend-excite: {chosen['method'].name} has none")
+            raise ValueError(f"--recipe is for attend-excite and its like: {chosen['method'].name} has none")
         _recipe(request.recipe)  # A mistake in it shows before a model is loaded.
     # So does a number out of its range; what is left to the model stands in as something that is in it.
     stand_ins = {"height": 1, "width": 1, "dtype": DTYPES[0], "device": "cpu"}
@@ -351,8 +351,9 @@ def _with_recipe(method: Method, name: str | None, model: Model) -> Method:
     """Attend-and-Excite with its numbers in full, whatever the model or a later version recommends."""
     if not isinstance(method, AttendAndExcite):
         return method
-    typed = None if name is None else _recipe(name, model.recipe)
-    return replace(method, recipe=typed or method.recipe or model.recipe)
+    if name is not None:
+        return method.on(_recipe(name, model.recipe))
+    return replace(method, recipe=method.recipe_for(model.recipe))
 
 
 def _settings(model: Model, chosen: dict[str, Any], method: Method) -> Settings:

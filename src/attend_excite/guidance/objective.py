@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -111,13 +111,6 @@ def _padded(positions: Sequence[Sequence[Sequence[int]]]) -> tuple[Tensor, Tenso
             padded[n, g, : len(tokens)] = torch.as_tensor(tokens, dtype=torch.long)
             valid[n, g, : len(tokens)] = True
     return padded, valid
-
-
-Objective = Callable[[Tensor, SubjectTokens], Tensor]
-"""(maps (b, H, W, tokens), subjects) -> (b,) one loss an image, differentiable.
-
-The maps are `Recording.average`: the attention of each patch, summing to 1 over the tokens, <sot> among them.
-"""
 
 
 def renormalised(maps: Tensor, first: Tensor, last: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Literal, NamedTuple, get_args
 
-from attend_excite.guidance.objectives import Need, Term, term_named
+from attend_excite.guidance.objectives import Need, Objective, Term, term_named
 from attend_excite.guidance.objectives.most_neglected import MostNeglected
 
 Decay = Literal["square-root", "linear", "constant"]
@@ -64,10 +64,10 @@ class WeightedTerm:
 
 
 class PlannedTerm(NamedTuple):
-    """A term of one step, and the factor on it."""
+    """A term of one step, or a function like one, and the factor on it."""
 
     weight: float
-    term: Term
+    term: Objective
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class StepPlan:
     @property
     def needs(self) -> frozenset[Need]:
         """What its terms need recorded besides the cross-attention."""
-        return frozenset[Need]().union(*(planned.term.needs for planned in self.terms))
+        return frozenset[Need]().union(*(getattr(each.term, "needs", ()) for each in self.terms))
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,8 @@ class Recipe:
             guided steps in a row began. 0: never; above that an approximation that saves time.
         terms: the loss, a weighted sum; most often of the most neglected subject alone. Whether a threshold
             is met, and an image rests, stays a matter of the subjects' attention.
-        title: the method's name for people, where the recipe is one of its own.
+        method: the name of the method that it is, on the command line.
+        title: its name for people.
         summary: one line for people.
 
     Raises:
@@ -143,7 +144,8 @@ class Recipe:
     guide_every: int = 1
     rest_after: int = 0
     terms: tuple[WeightedTerm, ...] = field(default_factory=lambda: (WeightedTerm("most-neglected"),))
-    title: str = ""
+    method: str = "attend-excite"
+    title: str = "Attend-and-Excite"
     summary: str = ""
 
     def __post_init__(self) -> None:
@@ -176,7 +178,7 @@ class Recipe:
         """One of the recipes that come with the package, by name.
 
         Args:
-            name: as in `recipe_names`, or "recommended".
+            name: as in `recipe_names` or `method_recipes`, or "recommended".
             recommended: the model's own recipe, which the ablations change; None: "official".
 
         Raises:
@@ -275,13 +277,13 @@ class Recipe:
 
 
 def method_recipes() -> Mapping[str, str]:
-    """The recipes that are methods of their own, by name, with the method's name for people."""
-    return {name: values["title"] for name, values in _packaged_recipes().items() if "title" in values}
+    """The recipes that are methods of their own, by name, with their names for people."""
+    return {name: values["title"] for name, values in _packaged_recipes().items() if "method" in values}
 
 
 def recipe_names() -> tuple[str, ...]:
-    """The recipes that come with the package."""
-    return tuple(_packaged_recipes())
+    """The recipes of Attend-and-Excite that come with the package."""
+    return tuple(name for name in _packaged_recipes() if name not in method_recipes())
 
 
 @cache

@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from attend_excite.guidance.objectives.alignment import Alignment
-from attend_excite.guidance.objectives.base import Need, Recorded, Term
+from attend_excite.guidance.objectives.base import Need, Objective, Recorded, Term
 from attend_excite.guidance.objectives.binding_cosine import BindingCosine
 from attend_excite.guidance.objectives.binding_divergence import BindingDivergence
 from attend_excite.guidance.objectives.clean_background import CleanBackground
@@ -83,4 +83,4 @@ def _check(name: str, key: str, value: Any, default: Any) -> None:
         raise ValueError(f"the {key} of the term {name} is {value!r}: it must be {wanted}")
 
 
-__all__ = ["TERMS", "Need", "Recorded", "Term", "term_named"]
+__all__ = ["TERMS", "Need", "Objective", "Recorded", "Term", "term_named"]

@@ -9,6 +9,7 @@ it takes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -80,6 +81,13 @@ class Term(Protocol):
     def __call__(self, recorded: Recorded, subjects: SubjectTokens) -> Tensor:
         """(b,) one loss an image, differentiable, float32 or wider."""
         ...
+
+
+Objective = Callable[[Recorded, SubjectTokens], Tensor]
+"""A term, or any function like one: (recorded, subjects) -> (b,) one loss an image, differentiable.
+
+It is given what its `needs` names, if it has that, and else the cross-attention alone.
+"""
 
 
 def sharpened(

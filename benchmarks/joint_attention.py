@@ -43,7 +43,9 @@ def run(way: str, image: int, text: int, heads: int, width: int, columns: int) -
 
 def main() -> None:
     """Measure each way by turns."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--way", choices=WAYS, help="one pass of one way, in this process")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--image", type=int, default=4096, help="image tokens")
@@ -68,7 +70,9 @@ def main() -> None:
     for way in WAYS:
         seconds, peaks = zip(*sorted(figures[way]), strict=True)
         middle = len(seconds) // 2
-        print(f"{way:>6}: {seconds[middle]:.2f} s ({seconds[0]:.2f} to {seconds[-1]:.2f}), {max(peaks):.0f} MiB")
+        print(
+            f"{way:>6}: {seconds[middle]:.2f} s ({seconds[0]:.2f} to {seconds[-1]:.2f}), {max(peaks):.0f} MiB"
+        )
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +22,8 @@ from attend_excite.guidance.objective import (
     token_probabilities,
     tolerated_losses,
 )
-from attend_excite.guidance.schedule import StepPlan
+from attend_excite.guidance.objectives.most_neglected import MostNeglected
+from attend_excite.guidance.schedule import StepPlan, method_recipes
 
 OFFICIAL, PAPER = Recipe.named("official"), Recipe.named("paper")
 
@@ -127,7 +130,68 @@ def test_recipes_from_plain_data() -> None:
         Recipe.named("secret")
 
 
-def _subjects(**more: list) -> SubjectTokens:
+def test_the_published_methods_are_recipes_in_the_models_measure() -> None:
+    assert set(method_recipes()) >= {"syngen", "ebama", "conform", "divide-and-bind", "initno", "self-cross"}
+    for name in method_recipes():
+        plan = Recipe.named(name, OFFICIAL).plan(50)
+        assert [step.alters for step in plan] == [True] * 25 + [False] * 25
+        assert plan[0].step_size == 20
+        # Another model's own step and temperature stay.
+        own = Recipe.named(name, replace(OFFICIAL, step_size=3.0, temperature=5.0))
+        assert own.plan(50)[0].step_size == 3
+        assert {getattr(term, "temperature", 5.0) for _, term in own.plan(50)[0].terms} == {5.0}
+        assert Recipe.from_dict(json.loads(json.dumps(asdict(own)))) == own
+    assert {step.step_size for step in Recipe.named("syngen", OFFICIAL).plan(50)} == {20}
+    assert [
+        i for i, step in enumerate(Recipe.named("conform", OFFICIAL).plan(50)) if step.threshold == 1
+    ] == [0, 10, 20]
+
+
+def test_terms_have_their_steps_and_say_what_they_need() -> None:
+    bind = Recipe.named("divide-and-bind", OFFICIAL).plan(50)
+    weights = {i: [getattr(term, "binding", None) for _, term in bind[i].terms] for i in (9, 10, 19, 20, 49)}
+    assert weights == {9: [1], 10: [5], 19: [5], 20: [10], 49: [10]}
+    initno = Recipe.named("initno", OFFICIAL).plan(50)
+    assert [term.name for _, term in initno[9].terms] == ["most-neglected"]
+    assert not initno[9].needs
+    assert initno[10].needs == {"self-attention", "step-before"}
+    # A step without a term has nothing to move along.
+    late = replace(OFFICIAL, terms=[{"term": "overlap", "start": 0.3}])
+    assert [i for i, step in enumerate(late.plan(50)) if not step.idle] == list(range(15, 25))
+    short = replace(
+        OFFICIAL, terms=[{"term": "overlap", "end": 0.2}, {"term": "most-neglected", "start": 0.2}]
+    )
+    counted = [[term.name for _, term in step.terms] for step in short.plan(10)]
+    assert counted == [["overlap"]] * 2 + [["most-neglected"]] * 8
+    assert len(short.plan(1)[0].terms) == 2
+    (planned,) = OFFICIAL.plan(1)[0].terms
+    assert planned == (1.0, MostNeglected())
+
+
+@pytest.mark.parametrize(
+    ("terms", "message"),
+    [
+        ([], "terms is empty"),
+        ([{"term": "iou"}], "unknown term 'iou'"),
+        ([{"name": "overlap"}], "terms are a list of objects"),
+        ([{"term": "overlap", "weight": 0}], "the weight of the term overlap is 0: it must be other than 0"),
+        ([{"term": "overlap", "weight": "2"}], "the weight of the term overlap is '2': it must be a number"),
+        ([{"term": "overlap", "options": {"raw": 1}}], "the raw of the term overlap is 1: .* true or false"),
+        (
+            [{"term": "top-patches", "options": {"k": 0}}],
+            "the k of .* is 0: it must be a whole number above 0",
+        ),
+        ([{"term": "contrast", "options": {"tau": -1}}], "must be a number above 0"),
+        ([{"term": "overlap", "options": [1]}], "options of the term overlap are numbers by name"),
+        ([{"term": "overlap", "start": 0.5, "end": 0.2}], "start and end of the term overlap is 0.5 and 0.2"),
+    ],
+)
+def test_terms_that_cannot_be_are_refused(terms: list, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Recipe.from_dict({"base": "official", "terms": terms})
+
+
+def _subjects(**more: Any) -> SubjectTokens:
     return SubjectTokens.stack([[[2], [5]], [[3, 4]]], last=[6, 6], **more)
 
 

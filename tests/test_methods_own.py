@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,13 +18,13 @@ from typer.testing import CliRunner
 from attend_excite import AttendAndExcite, Model, Recipe
 from attend_excite.cli import app
 from attend_excite.guidance.objective import (
-    Objective,
     SubjectTokens,
     most_neglected,
     subject_attention,
     subject_losses,
     token_probabilities,
 )
+from attend_excite.guidance.objectives import Need, Objective, Recorded
 from attend_excite.metadata import read_origin
 from attend_excite.methods.own import code_digest, find_method
 
@@ -46,8 +47,8 @@ class Faded:
         run.guidance_scale *= self.share
         yield lambda latents, step: (latents, run.predict_guided(latents, step))
 
-def largest(maps, subjects):
-    return -maps.amax(dim=(1, 2, 3))
+def largest(recorded, subjects):
+    return -recorded.cross.amax(dim=(1, 2, 3))
 
 stronger = Faded(0.9)
 nursed = AttendAndExcite("official", objective=largest)
@@ -60,11 +61,11 @@ def needy(a, b, c):
 def faded():
     return Faded()
 
-def weighted(weight, maps, subjects):
-    return -weight * maps.amax(dim=(1, 2, 3))
+def weighted(weight, recorded, subjects):
+    return -weight * recorded.cross.amax(dim=(1, 2, 3))
 
 light, heavy = (AttendAndExcite("official", objective=partial(weighted, weight)) for weight in (1, 50))
-nameless = AttendAndExcite("official", objective=lambda maps, subjects: -maps.amax(dim=(1, 2, 3)))
+nameless = AttendAndExcite("official", objective=lambda found, subjects: -found.cross.amax(dim=(1, 2, 3)))
 """
 
 
@@ -81,8 +82,8 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def _papers(recipe: Recipe) -> Objective:
     """Equation 2, written by a user."""
 
-    def loss(maps: Tensor, subjects: SubjectTokens) -> Tensor:
-        probabilities = token_probabilities(maps, subjects.last, recipe.temperature)
+    def loss(recorded: Recorded, subjects: SubjectTokens) -> Tensor:
+        probabilities = token_probabilities(recorded.cross, subjects.last, recipe.temperature)
         return most_neglected(
             subject_losses(subject_attention(probabilities, subjects, recipe.sigma), subjects)
         )
@@ -101,8 +102,8 @@ def test_the_papers_objective_written_again_draws_the_same(tiny: Model) -> None:
 def test_the_latents_move_down_an_objective_of_ones_own(tiny: Model) -> None:
     """Away from the words: the attention to <sot> is not what the paper's objective looks at."""
 
-    def away(maps: Tensor, subjects: SubjectTokens) -> Tensor:
-        return 1 - maps[..., 0].mean(dim=(1, 2))
+    def away(recorded: Recorded, subjects: SubjectTokens) -> Tensor:
+        return 1 - recorded.cross[..., 0].mean(dim=(1, 2))
 
     recipe = Recipe.from_dict({"base": "official", "step_size": 5.0, "thresholds": [[0.0, 1.0]]})
     result = tiny.generate(
@@ -115,11 +116,66 @@ def test_the_latents_move_down_an_objective_of_ones_own(tiny: Model) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [lambda maps, _: maps.mean(), lambda maps, _: maps.detach().mean(dim=(1, 2, 3)), lambda maps, _: 1.0],
+    [
+        lambda found, _: found.cross.mean(),
+        lambda found, _: found.cross.detach().mean(dim=(1, 2, 3)),
+        lambda found, _: 1.0,
+    ],
 )
 def test_an_objective_that_gives_no_loss_is_refused(tiny: Model, wrong: Objective) -> None:
     with pytest.raises(ValueError, match="it must give one loss an image"):
         tiny.generate(PROMPT, method=AttendAndExcite(objective=wrong), steps=1, progress=False)
+
+
+@pytest.mark.parametrize("needs", [(), ("self-attention",), ("step-before",)])
+def test_an_objective_is_given_what_it_needs_and_no_more(tiny: Model, needs: tuple[Need, ...]) -> None:
+    """At each of three guided steps; at the first there is no step before."""
+    given: list[Recorded] = []
+
+    class Mine:
+        name = "mine"
+
+        def __init__(self) -> None:
+            self.needs = frozenset(needs)
+
+        def __call__(self, recorded: Recorded, subjects: SubjectTokens) -> Tensor:
+            given.append(recorded)
+            return recorded.cross[..., 2].mean(dim=(1, 2))
+
+    recipe = Recipe.from_dict({"base": "official", "thresholds": []})
+    method = AttendAndExcite(recipe, objective=Mine())
+    tiny.generate([PROMPT, "a dog"], method=method, steps=6, decode=False, progress=False)
+    before = [recorded.before for recorded in given]
+    assert [each is not None for each in before] == (
+        [False, True, True] if "step-before" in needs else [False] * 3
+    )
+    for now, then in zip(given, before[1:], strict=False):
+        if then is not None:
+            assert torch.equal(then.cross, now.cross.detach())
+            assert not then.cross.requires_grad
+    for recorded in given:
+        assert recorded.cross.shape == (2, 4, 4, 77)
+        assert (recorded.self_attention is not None) == ("self-attention" in needs)
+        if recorded.self_attention is not None:
+            rows = recorded.self_attention.sum(dim=-1)
+            torch.testing.assert_close(rows, torch.ones(2, 16, dtype=torch.float64))
+            assert recorded.self_attention.requires_grad
+
+
+def test_the_documented_objective_and_method_run(tiny: Model) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "python.md").read_text(encoding="utf-8")
+    samples = text[text.index("## An objective of your own") :].split("```python\n")
+    written: dict[str, Any] = {"AttendAndExcite": AttendAndExcite}
+    for sample in samples[1:]:
+        code = sample.split("```")[0]
+        if code.startswith(("import", "from", "@", "def")):
+            exec(code, written)
+    methods = AttendAndExcite(objective=written["total_variation"]), written["TurnedDown"]()
+    drawn = [
+        tiny.generate(PROMPT, method=each, steps=2, decode=False, progress=False).latents for each in methods
+    ]
+    assert all(latents.isfinite().all() for latents in drawn)
+    assert not torch.equal(*drawn)
 
 
 def test_a_method_is_found_where_it_lies(mine: Path) -> None:

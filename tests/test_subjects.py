@@ -10,8 +10,8 @@ from diffusers.loaders.textual_inversion import TextualInversionLoaderMixin
 from transformers import CLIPTokenizer
 
 import attend_excite
-from attend_excite.nouns import find_nouns
-from attend_excite.subjects import Subject, parse, unmarked
+from attend_excite.nouns import find_nouns, modifiers_of
+from attend_excite.subjects import Stream, Subject, parse, unmarked
 
 TOKENIZER = Path(attend_excite.__file__).parent / "models" / "stickers" / "tokenizer"
 
@@ -56,6 +56,91 @@ def test_benchmark_in_every_colour():
         if (found := tuple(noun.text for noun in find_nouns(prompt))) != subjects
     }
     assert not wrong
+
+
+def test_benchmark_prompts_give_exactly_their_colours():
+    for prompt, subjects in benchmark():
+        words = prompt.split()
+        places = (words.index(subjects[0]), len(words) - 1)  # "a orange apple and a pink ..."
+        colours = [[word for word in words[place - 1 : place] if word in COLOURS] for place in places]
+        said = [
+            [prompt[slice(*span)] for span in modifiers_of(noun.head_span, prompt)]
+            for noun in find_nouns(prompt)
+        ]
+        assert said == colours, prompt
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ("a red and blue bird", {"bird": "red blue"}),
+        ("a small, fluffy, and brown cat with a blue hat", {"cat": "small fluffy brown", "hat": "blue"}),
+        ("a bear with yellow and green glasses", {"bear": "", "glasses": "yellow green"}),
+        ("a teddy bear in a crystal clear river", {"bear": "teddy", "river": "crystal clear"}),
+        ("the bowl is very yellow and round", {"bowl": "yellow round"}),
+        ("a bowl is yellow and red apples lie in it", {"bowl": "yellow", "apples": "red"}),
+        # Not a neighbour's, an owner, a number or an adverb.
+        ("a cat, red bowl and brown dog", {"cat": "", "bowl": "red", "dog": "brown"}),
+        ("two very small dogs and a man's hat", {"dogs": "small", "hat": ""}),
+    ],
+)
+def test_what_is_said_of_a_noun(prompt, said):
+    found = {
+        noun.head: " ".join(prompt[slice(*span)] for span in modifiers_of(noun.head_span, prompt))
+        for noun in find_nouns(prompt)
+    }
+    assert found == said
+
+
+def attributes(prompt):
+    return [[(each.text, each.positions) for each in group.attributes] for group in prompt.groups]
+
+
+def test_subjects_carry_what_is_said_of_them(tokenizer):
+    text = "a yellow bowl and a red and sombrero cat"
+    assert attributes(parse("a yellow bowl and a red cat", tokenizer)) == [
+        [("yellow", (2,))],
+        [("red", (6,))],
+    ]
+    for subjects in (
+        ["yellow bowl"],
+        ["bowl"],
+        [3],
+        [Subject("bowl")],
+        [Subject("bowl", attributes=["yellow"])],
+    ):
+        assert attributes(parse("a yellow bowl", tokenizer, subjects)) == [[("yellow", (2,))]]
+    assert attributes(parse("a [yellow bowl] and a cat", tokenizer)) == [[("yellow", (2,))]]
+    # As the caller says: none, others, one of several tokens; of several the nearest, before it first.
+    assert attributes(parse(text, tokenizer, [Subject("bowl", attributes=[])])) == [[]]
+    named = Subject("cat", attributes=["sombrero", "red"])
+    assert attributes(parse(text, tokenizer, [named])) == [[("sombrero", (8, 9)), ("red", (6,))]]
+    twice = parse("a red cat, a red bowl is red", tokenizer, [Subject("bowl", attributes=["red"])])
+    assert attributes(twice) == [[("red", (6,))]]
+    # What is a subject itself is nobody's attribute.
+    assert attributes(parse("a teddy bear", tokenizer, ["bear", "teddy"])) == [[], []]
+
+
+def test_attributes_lie_in_every_table_of_tokens(tokenizer):
+    tables = [Stream("long", tokenizer, 0, 77), Stream("short", tokenizer, 77, 6)]
+    bowl, cat = parse("a yellow bowl and a red sombrero cat", tables).groups
+    assert [(each.positions, each.further) for each in bowl.attributes] == [((2,), ((2,),))]
+    # The short one cuts the cat and what is said of it.
+    assert cat.further == ((),)
+    assert [(each.positions, each.further) for each in cat.attributes] == [((6,), ((),)), ((7, 8), ((),))]
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        (["yelow"], "the attribute 'yelow' of 'bowl' is not in the prompt: did you mean 'yellow'"),
+        ([" "], "an attribute of 'bowl' is empty"),
+        ("yellow", r"the attributes of 'bowl' must be a list, like \['yellow'\]"),
+    ],
+)
+def test_attributes_that_cannot_be_are_refused(tokenizer, attributes, message):
+    with pytest.raises(ValueError, match=message):
+        parse("a yellow bowl", tokenizer, [Subject("bowl", attributes=attributes)])
 
 
 @pytest.mark.parametrize(

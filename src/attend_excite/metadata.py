@@ -258,7 +258,7 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         name = value.get("name")
         if isinstance(name, str) and name in METHODS:
             options = {key: item for key, item in value.items() if key != "name"}
-            return _decode_dataclass(METHODS[name], options, where)
+            return _decode_dataclass(getattr(METHODS[name], "func", METHODS[name]), options, where)
         if isinstance(name, str) and ":" in name:
             raise ValueError(_SOMEBODYS_OWN.format(where, _shortened(name)))
     if origin is Callable and isinstance(value, str | dict):

@@ -15,6 +15,9 @@ Span = tuple[int, int]
 # "t-rex" and "o'clock" are one word; the possessive "'s" is its own word, as in the tagger's model.
 WORD = re.compile(r"\w+(?:-\w+|['\u2019](?!s\b)\w+)*|['\u2019]s\b|[^\w\s]")
 
+# What ties an adjective behind a noun to it: "the bowl is yellow".
+_TIES = ("is", "are", "was", "were")
+
 
 @dataclass(frozen=True)
 class Noun:
@@ -215,6 +218,65 @@ def _is_absent_or_elsewhere(words: list[_Word], start: int, end: int) -> bool:
         return False
     is_place = head.lower in lists["places"] and before.tag in ("PRP", "PRF", "TO0")
     return is_place or before.lower in ("without", "not")
+
+
+def modifiers_of(head: Span, text: str) -> list[Span]:
+    """What the text says of a noun, in its order: the words that its picture must show on it.
+
+    Adjectives and nouns before it ("a small, yellow bowl", "a red and blue bird", "a teddy bear"), and
+    adjectives that a form of "be" ties to it ("the bowl is yellow and round"). Not among them are articles,
+    numbers and owners ("the man's hat").
+
+    Args:
+        head: the characters of the noun, as `head_of` finds them.
+        text: where it stands.
+    """
+    words = _tagged(text)
+    for start, end in _noun_phrases(words):
+        if words[end - 1].span[0] < head[1] and words[end - 1].span[1] > head[0]:
+            before = [i for i in range(_chain_start(words, start), end - 1) if _modifies(words, i)]
+            return [words[i].span for i in [*before, *_predicates(words, end)]]
+    return []
+
+
+def _modifies(words: list[_Word], i: int) -> bool:
+    owns = i + 1 < len(words) and words[i + 1].tag == "POS"
+    return (words[i].is_adjective or words[i].is_noun) and not owns
+
+
+def _chain_start(words: list[_Word], start: int) -> int:
+    """Where the adjectives of a phrase begin: "red and blue bird", "small, fluffy and brown cat"."""
+    while start > 1 and words[start - 1].lower in (",", "and", "or", "but"):
+        link = start - 1
+        while link > 1 and words[link - 1].text == ",":  # "small, and brown"
+            link -= 1
+        first = link
+        while first and words[first - 1].is_adjective:
+            first -= 1
+        before = words[first - 1] if first else None
+        # Of another noun: "a cat, red bowl", "the bowl is yellow and red apples lie in it".
+        if first == link or (before and (before.is_noun or before.lower in _TIES)):
+            return start
+        start = first
+    return start
+
+
+def _predicates(words: list[_Word], end: int) -> list[int]:
+    """The adjectives that "is" or "are" ties to the noun before it, which are no other noun's."""
+    found: list[int] = []
+    if end == len(words) or words[end].lower not in _TIES:
+        return found
+    for i in range(end + 1, len(words)):
+        if words[i].is_adjective:
+            found.append(i)
+        elif words[i].is_noun:
+            # "the bowl is yellow and red apples lie in it": what stands before a noun is its own.
+            while found and found[-1] == i - 1:
+                i = found.pop()
+            return found
+        elif words[i].tag != "AV0" and words[i].lower not in (",", "and", "but"):
+            return found
+    return found
 
 
 def head_of(span: Span, text: str) -> Span:

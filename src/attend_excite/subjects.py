@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from attend_excite.nouns import WORD, Span, find_nouns, head_of
+from attend_excite.nouns import WORD, Span, find_nouns, head_of, modifiers_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,14 +27,25 @@ class Subject:
 
     `text` is "cat", "yellow bowl", or "cat#2" for the second "cat". `target` is the attention
     demanded, 0 to 1 (default 1; appendix A.2); for a negated subject the attention that is still
-    allowed (default 0). ValueError if the text is empty or the target out of range.
+    allowed (default 0). `attributes` are words of the prompt that are to show on it, ["yellow"]; None:
+    those that the prompt says of it (`modifiers_of`), (): none. ValueError if the text or an attribute is
+    empty or the target out of range.
     """
 
     text: str
     target: float | None = None
     negated: bool = False
+    attributes: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
+        if self.attributes is not None:
+            if isinstance(self.attributes, str):
+                raise ValueError(
+                    f"the attributes of {self.text!r} must be a list, like [{self.attributes!r}]"
+                )
+            if not all(isinstance(word, str) and word.strip() for word in self.attributes):
+                raise ValueError(f"an attribute of {self.text!r} is empty: give a word of the prompt")
+            object.__setattr__(self, "attributes", tuple(self.attributes))
         if not self.text.strip():
             raise ValueError("a subject is empty: give a word or phrase of the prompt")
         if self.target is not None and not 0 <= self.target <= 1:
@@ -80,6 +91,15 @@ class Stream:
 
 
 @dataclass(frozen=True)
+class Attribute:
+    """A word that is said of a subject, "yellow", and where its tokens lie, as with `TokenGroup`."""
+
+    text: str
+    positions: tuple[int, ...]
+    further: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True)
 class TokenGroup:
     """Where a subject lies in the model's context.
 
@@ -87,7 +107,8 @@ class TokenGroup:
     are those of the head word's tokens ("bear"), 0 being <sot>; several when the tokenizer splits
     the word. `target` is 0 to 1: the attention demanded or, if `negated`, allowed. `further` has the
     positions in each further table of tokens of a model that has several; where a table's context cuts the
-    word, its positions are empty.
+    word, its positions are empty. `attributes` are the words said of it ("grizzly"), none of them another
+    subject.
     """
 
     text: str
@@ -95,6 +116,7 @@ class TokenGroup:
     target: float = 1.0
     negated: bool = False
     further: tuple[tuple[int, ...], ...] = ()
+    attributes: tuple[Attribute, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -115,6 +137,21 @@ class Prompt:
         spans = self.spans if stream == 0 else self.further[stream - 1][1]
         own = [position for position, span in enumerate(spans) if span != (0, 0)]
         return (own[0], own[-1]) if own else (1, 0)
+
+    def others(self, stream: int = 0) -> tuple[int, ...]:
+        """The positions in a table of the words that belong to no subject, "a" and "and" among them."""
+        tokens, spans = (self.tokens, self.spans) if stream == 0 else self.further[stream - 1]
+        belonging = {
+            position
+            for group in self.groups
+            for word in (group, *group.attributes)
+            for position in (word.further[stream - 1] if stream else word.positions)
+        }
+        return tuple(
+            position
+            for position, span in enumerate(spans)
+            if span != (0, 0) and position not in belonging and any(c.isalnum() for c in tokens[position])
+        )
 
 
 def parse(
@@ -161,7 +198,7 @@ def parse(
                 stacklevel=2,
             )
     further = tuple((reading.tokens, reading.offsets) for reading in context.further)
-    groups = _with_distinct_texts(groups)
+    groups = _with_distinct_texts(_with_attributes_apart(groups))
     return Prompt(text, tuple(groups), context.tokens, context.offsets, further)
 
 
@@ -286,16 +323,38 @@ class _Context:
         words = [w[0] for w in re.finditer(r"\S+", self.text) if w.end() > self.end]
         return " ".join(words)
 
-    def group(self, text: str, span: Span, target: float = 1.0, negated: bool = False) -> TokenGroup:
-        """A subject on its head word; ValueError if every table's context cuts it."""
+    def group(
+        self,
+        text: str,
+        span: Span,
+        target: float = 1.0,
+        negated: bool = False,
+        said: Sequence[Span] | None = None,
+    ) -> TokenGroup:
+        """A subject on its head word; ValueError if every table's context cuts it.
+
+        `said` are the words that are said of it; None: those that the text says.
+        """
+        first, *further = self._places(span)
+        attributes = self.attributes(modifiers_of(span, self.text) if said is None else said)
+        return TokenGroup(text, first, target, negated, tuple(further), attributes)
+
+    def attributes(self, said: Iterable[Span]) -> tuple[Attribute, ...]:
+        """Those words that the model reads."""
+        end = max(reading.end for reading in (self, *self.further))
+        read = [span for span in said if span[1] <= end]
+        places = [(self.text[slice(*span)], self._places(span)) for span in read]
+        return tuple(Attribute(text, first, tuple(further)) for text, (first, *further) in places)
+
+    def _places(self, span: Span) -> list[tuple[int, ...]]:
+        """A word's positions in each table, none in those whose context cuts it; ValueError if all do."""
         readings = (self, *self.further)
         # Where all cut it, asking the first raises the error that names the words.
         seen = [reading.end >= span[1] for reading in readings]
         seen[0] |= not any(seen)
-        first, *further = (
+        return [
             reading.positions(span) if there else () for reading, there in zip(readings, seen, strict=True)
-        )
-        return TokenGroup(text, first, target, negated, tuple(further))
+        ]
 
     def positions(self, span: Span) -> tuple[int, ...]:
         """The tokens of a head word; ValueError if the context cuts any of them."""
@@ -378,8 +437,39 @@ def _group_of(subject: Subject, context: _Context, listed: Counter[str]) -> Toke
         raise ValueError(f"'{phrase}#{occurrence}' is not in the prompt: it has {phrase!r} {times}, from #1")
     span = found[occurrence - 1]
     target = float(not subject.negated) if subject.target is None else float(subject.target)
-    label = _label(phrase, span[0], context)
-    return context.group(label, head_of(span, context.text), target, subject.negated)
+    label, head = _label(phrase, span[0], context), head_of(span, context.text)
+    said = None
+    if subject.attributes is not None:
+        said = [_nearest(word, head, context) for word in subject.attributes]
+    return context.group(label, head, target, subject.negated, said)
+
+
+def _nearest(word: str, head: Span, context: _Context) -> Span:
+    """Where a word stands that is said of a noun: of several places the nearest, before it rather than
+    behind."""
+    word = " ".join(unicodedata.normalize("NFC", word).split())
+    found = _occurrences(word, context.text)
+    if not found:
+        raise ValueError(
+            f"the attribute {word!r} of {context.text[slice(*head)]!r} is not in the prompt: "
+            f"{_hint(word, context.text)}"
+        )
+    return min(found, key=lambda span: (max(head[0] - span[1], span[0] - head[1]), span[0]))
+
+
+def _with_attributes_apart(groups: Sequence[TokenGroup]) -> list[TokenGroup]:
+    """Without the attributes that are subjects themselves, as "salmon" may be of "salmon river"."""
+    taken = set().union(*(_tokens(group) for group in groups))
+    return [
+        replace(group, attributes=tuple(each for each in group.attributes if taken.isdisjoint(_tokens(each))))
+        for group in groups
+    ]
+
+
+def _tokens(word: TokenGroup | Attribute) -> set[tuple[int, int]]:
+    """(table, position) of each of a word's tokens."""
+    tables = enumerate((word.positions, *word.further))
+    return {(table, position) for table, positions in tables for position in positions}
 
 
 def _group_on(positions: Sequence[int], context: _Context) -> TokenGroup:
@@ -398,7 +488,8 @@ def _group_on(positions: Sequence[int], context: _Context) -> TokenGroup:
     else:
         text = " ".join(context.tokens[position] for position in positions)
     further = tuple(reading.positions((start, end)) for reading in context.further)
-    return TokenGroup(_label(text, start, context), positions, further=further)
+    attributes = context.attributes(modifiers_of((start, end), context.text))
+    return TokenGroup(_label(text, start, context), positions, further=further, attributes=attributes)
 
 
 def _refuse_duplicates(groups: Sequence[TokenGroup]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from attend_excite.guidance.nurse import Visit
@@ -15,16 +15,18 @@ class Update:
 
     Attributes:
         attention: each subject's largest smoothed attention before the update, 0 to 1.
-        loss: the loss of the most neglected subject before the update (Equation 2).
+        loss: the loss before the update: of the most neglected subject (Equation 2), or of another objective.
         shift: the update's size relative to the latent, |dz| / |z|; 0: there was none. Above some 0.1
             the step is too long for the model, and the picture suffers.
         skipped: the update was left out because its gradient was NaN or infinite.
+        parts: by name, what the loss was the sum of, where it was one.
     """
 
     attention: Mapping[str, float]
     loss: float
     shift: float
     skipped: bool
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,9 @@ def updates_of(visits: Sequence[Visit], row: int, subjects: Sequence[str]) -> tu
                     loss=float(visit.loss[at]),
                     shift=float(visit.shift[at]),
                     skipped=bool(visit.skipped[at]),
+                    parts={name: float(part[at]) for name, part in visit.parts.items()}
+                    if len(visit.parts) > 1
+                    else {},
                 )
             )
     return tuple(updates)

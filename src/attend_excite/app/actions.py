@@ -25,7 +25,7 @@ from attend_excite.explain import maps_figure
 from attend_excite.generate import Generation, StepEvent
 from attend_excite.guidance.schedule import Recipe
 from attend_excite.metadata import Origin, Settings, draw_as, read_origin, revision_of, write_png
-from attend_excite.methods import METHODS, AttendAndExcite, StableDiffusion, method_named
+from attend_excite.methods import PAPER_METHODS, AttendAndExcite, StableDiffusion, method_named
 from attend_excite.models import Model
 from attend_excite.sheets import comparison_sheet, fitted
 from attend_excite.subjects import Prompt, parse, unmarked
@@ -139,14 +139,14 @@ def draw(server: Server, form: Form, report: Report) -> None:
 
 
 def compare(server: Server, form: Form, report: Report) -> None:
-    """All methods on the form's prompt and seeds; reports as `draw` does.
+    """All systems of the paper on the form's prompt and seeds; reports as `draw` does.
 
     Raises:
         ValueError: as for `draw`. What a single method refuses stands in `Drawn.refused`.
     """
     model = server.models.get(form.model)
     form = resolved(form, model.tokenizer)
-    wanted = [form.settings(model, method_named(name)) for name in METHODS]
+    wanted = [form.settings(model, method_named(name)) for name in PAPER_METHODS]
     runs: list[_Run] = []
     refused: dict[str, str] = {}
     with server.models.in_use:

@@ -118,7 +118,7 @@ class Form:
         """
         method = method or method_named(self.method)
         if isinstance(method, AttendAndExcite):
-            method = replace(method, recipe=self.recipe_of(model))
+            method = method.on(self.recipe_of(model))
         height, width = model.default_size
         return Settings(
             model=model.name,

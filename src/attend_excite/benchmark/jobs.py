@@ -13,7 +13,7 @@ from attend_excite.benchmark.prompts import BenchmarkPrompt
 from attend_excite.benchmark.store import name_of
 from attend_excite.guidance.schedule import Recipe, read_recipe
 from attend_excite.metadata import MAX_GUIDANCE, as_plain_data, digest_of, revision_of
-from attend_excite.methods import METHODS, AttendAndExcite, Method, StableDiffusion
+from attend_excite.methods import PAPER_METHODS, AttendAndExcite, Method, StableDiffusion
 from attend_excite.methods.own import code_digest, find_method
 from attend_excite.models import Model, source_of
 from attend_excite.models.catalogue import SETTINGS_FILE
@@ -48,6 +48,10 @@ class System:
                 told["base"] = {}
             if self.method.objective is None:
                 del told["objective"]
+            usual = as_plain_data(Recipe.named("official"))
+            for key in ("terms", "method", "title"):
+                if told["recipe"][key] == usual[key]:
+                    del told["recipe"][key]
         return told if self.code is None else told | {"code": self.code}
 
 
@@ -129,16 +133,15 @@ def systems_named(names: Sequence[str], recommended: Recipe) -> list[System]:
             files have the same name.
     """
     systems: list[System] = []
-    for name in dict.fromkeys(" ".join(name.split()) for name in names or METHODS):
+    for name in dict.fromkeys(" ".join(name.split()) for name in names or PAPER_METHODS):
         method_name, _, recipe = name.partition(" ")
         method = find_method(method_name)
         if isinstance(method, AttendAndExcite):
-            numbers = recipe or method.recipe or recommended
-            if isinstance(numbers, str):
-                numbers = _recipe(numbers, recommended)
-            method = replace(method, recipe=numbers)
+            if recipe:
+                method = method.on(_recipe(recipe, recommended))
+            method = replace(method, recipe=method.recipe_for(recommended))
         elif recipe:
-            raise ValueError(f"'{name}': only attend-excite has recipes, {method_name} has none")
+            raise ValueError(f"'{name}': {method_name} has no recipes: attend-excite has, and its like")
         if recipe.endswith(".json"):  # wherever it lies
             recipe = Path(recipe).name
             name = f"{method_name} {recipe}"

@@ -16,7 +16,7 @@ from attend_excite.cli.study import study
 from attend_excite.cli.study_analysis import analyse, simulate
 from attend_excite.cli.verify import verify
 from attend_excite.cli.web import web_page
-from attend_excite.guidance.schedule import recipe_names
+from attend_excite.guidance.schedule import method_recipes, recipe_names
 
 # torch and diffusers take seconds to import: only commands that need them do, when they run.
 
@@ -94,8 +94,8 @@ def generate(
     method: Annotated[
         str | None,
         typer.Option(
-            help="attend-excite, stable-diffusion (the plain model), composable, structure, reweight, or "
-            "one of your own as MODULE:NAME.",
+            help="attend-excite, stable-diffusion (the plain model), composable, structure, reweight, "
+            f"{', '.join(method_recipes())}, or one of your own as MODULE:NAME.",
             show_default="attend-excite",
             rich_help_panel=_DRAWING,
         ),

@@ -251,7 +251,7 @@ def _chosen(request: Request, origin: Origin | None, method: Method | None) -> d
             recorded["revision"] = None
         if request.model not in (None, settings.model) and isinstance(settings.method, AttendAndExcite):
             # What was good for one model is not for another.
-            recorded["method"] = replace(settings.method, recipe=None)
+            recorded["method"] = settings.method.on(None)
         if request.prompt not in (None, settings.prompt):
             recorded["subjects"] = None
             if settings.subjects and not request.subjects:
@@ -287,7 +287,7 @@ def _chosen(request: Request, origin: Origin | None, method: Method | None) -> d
     chosen["method"] = _with_options(chosen["method"], request)
     if request.recipe is not None:
         if not isinstance(chosen["method"], AttendAndExcite):
-            raise ValueError(f"--recipe is for attend-excite: {chosen['method'].name} has none")
+            raise ValueError(f"--recipe is for attend-excite and its like: {chosen['method'].name} has none")
         read_recipe(request.recipe)  # A mistake in it shows before a model is loaded.
     # So does a number out of its range; what is left to the model stands in as something that is in it.
     stand_ins = {"height": 1, "width": 1, "dtype": DTYPES[0], "device": "cpu"}
@@ -336,8 +336,9 @@ def _with_recipe(method: Method, name: str | None, model: Model) -> Method:
     """Attend-and-Excite with its numbers in full, whatever the model or a later version recommends."""
     if not isinstance(method, AttendAndExcite):
         return method
-    typed = None if name is None else read_recipe(name, model.recipe)
-    return replace(method, recipe=typed or method.recipe or model.recipe)
+    if name is not None:
+        return method.on(read_recipe(name, model.recipe))
+    return replace(method, recipe=method.recipe_for(model.recipe))
 
 
 def _settings(model: Model, chosen: dict[str, Any], method: Method) -> Settings:

@@ -78,7 +78,13 @@ def print_tokens(prompt: Prompt, limit: int) -> None:
         limit: how many tokens the model reads.
     """
     tokens = table("position", "token", "subject")
-    subjects = {position: group.text for group in prompt.groups for position in group.positions}
+    subjects = {
+        position: f"of {group.text}"
+        for group in prompt.groups
+        for attribute in group.attributes
+        for position in attribute.positions
+    }
+    subjects |= {position: group.text for group in prompt.groups for position in group.positions}
     for position, token in enumerate(prompt.tokens):
         subject = subjects.get(position, "")
         style = "bold green" if subject else None
@@ -90,7 +96,11 @@ def print_tokens(prompt: Prompt, limit: int) -> None:
         head = " ".join(prompt.tokens[position] for position in group.positions)
         wanted = _wanted_attention(group)
         places = ", ".join(map(str, group.positions))
-        lines.append(f"subject {group.text}: {head}, position {places}, attention wanted {wanted}")
+        said = ", ".join(attribute.text for attribute in group.attributes)
+        lines.append(
+            f"subject {group.text}: {head}, position {places}, attention wanted {wanted}"
+            + (f", said of it: {said}" if said else "")
+        )
     for line in lines:
         RESULTS.print(plain(line))
 
@@ -149,6 +159,10 @@ def _subjects(prompt: Prompt) -> list[dict[str, Any]]:
             "positions": list(group.positions),
             "target": group.target,
             "negated": group.negated,
+            "attributes": [
+                {"text": attribute.text, "positions": list(attribute.positions)}
+                for attribute in group.attributes
+            ],
         }
         for group in prompt.groups
     ]

@@ -5,13 +5,71 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
-Decay = Literal["square-root", "linear"]
+from attend_excite.guidance.objectives import Need, Objective, Term, term_named
+from attend_excite.guidance.objectives.most_neglected import MostNeglected
+
+Decay = Literal["square-root", "linear", "constant"]
+Number = bool | int | float
+
+
+@dataclass(frozen=True)
+class WeightedTerm:
+    """One term of the loss that a recipe moves the latents down along.
+
+    Attributes:
+        term: its name, one of `TERMS`.
+        weight: the factor on it, not 0.
+        options: numbers of the term's own, by name; as (name, number) pairs or a mapping. Its temperature and
+            sigma are the recipe's unless they are among these.
+        start: from this fraction of the run on it counts, 0 to 1.
+        end: and before this one.
+        only_at_thresholds: whether it counts only on steps that have a threshold.
+
+    Raises:
+        ValueError: there is no such term or number, or one is out of its range.
+    """
+
+    term: str
+    weight: float = 1.0
+    options: tuple[tuple[str, Number], ...] = ()
+    start: float = 0.0
+    end: float = 1.0
+    only_at_thresholds: bool = False
+
+    def __post_init__(self) -> None:
+        where = f"of the term {self.term}"
+        for what in ("weight", "start", "end"):
+            value = getattr(self, what)
+            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            _require(number, f"the {what} {where}", repr(value), "a number")
+        _require(self.weight != 0, f"the weight {where}", self.weight, "other than 0")
+        fine = 0 <= self.start < self.end <= 1
+        _require(fine, f"start and end {where}", f"{self.start:g} and {self.end:g}", "0 to 1, in this order")
+        fine = isinstance(self.only_at_thresholds, bool)
+        _require(fine, f"only_at_thresholds {where}", repr(self.only_at_thresholds), "true or false")
+        try:
+            object.__setattr__(self, "options", tuple(sorted(dict(self.options).items())))
+        except (TypeError, ValueError):
+            raise ValueError(f"the options {where} are numbers by name") from None
+        self.made()
+
+    def made(self, **shared: Number) -> Term:
+        """The term with its own numbers, and with those that all terms of the recipe share."""
+        return term_named(self.term, dict(self.options), **shared)
+
+
+class PlannedTerm(NamedTuple):
+    """A term of one step, or a function like one, and the factor on it."""
+
+    weight: float
+    term: Objective
+
 
 # No recipe comes near; beyond them numbers overflow, and a run doesn't end.
 _LARGEST, _MOST = 1e6, 1000
@@ -27,6 +85,7 @@ class StepPlan:
         threshold: the attention that every subject must reach here, 0 to 1; None: no refinement.
         max_refinements: at most so many refinement updates.
         update_after_refinement: whether a refined latent gets the ordinary update on top.
+        terms: what the loss is the sum of.
     """
 
     step_size: float
@@ -34,11 +93,17 @@ class StepPlan:
     threshold: float | None
     max_refinements: int
     update_after_refinement: bool
+    terms: tuple[PlannedTerm, ...] = (PlannedTerm(1.0, MostNeglected()),)
 
     @property
     def idle(self) -> bool:
         """Whether the latents cannot change here, so that no guidance pass is needed."""
         return not self.alters and self.threshold is None
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What its terms need recorded besides the cross-attention."""
+        return frozenset[Need]().union(*(getattr(each.term, "needs", ()) for each in self.terms))
 
 
 @dataclass(frozen=True)
@@ -48,7 +113,7 @@ class Recipe:
     Attributes:
         step_size: alpha at the first step, above 0; see `decay` for how it falls.
         decay: "square-root": step_size * sqrt(1 .. 0.5) over the whole run, as in the authors' code;
-            "linear": step_size * (1 .. 0.5) over the altered steps, as in Appendix A.1.
+            "linear": step_size * (1 .. 0.5) over the altered steps, in Appendix A.1; "constant": it stays.
         thresholds: (fraction of the run, attention demanded there) pairs, both 0 to 1.
         altered: the first fraction of the run that is altered, 0 to 1.
         max_refinements: at most so many refinement updates at each threshold; 0: no refinement.
@@ -62,6 +127,10 @@ class Recipe:
             always guided. Above 1 an approximation that saves time.
         rest_after: leave an image alone once all its subjects were past the last threshold when so many
             guided steps in a row began. 0: never; above that an approximation that saves time.
+        terms: the loss, a weighted sum; most often of the most neglected subject alone. Whether a threshold
+            is met, and an image rests, stays a matter of the subjects' attention.
+        method: the name of the method that it is, on the command line.
+        title: its name for people.
         summary: one line for people.
 
     Raises:
@@ -79,6 +148,9 @@ class Recipe:
     prompt_tokens_only: bool | None = None
     guide_every: int = 1
     rest_after: int = 0
+    terms: tuple[WeightedTerm, ...] = field(default_factory=lambda: (WeightedTerm("most-neglected"),))
+    method: str = "attend-excite"
+    title: str = "Attend-and-Excite"
     summary: str = ""
 
     def __post_init__(self) -> None:
@@ -108,6 +180,7 @@ class Recipe:
         )
         _require(0 <= self.sigma <= _LARGEST, "sigma", self.sigma, f"0 to {_LARGEST:g}")
         _require(isinstance(self.summary, str), "summary", repr(self.summary), "a text")
+        object.__setattr__(self, "terms", _terms(self.terms))
         object.__setattr__(self, "thresholds", _pairs(self.thresholds))
         for fraction, threshold in self.thresholds:
             _require(0 <= fraction <= 1, "a threshold's place", fraction, "a fraction of the run, 0 to 1")
@@ -118,7 +191,7 @@ class Recipe:
         """One of the recipes that come with the package, by name.
 
         Args:
-            name: as in `recipe_names`, or "recommended".
+            name: as in `recipe_names` or `method_recipes`, or "recommended".
             recommended: the model's own recipe, which the ablations change; None: "official".
 
         Raises:
@@ -146,8 +219,8 @@ class Recipe:
             raise ValueError("a recipe is an object of numbers by name")
         values = dict(values)
         base = values.pop("base", None)
-        known = {field.name for field in fields(Recipe)}
-        needed = {field.name for field in fields(Recipe) if field.default is MISSING}
+        known = {each.name for each in fields(Recipe)}
+        needed = {each.name for each in fields(Recipe) if each.default is each.default_factory is MISSING}
         if unknown := sorted(values.keys() - known):
             raise ValueError(
                 f"unknown in a recipe: {', '.join(unknown)}; known are {', '.join(sorted(known))}"
@@ -171,16 +244,38 @@ class Recipe:
                 index = _floor(fraction * iterations)
                 # In a short run two thresholds can fall on one iteration; the stronger one holds.
                 thresholds[index] = max(threshold, thresholds.get(index, 0.0))
+        terms = self._planned_terms(iterations, thresholds)
         return tuple(
             StepPlan(
                 step_size=self._step_size(index, altered if self.decay == "linear" else iterations),
-                alters=index < altered and (index % self.guide_every == 0 or index in thresholds),
-                threshold=thresholds.get(index),
+                alters=index < altered
+                and bool(terms[index])
+                and (index % self.guide_every == 0 or index in thresholds),
+                threshold=thresholds.get(index) if terms[index] else None,
                 max_refinements=self.max_refinements,
                 update_after_refinement=self.update_after_refinement,
+                terms=terms[index],
             )
             for index in range(iterations)
         )
+
+    def _planned_terms(
+        self, iterations: int, thresholds: Mapping[int, float]
+    ) -> list[tuple[PlannedTerm, ...]]:
+        """The terms that count at each iteration."""
+        made = [
+            PlannedTerm(each.weight, each.made(temperature=self.temperature, sigma=self.sigma))
+            for each in self.terms
+        ]
+        return [
+            tuple(
+                planned
+                for each, planned in zip(self.terms, made, strict=True)
+                if _floor(each.start * iterations) <= index < max(_floor(each.end * iterations), 1)
+                and (index in thresholds or not each.only_at_thresholds)
+            )
+            for index in range(iterations)
+        ]
 
     @property
     def goal(self) -> float:
@@ -188,6 +283,8 @@ class Recipe:
         return max(self.thresholds, default=(0.0, 1.0))[1]
 
     def _step_size(self, index: int, steps: int) -> float:
+        if self.decay == "constant":
+            return self.step_size
         scale = 1 - 0.5 * min(index / max(steps - 1, 1), 1)
         return self.step_size * (math.sqrt(scale) if self.decay == "square-root" else scale)
 
@@ -216,9 +313,14 @@ def read_recipe(name: str, recommended: Recipe | None = None) -> Recipe:
         raise ValueError(f"the recipe '{name}' cannot be used: {error}") from error
 
 
+def method_recipes() -> Mapping[str, str]:
+    """The recipes that are methods of their own, by name, with their names for people."""
+    return {name: values["title"] for name, values in _packaged_recipes().items() if "method" in values}
+
+
 def recipe_names() -> tuple[str, ...]:
-    """The recipes that come with the package."""
-    return tuple(_packaged_recipes())
+    """The recipes of Attend-and-Excite that come with the package."""
+    return tuple(name for name in _packaged_recipes() if name not in method_recipes())
 
 
 @cache
@@ -233,6 +335,16 @@ def _pairs(thresholds: Any) -> tuple[tuple[float, float], ...]:
         raise ValueError(
             "thresholds are pairs: a fraction of the run and an attention, as (0.2, 0.5)"
         ) from None
+
+
+def _terms(terms: Any) -> tuple[WeightedTerm, ...]:
+    try:
+        found = tuple(each if isinstance(each, WeightedTerm) else WeightedTerm(**each) for each in terms)
+    except TypeError:
+        example = '{"term": "overlap", "weight": 0.5, "options": {"raw": true}}'
+        raise ValueError(f"terms are a list of objects, as {example}") from None
+    _require(bool(found), "terms", "empty", "one term or more")
+    return found
 
 
 def _floor(value: float) -> int:

@@ -219,6 +219,19 @@ class Family(ABC):
         """Every attention layer that could be read, in running order."""
         return self.places(self.defaults.attention_downsampling)
 
+    def self_places(self, places: Sequence[Place]) -> tuple[Place, ...]:
+        """The layers in which the image attends to itself as finely as it attends to the text in `places`.
+
+        Raises:
+            ValueError: there are none, or they aren't known.
+        """
+        if self.joint is not None:
+            return tuple(places)
+        raise ValueError(
+            f"this method reads the image's attention to itself, and where {self.defaults.title} has that "
+            "isn't known here: choose another method"
+        )
+
     def downsamplings(self) -> tuple[int, ...]:
         """The downsamplings at which there are maps, the finest first."""
         (finest,) = {place.downsampling for place in self.places(self.defaults.attention_downsampling)}

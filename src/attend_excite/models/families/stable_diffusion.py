@@ -69,6 +69,9 @@ class StableDiffusion(Family):
     def places(self, downsampling: int) -> tuple[Place, ...]:
         return unet.cross_attention_places(self.network, downsampling)
 
+    def self_places(self, places: Sequence[Place]) -> tuple[Place, ...]:
+        return unet.self_attention_places(self.network, places)
+
     def all_places(self) -> tuple[Place, ...]:
         return tuple(unet.all_places(self.network))
 

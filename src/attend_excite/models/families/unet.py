@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from diffusers.models.attention_processor import Attention
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -35,6 +35,22 @@ def cross_attention_places(unet: UNet2DConditionModel, downsampling: int) -> tup
             f"choose a downsampling of {have or 'a model with cross-attention'}"
         )
     return chosen
+
+
+def self_attention_places(unet: nn.Module, places: Sequence[Place]) -> tuple[Place, ...]:
+    """The self-attention layers beside cross-attention layers, in the same transformer blocks.
+
+    Raises:
+        ValueError: there are none.
+    """
+    modules = dict(unet.named_modules())
+    beside = (Place(place.name.removesuffix("attn2") + "attn1", place.downsampling) for place in places)
+    found = tuple(place for place in beside if place.name in modules and not _sees_text(modules[place.name]))
+    if not found:
+        raise ValueError(
+            "this model has no self-attention of the size of its maps, which this method reads: choose another"
+        )
+    return found
 
 
 def downsamplings(unet: UNet2DConditionModel) -> tuple[int, ...]:

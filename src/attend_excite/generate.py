@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import math
 import operator
@@ -10,7 +9,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -24,7 +23,7 @@ from attend_excite.methods.attend_excite import AttendAndExcite
 from attend_excite.methods.base import Method, Run, Step
 from attend_excite.methods.stable_diffusion import StableDiffusion
 from attend_excite.models.model import Model, fitting_batch_size, offloaded_afterwards, prepared
-from attend_excite.schedulers import seed_noise, shift_carrier
+from attend_excite.schedulers import check_scheduler, scheduler_for_run, seed_noise, shift_carrier
 from attend_excite.subjects import Prompt, Subject, locate, parse
 from attend_excite.trace import Trace, TraceStep, updates_of
 
@@ -90,6 +89,23 @@ class Generation:
             raise ValueError("the attention was not recorded: generate with maps=True")
         return self._maps
 
+    def only(self, index: int) -> Generation:
+        """One of the images alone, with all that is known of it."""
+        maps = self._maps
+        if maps is not None:
+            locate = maps.locate
+            # The words of its own prompt, whatever stood before it.
+            maps = replace(maps, values=maps.values[[index]], locate=lambda _, word: locate(index, word))
+        return Generation(
+            images=self.images[index : index + 1],
+            prompts=[self.prompts[index]],
+            seeds=[self.seeds[index]],
+            nsfw=[self.nsfw[index]],
+            trace=[self.trace[index]],
+            latents=self.latents[[index]],
+            _maps=maps,
+        )
+
 
 @torch.inference_mode(False)  # a caller's would forbid the gradients
 @torch.no_grad()
@@ -101,6 +117,7 @@ def generate(
     subjects: Subjects | Sequence[Subjects | None] | None = None,
     seeds: int | Iterable[int] = (0,),
     steps: int | None = None,
+    scheduler: str | None = None,
     guidance_scale: float | None = None,
     true_cfg_scale: float | None = None,
     negative_prompt: str | None = "",
@@ -125,6 +142,8 @@ def generate(
             them. With several prompts a list of those, one a prompt, or None for its nouns.
         seeds: one or more, each 0 or more.
         steps: denoising steps, 1 or more; None: as many as are usual for the model, 50 for Stable Diffusion.
+        scheduler: another than the model's own, on the same noise schedule: "ddim", "dpm++", ... (see
+            `schedulers.scheduler_names`); None: its own.
         guidance_scale: of classifier-free guidance, 1 or less: none; or of the guidance that is distilled
             into the model, as in FLUX. None: what is usual for the model, 7.5 for Stable Diffusion.
         true_cfg_scale: of classifier-free guidance beside distilled guidance, above 1; None: none.
@@ -163,6 +182,7 @@ def generate(
     distilled = guidance_scale if family.distilled_guidance else None
     negative_prompt = "" if negative_prompt is None else negative_prompt
     _require(isinstance(negative_prompt, str), "negative_prompt", negative_prompt, "one text for all prompts")
+    check_scheduler(scheduler)
     counted = batch_size == "auto" or (hasattr(batch_size, "__index__") and batch_size >= 1)
     _require(counted, "batch_size", batch_size, '1 or more, or "auto"')
     prompts = _parse(model, prompt, subjects, method)
@@ -181,7 +201,15 @@ def generate(
         while start < len(jobs):
             batch = jobs[start : start + in_one_pass]
             done = bar.n
-            run = _encode(model, [parsed for parsed, _ in batch], size, cfg_scale, negative_prompt, distilled)
+            run = _encode(
+                model,
+                [parsed for parsed, _ in batch],
+                size,
+                cfg_scale,
+                negative_prompt,
+                distilled,
+                scheduler_for_run(model.pipeline.scheduler, scheduler),
+            )
             run.map_downsampling = map_downsampling
             family.set_timesteps(run.scheduler, steps, size)
             iterations = len(run.scheduler.timesteps)
@@ -294,16 +322,25 @@ def _parse(
     return [parse(text, model.family.streams(), named) for text, named in zip(texts, wanted, strict=True)]
 
 
-def _warn_of_unknown_words(model: Model, prompts: Sequence[Prompt]) -> None:
-    """A model that was trained on few words, as the bundled one, has noughts for all others."""
+def unread_tokens(model: Model, ids: Iterable[int]) -> set[int]:
+    """Of the tokens with these ids those that the model has never read: one that was trained on few words, as
+    the bundled one, has noughts for all others. Empty where the weights are offloaded."""
+    if model.family.name != "stable-diffusion":  # trained on everything
+        return set()
+    ids = list(ids)
     weights = model.pipeline.text_encoder.get_input_embeddings().weight
-    if weights.is_meta or model.family.name != "stable-diffusion":  # offloaded, or trained on everything
-        return
+    if weights.is_meta:
+        return set()
+    return {token for token, read in zip(ids, weights[ids].any(dim=1).tolist(), strict=True) if not read}
+
+
+def _warn_of_unknown_words(model: Model, prompts: Sequence[Prompt]) -> None:
     for prompt in dict.fromkeys(prompts):
         ids = model.tokenizer(prompt.text, truncation=True).input_ids
         if len(ids) != len(prompt.tokens):  # a learnt word stands for several tokens
             continue
-        unread = {prompt.spans[at][0] for at in range(1, len(ids) - 1) if not weights[ids[at]].any()}
+        strangers = unread_tokens(model, ids)
+        unread = {prompt.spans[at][0] for at in range(1, len(ids) - 1) if ids[at] in strangers}
         for word in re.finditer(r"[\w'-]+", prompt.text):
             if unread.intersection(range(*word.span())):
                 warnings.warn(
@@ -335,6 +372,7 @@ def _encode(
     guidance_scale: float,
     negative_prompt: str,
     distilled: float | None,
+    scheduler: Any,
 ) -> Run:
     texts = list(dict.fromkeys(prompt.text for prompt in prompts))
     negative = negative_prompt if guidance_scale > 1 else None
@@ -346,7 +384,7 @@ def _encode(
         text=text[rows],
         empty_text=None if empty is None else empty[rows],
         guidance_scale=guidance_scale,
-        scheduler=copy.deepcopy(model.pipeline.scheduler),
+        scheduler=scheduler,
         size=size,
         negative=negative_prompt,
         distilled=distilled,

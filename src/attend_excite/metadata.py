@@ -20,6 +20,7 @@ from attend_excite.files import written_whole
 from attend_excite.generate import Generation
 from attend_excite.methods import METHODS, Method
 from attend_excite.models import Model
+from attend_excite.schedulers import check_scheduler
 from attend_excite.subjects import Subject
 
 KEY = "attend-excite"
@@ -58,6 +59,7 @@ class Settings:
         subjects: as they were given; None: the prompt's brackets or nouns.
         negative_prompt: what the unconditional half of the guidance sees.
         revision: the commit of a model from the Hub.
+        scheduler: by its short name; None: the model's own.
 
     Raises:
         ValueError: a number is out of its range.
@@ -75,6 +77,7 @@ class Settings:
     subjects: tuple[Subject, ...] | None = None
     negative_prompt: str = ""
     revision: str | None = None
+    scheduler: str | None = None
 
     def __post_init__(self) -> None:
         _require(1 <= self.steps <= _MAX_STEPS, "steps", self.steps, f"1 to {_MAX_STEPS}")
@@ -83,6 +86,7 @@ class Settings:
         for what, pixels in (("the height", self.height), ("the width", self.width)):
             _require(1 <= pixels <= _MAX_SIDE, what, pixels, f"1 to {_MAX_SIDE} pixels")
         _require(self.dtype in DTYPES, "the dtype", self.dtype, f"one of {', '.join(DTYPES)}")
+        check_scheduler(self.scheduler)
 
 
 def draw_as(model: Model, settings: Settings, seeds: Sequence[int], **options: Any) -> Generation:
@@ -93,6 +97,7 @@ def draw_as(model: Model, settings: Settings, seeds: Sequence[int], **options: A
         subjects=settings.subjects,
         seeds=seeds,
         steps=settings.steps,
+        scheduler=settings.scheduler,
         guidance_scale=settings.guidance_scale,
         negative_prompt=settings.negative_prompt,
         height=settings.height,

@@ -17,6 +17,7 @@ from attend_excite.cli.study_analysis import analyse, simulate
 from attend_excite.cli.verify import verify
 from attend_excite.cli.web import web_page
 from attend_excite.guidance.schedule import method_recipes, recipe_names
+from attend_excite.schedulers import scheduler_names
 
 # torch and diffusers take seconds to import: only commands that need them do, when they run.
 
@@ -91,6 +92,14 @@ def generate(
         int | None, typer.Option(help="Draw the seeds 0 to N-1.", metavar="N", show_default="1")
     ] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Draw this seed; again for more.")] = None,
+    best: Annotated[
+        int | None,
+        typer.Option(
+            help="Draw the seeds 0 to N-1 and keep the one whose picture shows the most subjects, by the "
+            "bundled judge: for the bundled model alone.",
+            metavar="N",
+        ),
+    ] = None,
     method: Annotated[
         str | None,
         typer.Option(
@@ -126,6 +135,14 @@ def generate(
     ] = None,
     steps: Annotated[
         int | None, typer.Option(help="Denoising steps.", show_default="50", rich_help_panel=_DRAWING)
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Another scheduler: {', '.join(scheduler_names())}.",
+            show_default="the model's",
+            rich_help_panel=_DRAWING,
+        ),
     ] = None,
     guidance: Annotated[
         float | None,
@@ -204,11 +221,13 @@ def generate(
             model=model,
             seed_count=seeds,
             seeds=seed,
+            best=best,
             method=method,
             weights=weight,
             phrases=phrase,
             recipe=recipe,
             steps=steps,
+            scheduler=scheduler,
             guidance=guidance,
             size=size,
             negative=negative,

@@ -43,12 +43,14 @@ from attend_excite.models.model import fitting_batch_size
 from attend_excite.sheets import comparison_sheet, maps_sheet
 from attend_excite.subjects import Prompt, Subject, parse, unmarked
 from attend_excite.trace import Trace
+from attend_excite.verdict import NOBODY_CAN_TELL, Verdict, best, can_judge, verdicts
 
 _DEFAULTS: dict[str, Any] = {
     "model": "stickers",
     "method": AttendAndExcite(),
     "subjects": None,
     "steps": 50,
+    "scheduler": None,
     "guidance_scale": 7.5,
     "negative_prompt": "",
     "height": None,
@@ -70,11 +72,13 @@ class Request:
     model: str | None = None
     seed_count: int | None = None
     seeds: list[int] | None = None
+    best: int | None = None
     method: str | None = None
     weights: list[float] | None = None
     phrases: list[str] | None = None
     recipe: str | None = None
     steps: int | None = None
+    scheduler: str | None = None
     guidance: float | None = None
     size: str | None = None
     negative: str | None = None
@@ -120,6 +124,7 @@ class Picture:
         trace: what happened on its way.
         nsfw: whether the model's safety checker blacked it out.
         seconds: its share of its batch's time, decoding excluded.
+        verdict: which of the subjects are in it.
     """
 
     image: Image.Image = field(repr=False)
@@ -129,6 +134,7 @@ class Picture:
     trace: Trace
     nsfw: bool
     seconds: float
+    verdict: Verdict
 
 
 @dataclass(frozen=True)
@@ -157,7 +163,11 @@ def draw(request: Request) -> Drawing:
     """
     plan = prepare(request)
     pictures: list[Picture] = []
-    for settings, batch, result in generations(plan):
+    made = generations(plan)
+    if request.best is not None:
+        made = list(made)
+        plan = replace(plan, wanted={_best_seed(plan, made)})
+    for settings, batch, result in made:
         pictures += _written(request, plan.prompt, settings, batch, plan.wanted, result)
     sheet = _write_comparison(request.out, plan.prompt, plan.runs, pictures) if request.compare else None
     return Drawing(plan.prompt, plan.model.name, pictures, sheet)
@@ -184,8 +194,14 @@ def prepare(request: Request) -> Plan:
     _make_writable(request.out)
 
     tokenizer = load_tokenizer(chosen["model"], revision=chosen["revision"])
-    named = chosen["subjects"] if request.maps or any(method.uses_subjects for method in methods) else ()
-    prompt = parse(chosen["prompt"], tokenizer, named)
+    try:
+        prompt = parse(chosen["prompt"], tokenizer, chosen["subjects"])
+    except ValueError:
+        if request.maps or request.best or any(method.uses_subjects for method in methods):
+            raise
+        prompt = parse(chosen["prompt"], tokenizer, ())
+    if request.best and not can_judge(prompt, chosen["model"]):
+        raise ValueError(f"--best: {NOBODY_CAN_TELL}")
     with MESSAGES.status(plain(f"loading {chosen['model']}")):
         model = _loaded(chosen)
     runs = [_settings(model, chosen, _with_recipe(method, request.recipe, model)) for method in methods]
@@ -210,8 +226,25 @@ def generations(plan: Plan) -> Iterator[tuple[Settings, tuple[int, ...], Generat
                 yield settings, batch, result
 
 
+def _best_seed(plan: Plan, made: Iterable[tuple[Settings, tuple[int, ...], Generation]]) -> int:
+    """The seed with the most subjects as asked in what the last of the runs drew, the lowest of equals."""
+    seen = {
+        seed: verdict
+        for settings, batch, result in made
+        if settings is plan.runs[-1]
+        for seed, verdict in zip(batch, verdicts(result.images, plan.prompt, plan.model.name), strict=True)
+    }
+    return list(seen)[best(list(seen.values()), plan.prompt)]
+
+
 def _seeds(request: Request, origin: Origin | None) -> list[int]:
-    """The seeds whose pictures are wanted."""
+    """The seeds whose pictures are wanted, or among which the best is."""
+    if request.best is not None:
+        if request.seeds or request.seed_count is not None:
+            raise ValueError("--best N draws the seeds 0 to N-1 and keeps one: leave out --seeds and --seed")
+        if request.best < 1:
+            raise ValueError(f"--best is {request.best}: it must be 1 or more")
+        return list(range(request.best))
     if request.seeds and request.seed_count is not None:
         raise ValueError("give --seeds N for the seeds 0 to N-1, or --seed for one of them, not both")
     if request.seed_count is not None and request.seed_count < 1:
@@ -276,6 +309,7 @@ def _chosen(request: Request, origin: Origin | None, method: Method | None) -> d
         "model": request.model,
         "method": method,
         "steps": request.steps,
+        "scheduler": request.scheduler,
         "guidance_scale": request.guidance,
         "height": height,
         "width": width,
@@ -383,6 +417,7 @@ def _written(
     wanted: set[int],
     result: Generation,
 ) -> Iterator[Picture]:
+    seen = verdicts(result.images, prompt, settings.model)
     for index, seed in enumerate(batch):
         if seed not in wanted:
             continue
@@ -398,7 +433,7 @@ def _written(
             subtitle = f"{method_label(settings)} · seed {seed} · {settings_label(settings)}"
             write_png(maps_path, maps_sheet(prompt, subtitle, {"": (image, heats)}))
         seconds = sum(step.seconds for step in trace.steps) / len(batch)
-        yield Picture(image, origin, path, maps_path, trace, result.nsfw[index], seconds)
+        yield Picture(image, origin, path, maps_path, trace, result.nsfw[index], seconds, seen[index])
 
 
 def _write_comparison(
@@ -421,9 +456,10 @@ def method_label(settings: Settings) -> str:
 
 
 def settings_label(settings: Settings) -> str:
+    scheduler = f" of {settings.scheduler}" if settings.scheduler else ""
     return (
         f"{Path(settings.model).name} · {settings.width}x{settings.height} pixels · "
-        f"{settings.steps} steps · guidance {settings.guidance_scale:g}"
+        f"{settings.steps} steps{scheduler} · guidance {settings.guidance_scale:g}"
     )
 
 

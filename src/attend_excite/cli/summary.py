@@ -17,6 +17,7 @@ from attend_excite.cli.messages import plain, printable
 from attend_excite.nouns import find_nouns
 from attend_excite.subjects import Prompt, TokenGroup
 from attend_excite.trace import Trace, Update
+from attend_excite.verdict import sentence
 
 # Wide enough for any table: the name of a file is of use in one piece only.
 RESULTS = Console(width=1000)
@@ -34,11 +35,14 @@ def table(*columns: str) -> Table:
 
 def print_drawing(drawing: Drawing) -> None:
     """A line a picture, then the sheet."""
-    pictures = table("seed", "method", "lowest attention", "updates", "seconds", "file")
-    for picture in drawing.pictures:
+    shown = [sentence(picture.verdict, drawing.prompt) for picture in drawing.pictures]
+    verdict = ["shows"] if any(shown) else []
+    pictures = table("seed", "method", *verdict, "lowest attention", "updates", "seconds", "file")
+    for picture, shows in zip(drawing.pictures, shown, strict=True):
         pictures.add_row(
             str(picture.origin.seed),
             plain(picture.origin.settings.method.name),
+            *[plain(shows) for _ in verdict],
             plain(_lowest_attention(picture.trace, drawing.prompt)),
             str(_updates_made(picture.trace)),
             f"{picture.seconds:.1f}",
@@ -139,6 +143,7 @@ def _picture(picture: Picture) -> dict[str, Any]:
         "maps": None if picture.maps_path is None else str(picture.maps_path),
         "seed": picture.origin.seed,
         "method": picture.origin.settings.method.name,
+        "verdict": dict(picture.verdict),
         "losses": [_finite(loss) for loss in trace.losses],
         "attention": {word: _finite(value) for word, value in updates[-1].attention.items()}
         if updates

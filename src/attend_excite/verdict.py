@@ -17,8 +17,8 @@ Verdict = Mapping[str, bool | None]
 """A subject's text -> whether it is in the picture; None: nobody can tell."""
 
 NOBODY_CAN_TELL = (
-    "nobody can tell which picture is the best: the bundled judge knows the pictures of the bundled model alone, "
-    "and of the words its subjects"
+    "nobody can tell which picture is the best: the bundled judge knows the pictures of the bundled model "
+    "alone, and of the words its subjects"
 )
 """Why there is no best picture."""
 

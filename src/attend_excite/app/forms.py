@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_type_hints
 from urllib.parse import parse_qs, urlencode
+
+from pydantic import TypeAdapter, ValidationError
 
 from attend_excite.app.limits import check_count, check_name, check_numbers, check_prompt, check_subjects
 from attend_excite.guidance.schedule import Recipe, recipe_names
@@ -101,7 +103,7 @@ class Form:
         Raises:
             ValueError: a number is none, or a subject cannot be read.
         """
-        fields = parse_qs(query, keep_blank_values=True, max_num_fields=40)
+        fields = _fields(query)
         given = {name: [text for text in texts if text] for name, texts in fields.items()}
         values: dict[str, Any] = {name: given[name][-1] for name in _TEXTS if given.get(name)}
         for name, kind in _NUMBERS.items():
@@ -175,17 +177,61 @@ class Form:
         if not isinstance(settings.method, AttendAndExcite):
             return form
         wanted = settings.method.recipe
+        if not isinstance(wanted, Recipe):
+            return replace(form, recipe=wanted or RECOMMENDED)
         for name in (RECOMMENDED, *recipe_names()):
             recipe = Recipe.named(name, model.recipe)
-            knobs = {knob: getattr(wanted, knob) for knob in KNOBS if getattr(wanted, knob) != getattr(recipe, knob)}
+            knobs = {
+                knob: getattr(wanted, knob)
+                for knob in KNOBS
+                if getattr(wanted, knob) != getattr(recipe, knob)
+            }
             if replace(recipe, **knobs, summary="") == replace(wanted, summary=""):
                 return replace(form, recipe=name, **knobs)
         raise ValueError("its recipe has numbers that the form has no place for")
 
 
-_TEXTS: dict[str, type] = dict.fromkeys(
-    ("prompt", "model", "method", "recipe", "negative", "scheduler"), str
-)
+def says_something(query: str) -> bool:
+    """Whether the query part of a link has anything for the form.
+
+    Raises:
+        ValueError: it has too many fields.
+    """
+    return bool(_fields(query).keys() & (_TEXTS | _NUMBERS | {"subject": str}).keys())
+
+
+def _fields(query: str) -> dict[str, list[str]]:
+    return parse_qs(query, keep_blank_values=True, max_num_fields=40)
+
+
+def checked_form(**values: Any) -> Form:
+    """A form of values that may be of any type.
+
+    Raises:
+        ValueError: one is of another than the form's, or something is out of range.
+    """
+    kinds = get_type_hints(Form)
+    for name, value in values.items():
+        try:
+            TypeAdapter(kinds[name]).validate_python(value, strict=True)
+        except ValidationError:
+            kind = getattr(kinds[name], "__name__", str(kinds[name]))
+            raise ValueError(
+                f"{name} is {repr(value)[:40]}: it must be {_KIND_NAMES.get(kind, kind)}"
+            ) from None
+    return Form(**values)
+
+
+_KIND_NAMES = {
+    "str": "a text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "int | None": "a whole number, or nothing",
+    "float | None": "a number, or nothing",
+}
+
+_TEXTS: dict[str, type] = dict.fromkeys(("prompt", "model", "method", "recipe", "negative", "scheduler"), str)
 _NUMBERS: dict[str, type] = {
     "step_size": float,
     "altered": float,

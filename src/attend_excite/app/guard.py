@@ -77,14 +77,19 @@ class Guard:
             return await self._app(scope, receive, send)
         path = scope["path"].rstrip("/")
         if scope["method"] == "GET" and (found := _LISTENING.search(path)):
-            session = found["event"] or parse_qs(scope["query_string"].decode("latin-1")).get("session_hash", [""])[0]
+            session = (
+                found["event"]
+                or parse_qs(scope["query_string"].decode("latin-1")).get("session_hash", [""])[0]
+            )
             with self._listeners.listening(session):
                 return await self._app(scope, receive, send)
         if scope["method"] != "POST":
             return await self._app(scope, receive, send)
         for place, rate in _RATES.items():
             if path.endswith(place) and not self._rates.hit(rate, place, _address(scope)):
-                refusal = _refused(429, "that was too often: wait a minute and try again", {"Retry-After": "60"})
+                refusal = _refused(
+                    429, "that was too often: wait a minute and try again", {"Retry-After": "60"}
+                )
                 return await refusal(scope, receive, send)
         if path.endswith("/upload"):  # which Gradio limits, as it comes
             return await self._app(scope, receive, send)
@@ -120,7 +125,8 @@ def check_address(host: str, port: int | None) -> None:
         family, kind, _, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as error:
         raise ValueError(
-            f"nobody knows the host '{host}': give an address of this machine, as 127.0.0.1, or 0.0.0.0 for all"
+            f"nobody knows the host '{host}': give an address of this machine, as 127.0.0.1, or "
+            "0.0.0.0 for all of them"
         ) from error
     with socket.socket(family, kind) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

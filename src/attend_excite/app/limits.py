@@ -68,8 +68,8 @@ SENTENCES = (
     f"{MAX_STEPS} steps, guidance of up to {MAX_GUIDANCE:g}, {MAX_REFINEMENTS} refinements a threshold, "
     f"{MAX_PARTS} thresholds, concepts or phrases, sides from {MIN_SIDE} pixels on and pictures of up to "
     f"{MAX_PIXELS:g} times the model's own pixels, uploads of up to {MAX_UPLOAD // 2**20} MB, "
-    f"{MAX_WAITING} waiting runs, {MAX_WAITING_EACH} from one address. The server keeps the files of its latest "
-    f"{KEPT_RUNS} runs, and loads only the models that it was started with."
+    f"{MAX_WAITING} waiting runs, {MAX_WAITING_EACH} from one address. The server keeps the files of its "
+    f"latest {KEPT_RUNS} runs, and loads only the models that it was started with."
 )
 """The limits for people."""
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
-from os.path import commonprefix
+from itertools import islice, takewhile
 from typing import Any
 
 from attend_excite.app.limits import MAX_PROMPT, check_prompt
@@ -24,8 +23,8 @@ class Word:
         chosen: whether it is a subject.
         negated: whether the picture is not to show it.
         target: the attention wanted, or for a negated one allowed, 0 to 1.
-        clicked_in: the prompt in which the visitor has changed it: then it stays so while that prompt is edited;
-            "": they have not.
+        clicked_in: the prompt in which the visitor has changed it: then it stays so while that prompt is
+            edited; "": they have not.
         unread: whether the model has never read the word, and so cannot draw it.
     """
 
@@ -146,9 +145,14 @@ def _as_chosen(word: Word, earlier: Word) -> Word:
 def _is_edited(before: str, now: str) -> bool:
     """Whether a prompt is still another one's, edited: at least half of that one stands unchanged before and
     after what is different."""
-    start = len(commonprefix([before, now]))
-    end = len(commonprefix([before[start:][::-1], now[start:][::-1]]))
+    start = _common(before, now)
+    end = _common(before[start:][::-1], now[start:][::-1])
     return 2 * (start + end) >= len(before)
+
+
+def _common(one: str, other: str) -> int:
+    """How many characters two texts begin with alike."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def _parsed(prompt: str, tokenizer: Any, subjects: Sequence[Subject] | None) -> tuple[Prompt, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, contextmanager
@@ -15,20 +16,23 @@ from gradio.utils import get_upload_folder
 
 from attend_excite.app.actions import Drawn, Progress, Redrawn, Report, Server, compare, draw, draw_again
 from attend_excite.app.forms import RECOMMENDED, Form, checked_form
-from attend_excite.app.guard import Listeners
+from attend_excite.app.guard import Endpoints, Listeners
 from attend_excite.app.jobs import Line, Waiting, heard, in_turn
 from attend_excite.app.limits import SILENCE, check_prompt
 from attend_excite.app.words import words_document, words_of
 from attend_excite.subjects import Subject
 
 
-def add_endpoints(server: Server, line: Line, listeners: Listeners) -> None:
+def add_endpoints(server: Server, line: Line, listeners: Listeners) -> Endpoints:
     """Add /words, /generate, /compare and /reproduce to the page that is being built.
 
     Args:
         server: what they use.
         line: where those that run a model wait for it.
         listeners: without whom a run ends.
+
+    Returns:
+        What each of them takes.
     """
 
     def words(prompt: str, model: str = "") -> dict[str, Any]:
@@ -125,10 +129,11 @@ def add_endpoints(server: Server, line: Line, listeners: Listeners) -> None:
                 async for value in run:
                     yield _document(value)
 
-    api(words, api_name="words", concurrency_limit=None)
-    for run, name in ((generate, "generate"), (compare_methods, "compare"), (reproduce, "reproduce")):
+    functions = {"words": words, "generate": generate, "compare": compare_methods, "reproduce": reproduce}
+    for name, function in functions.items():
         # They wait in the line, and not in Gradio's queue.
-        api(run, api_name=name, concurrency_limit=None)
+        api(function, api_name=name, concurrency_limit=None)
+    return {name: _parameters(function) for name, function in functions.items()}
 
 
 @contextmanager
@@ -143,6 +148,12 @@ def failures_as_errors() -> Iterator[None]:
     except Exception as error:
         logging.exception("a request failed")
         raise gr.Error("the server could not finish this: its log says why", print_exception=False) from error
+
+
+def _parameters(function: Callable[..., Any]) -> dict[str, bool]:
+    """A function's parameters by name, and whether each has to be given."""
+    taken = inspect.signature(function).parameters.values()
+    return {each.name: each.default is each.empty for each in taken if each.name != "request"}
 
 
 def visitor_of(request: gr.Request) -> tuple[str, str]:

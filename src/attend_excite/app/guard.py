@@ -6,7 +6,7 @@ import json
 import re
 import socket
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import parse_qs
@@ -24,6 +24,7 @@ from attend_excite.app.limits import LOGINS, MAX_BODY, MAX_SESSION, UPLOADS
 
 _RATES = {"/login": RateLimitItemPerMinute(LOGINS), "/upload": RateLimitItemPerMinute(UPLOADS)}
 _LISTENING = re.compile(r"/queue/data/?$|/call/(?:v2/)?[^/]+/(?P<event>[^/]+)/?$")
+_CALLED = re.compile(r"/call/(?P<by_name>v2/)?(?P<name>[^/]+)$")
 
 # Gradio's page writes its configuration into a script of its own, and makes functions of the snippets that
 # its events have: both must stay allowed. Nothing comes from elsewhere or goes there, and no other page may
@@ -42,6 +43,10 @@ _POLICY = (
     .form_action("'self'")
     .frame_ancestors("'none'")
 )
+
+
+Endpoints = Mapping[str, Mapping[str, bool]]
+"""What programs may call -> its parameters by name, and whether each has to be given."""
 
 
 class Listeners:
@@ -68,8 +73,8 @@ class Listeners:
 class Guard:
     """Refuses what is too large or too often, and knows who listens."""
 
-    def __init__(self, app: ASGIApp, listeners: Listeners) -> None:
-        self._app, self._listeners = app, listeners
+    def __init__(self, app: ASGIApp, listeners: Listeners, endpoints: Endpoints) -> None:
+        self._app, self._listeners, self._endpoints = app, listeners, endpoints
         self._rates = SlidingWindowCounterRateLimiter(MemoryStorage())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -97,12 +102,12 @@ class Guard:
         if body is None:
             refusal = _refused(413, f"the request is too large: at most {MAX_BODY} bytes are read here")
             return await refusal(scope, receive, send)
-        if problem := _problem(path, body):
+        if problem := _problem(path, body, self._endpoints):
             return await _refused(400, problem)(scope, receive, send)
         return await self._app(scope, _again(body, receive), send)
 
 
-def guards(listeners: Listeners) -> list[Middleware]:
+def guards(listeners: Listeners, endpoints: Endpoints) -> list[Middleware]:
     """The middleware of the page, the outermost first."""
     headers = Secure(
         csp=_POLICY,
@@ -110,7 +115,10 @@ def guards(listeners: Listeners) -> list[Middleware]:
         xcto=XContentTypeOptions().nosniff(),
         referrer=ReferrerPolicy().no_referrer(),
     )
-    return [Middleware(SecureASGIMiddleware, secure=headers), Middleware(Guard, listeners=listeners)]
+    return [
+        Middleware(SecureASGIMiddleware, secure=headers),
+        Middleware(Guard, listeners=listeners, endpoints=endpoints),
+    ]
 
 
 def check_address(host: str, port: int | None) -> None:
@@ -165,19 +173,37 @@ def _again(body: bytes, receive: Receive) -> Receive:
     return give
 
 
-def _problem(path: str, body: bytes) -> str:
+def _problem(path: str, body: bytes, endpoints: Endpoints) -> str:
     """What is wrong with a body; "" where nothing is, or it is no JSON, which Gradio refuses."""
     try:
         values: Any = json.loads(body)
     except (ValueError, RecursionError):
         return ""
-    session = values.get("session_hash") if isinstance(values, dict) else None
-    if session is None:
-        return ""
-    if not isinstance(session, str) or len(session) > MAX_SESSION:
+    called = _CALLED.search(path)
+    if not isinstance(values, dict):
+        return "a call is an object" if called else ""
+    session = values.get("session_hash")
+    if session is not None and (not isinstance(session, str) or len(session) > MAX_SESSION):
         return f"the session's name must be a text of at most {MAX_SESSION} characters"
-    if "/call/" in path:  # whose runs are listened to by their own names
+    if called is None:
+        return ""
+    if called["name"] not in endpoints:
+        return f"there is no such call: choose one of {', '.join(endpoints)}"
+    parameters = endpoints[called["name"]]
+    if called["by_name"]:
+        if strangers := sorted(values.keys() - parameters.keys()):
+            return f"{called['name']} takes no {strangers[0][:40]}: it takes {', '.join(parameters)}"
+        if missing := [name for name, needed in parameters.items() if needed and name not in values]:
+            return f"{called['name']} needs {missing[0]}"
+        return ""
+    if session is not None:  # its runs are listened to by their own names
         return "a call has no session: leave session_hash out"
+    data = values.get("data")
+    if not isinstance(data, list) or len(data) != len(parameters):
+        return (
+            f"{called['name']} takes a list of {len(parameters)} values as its data: "
+            f"{', '.join(parameters)}; or some of them by name, at call/v2/{called['name']}"
+        )
     return ""
 
 

@@ -20,7 +20,7 @@ from attend_excite.app.api import add_endpoints, failures_as_errors, visitor_of
 from attend_excite.app.asking import Asking
 from attend_excite.app.events import AT_ONCE, RUN, watched
 from attend_excite.app.forms import Form, says_something
-from attend_excite.app.guard import Listeners, check_address, guards
+from attend_excite.app.guard import Endpoints, Listeners, check_address, guards
 from attend_excite.app.jobs import Line, Stops, heard, in_turn
 from attend_excite.app.models import Models
 from attend_excite.app.opening import opening_of
@@ -85,7 +85,7 @@ def serving(
     check_address(host, port)
     with TemporaryDirectory(prefix="attend-excite-") as folder:
         listeners = Listeners()
-        page = build(Server(Models(models), Path(folder)), listeners)
+        page, endpoints = build(Server(Models(models), Path(folder)), listeners)
         page.launch(
             server_name=host,
             server_port=port,
@@ -102,7 +102,7 @@ def serving(
             ssr_mode=False,
             prevent_thread_lock=True,
             quiet=True,
-            app_kwargs={"middleware": guards(listeners)},
+            app_kwargs={"middleware": guards(listeners, endpoints)},
         )
         try:
             yield page
@@ -110,8 +110,8 @@ def serving(
             page.close(verbose=False)
 
 
-def build(server: Server, listeners: Listeners) -> gr.Blocks:
-    """The page, with all that it does.
+def build(server: Server, listeners: Listeners) -> tuple[gr.Blocks, Endpoints]:
+    """The page, with all that it does, and what programs may call.
 
     Args:
         server: what all visitors share.
@@ -264,8 +264,8 @@ def build(server: Server, listeners: Listeners) -> gr.Blocks:
         asking.copy_link.click(asking.read_link, asking.inputs, [link, asking.copied], **AT_ONCE).success(
             None, [link, asking.copied], asking.copied, js=_COPY_LINK
         )
-        add_endpoints(server, house.line, listeners)
-    return page
+        endpoints = add_endpoints(server, house.line, listeners)
+    return page, endpoints
 
 
 class _House:

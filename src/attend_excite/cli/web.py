@@ -36,9 +36,11 @@ def web_page(
     """Open a web page to try everything on."""
     with failures_as_sentences():
         try:
-            import gradio  # noqa: F401
-        except ImportError:
-            raise ValueError("the web page needs gradio: pip install 'attend-excite[web]'") from None
+            import gradio
+            import limits
+            import secure  # noqa: F401
+        except ImportError as error:
+            raise ValueError(f"the web page needs {error.name}: pip install 'attend-excite[web]'") from None
         if (user is None) != (password is None):
             raise ValueError("a login needs both: give --user and --password")
 

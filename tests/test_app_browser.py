@@ -389,6 +389,7 @@ def test_draw_waits_until_the_address_has_been_read(page: Page, address: str) ->
     page.route("**/run/predict*", lambda route: (page.wait_for_timeout(700), route.continue_()))
     page.goto(f"{address}?prompt=a+horse+and+a+bird&steps=2&recipe=no-refinement")
     page.locator("#ae-draw").click()
+    page.unroute_all(behavior="ignoreErrors")
     expect(page.locator("#ae-closer")).to_be_visible()
     expect(page.locator("#ae-stage h3")).to_have_text("a horse and a bird")
 

@@ -149,6 +149,10 @@ def test_a_warning_is_said_once(tmp_path: Path) -> None:
         ([PROMPT, "--dtype", "int8"], "unknown dtype 'int8'"),
         ([PROMPT, "--out", "{bad_recipe}/out"], "cannot be written to"),
         (["--from", "{bad_recipe}"], "not a PNG picture"),
+        ([PROMPT, "--scheduler", "magic"], "unknown scheduler 'magic': choose one of ddim"),
+        ([PROMPT, "--best", "2", "--seeds", "2"], "leave out --seeds and --seed"),
+        ([PROMPT, "--best", "0"], "--best is 0"),
+        (["a wombat", "--best", "2"], "nobody can tell which picture is the best"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments: list[str], message: str, tmp_path: Path) -> None:
@@ -193,6 +197,21 @@ def test_a_method_s_own_options_are_kept_in_the_picture(tmp_path: Path) -> None:
     (image,) = _generate(tmp_path, PROMPT, *options, "--steps", "1")["images"]
     method = read_origin(Path(image["file"])).settings.method
     assert method == ComposableDiffusion(weights=(5.0, -2.0))
+
+
+def test_the_best_of_some_seeds_is_kept_with_what_it_shows(tmp_path: Path) -> None:
+    fast = ("--steps", "5", "--recipe", "no-refinement", "--scheduler", "dpm++")
+    every = _generate(tmp_path / "all", PROMPT, "--seeds", "4", *fast)["images"]
+    shown = [sum(image["verdict"].values()) for image in every]
+    (image,) = _generate(tmp_path / "best", PROMPT, "--best", "4", *fast)["images"]
+    assert image["seed"] == shown.index(max(shown))
+    origin = read_origin(Path(image["file"]))
+    assert (origin.batch, origin.settings.scheduler) == ((0, 1, 2, 3), "dpm++")
+    assert Path(image["file"]).read_bytes() == Path(every[image["seed"]]["file"]).read_bytes()
+    again = _run("generate", "--from", image["file"], "--out", str(tmp_path / "again"))
+    marks = ["✓" if there else "✗" for there in image["verdict"].values()]
+    assert f"cat {marks[0]} frog {marks[1]}" in again.stdout
+    assert (tmp_path / "again" / Path(image["file"]).name).read_bytes() == Path(image["file"]).read_bytes()
 
 
 def test_models_lists_the_catalogue() -> None:

@@ -36,8 +36,8 @@ def web_page(
     """Open a web page to try everything on."""
     with failures_as_sentences():
         try:
-            import gradio
-            import limits
+            import gradio  # noqa: F401
+            import limits  # noqa: F401
             import secure  # noqa: F401
         except ImportError as error:
             raise ValueError(f"the web page needs {error.name}: pip install 'attend-excite[web]'") from None

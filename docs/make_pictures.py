@@ -1,14 +1,16 @@
-"""Draw the pictures of the docs: python docs/make_pictures.py gallery, methods, explain, or opening.
+"""Draw the pictures of the docs: python docs/make_pictures.py gallery, methods, explain, opening, or web.
 
 `opening` looks for what the web page opens with, and writes it into the package's data: of the benchmark's
 prompts in their order, and of each the seeds 0 to 3, the first where the plain picture lacks a subject by the
 bundled judge. So it is chosen by what the plain model does, whatever becomes of it with Attend-and-Excite.
-Run it again whenever the bundled weights change.
+Run it again whenever the bundled weights change, and `web` after it, which takes pictures of the page with
+Chromium.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import random
 from collections.abc import Mapping, Sequence
@@ -121,6 +123,25 @@ def opening(model: Model, steps: int) -> None:
     print(f"{prompt.text}, seed {seed}: {seen}")
 
 
+def web() -> None:
+    """The web page with what it opens with: drawn, on a desktop; and on a phone, in the dark."""
+    from playwright.sync_api import sync_playwright
+
+    from attend_excite.app.page import serving
+
+    with serving(["stickers"]) as served, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        for name, scheme, size in (("desktop", "light", (1360, 900)), ("phone", "dark", (390, 844))):
+            viewport = {"width": size[0], "height": size[1]}
+            page = browser.new_page(viewport=viewport, color_scheme=scheme)
+            page.goto(served.local_url)
+            page.locator("#ae-draw").click()
+            page.locator("#ae-maps img").first.wait_for()
+            page.wait_for_timeout(1000)
+            whole = Image.open(io.BytesIO(page.screenshot(full_page=name == "desktop")))
+            save(HERE / f"web-{name}.webp", whole.convert("RGB"))
+
+
 def save(path: Path, picture: Image.Image) -> None:
     picture.save(path, quality=80, method=6)
     print(f"{path.name}: {path.stat().st_size // 1024} kB")
@@ -128,10 +149,13 @@ def save(path: Path, picture: Image.Image) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("picture", choices=("gallery", "methods", "explain", "opening"))
+    parser.add_argument("picture", choices=("gallery", "methods", "explain", "opening", "web"))
     parser.add_argument("--model", default="stickers", help="name, folder or Hub id")
     parser.add_argument("--steps", type=int, default=50, help="denoising steps")
     arguments = parser.parse_args()
+    if arguments.picture == "web":
+        web()
+        return
     model = load(arguments.model)
     if arguments.picture == "explain":
         explain(model, arguments.steps)

@@ -1,4 +1,4 @@
-"""Schedulers by name; a shift of the latents is there in the end, whatever a scheduler keeps of those before."""
+"""Schedulers by name, and what a shift of the latents becomes, whatever they keep of the latents before it."""
 
 from __future__ import annotations
 

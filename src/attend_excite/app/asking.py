@@ -105,7 +105,7 @@ class Asking:
             with gr.Row():
                 self._width, self._height = (
                     gr.Slider(limits.MIN_SIDE, value=side, label=label, min_width=140, **_sides(model))
-                    for side, label in ((width, "Width in pixels"), (height, "Height in pixels"))
+                    for side, label in ((width, "Width"), (height, "Height"))
                 )
         with gr.Accordion("Recipe of Attend-and-Excite", open=False) as self._knobs:
             self._recipe = gr.Dropdown([RECOMMENDED, *recipe_names()], value=first.recipe, label="Start from")

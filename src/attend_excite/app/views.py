@@ -240,10 +240,10 @@ def _tally(shown: Drawn | Kept) -> str:
     if number < 2 or not groups or any(None in verdict.values() for verdict in judged):
         return ""
     counts = [
-        f"{label} in {sum(as_asked(verdict, groups) == len(groups) for verdict in row)} of {number}"
+        f"{label} {sum(as_asked(verdict, groups) == len(groups) for verdict in row)} of {number}"
         for label, row in shown.verdicts.items()
     ]
-    return f"All is there: {', '.join(counts)}."
+    return f"All is there: {' · '.join(counts)}"
 
 
 def _in_the_making(progress: Progress, seeds: Sequence[int]) -> str:
@@ -297,8 +297,8 @@ def _verdict(verdict: Verdict, prompt: Prompt | None) -> str:
 
 
 _MARKS = {
-    "yes": ("✓", "The bundled judge says: as asked"),
-    "no": ("✗", "The bundled judge says: not as asked"),
+    "yes": ("✓", "As asked, says the bundled judge, which looks neither at numbers nor at colours"),
+    "no": ("✗", "Not as asked, says the bundled judge"),
     "unknown": ("?", "The bundled judge doesn't know this word"),
 }
 

@@ -100,6 +100,7 @@ def t5_encoder(width: int) -> T5EncoderModel:
             num_layers=2,
             num_heads=2,
             feed_forward_proj="gated-gelu",
+            dropout_rate=0.0,
         )
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,11 +14,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from attend_excite import AttendAndExcite, ComposableDiffusion, Model, StableDiffusion, load
+from attend_excite import (
+    AttendAndExcite,
+    AttentionReweighting,
+    ComposableDiffusion,
+    Model,
+    StableDiffusion,
+    StructureDiffusion,
+    load,
+)
 from attend_excite.attention.places import map_size
 from attend_excite.attention.record import record
 from attend_excite.generate import _encode
-from attend_excite.guidance.schedule import Recipe
 from attend_excite.methods.base import Run, Step
 from attend_excite.subjects import parse
 from tests.families import FAMILIES, PIPELINE_OPTIONS, SCHEDULERS, pixart_alpha
@@ -241,7 +249,8 @@ def test_a_batch_is_as_its_pictures_alone(name: str) -> None:
     model = model_of(name)
     make = functools.partial(model.generate, decode=False, progress=False)
     prompts = [PROMPT, "a lion with a red crown"]
-    once = make(prompts, seeds=[0, 1], steps=1, method=AttendAndExcite(replace(model.recipe, thresholds=())))
+    nursed = AttendAndExcite(replace(model.recipe, thresholds=(), altered=1.0))
+    once = make(prompts, seeds=[0, 1], steps=1, method=nursed)
     demanded = 1 - sum(sorted(trace.steps[0].updates[0].loss for trace in once.trace)[1:3]) / 2
     recipe = replace(model.recipe, step_size=2.0, thresholds=((0.0, demanded), (0.5, 0.6)), max_refinements=3)
     make = functools.partial(make, method=AttendAndExcite(recipe), steps=2, maps=True)
@@ -284,7 +293,7 @@ def test_nothing_is_left_in_the_model_after_an_exception(
 ) -> None:
     model = model_of(name)
     check = same_model(model)
-    method = AttendAndExcite(replace(model.recipe, thresholds=()))
+    method = AttendAndExcite(replace(model.recipe, thresholds=(), altered=1.0))
     leaves = [module for module in model.network.modules() if not [*module.children()]]
     picked = torch.randperm(len(leaves), generator=torch.Generator().manual_seed(0))[:20]
     reached = 0
@@ -315,3 +324,20 @@ def test_composable_diffusion_goes_with_every_family_that_has_classifier_free_gu
     single = make("a cat AND a cat", method=ComposableDiffusion([2.0, 2.0]), guidance_scale=4.0).latents
     plain = make("a cat", method=StableDiffusion(), guidance_scale=4.0).latents
     torch.testing.assert_close(single, plain, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_methods_that_exchange_the_text_work_or_are_refused_with_the_reason(name: str) -> None:
+    model = model_of(name)
+    make = functools.partial(model.generate, "a cat", steps=2, decode=False, progress=False)
+    if model.family.sets_refusal is not None:
+        for method in (AttentionReweighting(), StructureDiffusion()):
+            with pytest.raises(ValueError, match=f"^{re.escape(model.family.defaults.title)} .*: choose"):
+                make(method=method)
+        return
+    plain = make(method=StableDiffusion()).latents
+    # A weight of one, and a phrase that says no more than the prompt, are the plain model.
+    for method in (AttentionReweighting(1.0), StructureDiffusion(["a cat"], align="keys-and-values")):
+        torch.testing.assert_close(make(method=method).latents, plain, rtol=0, atol=1e-8)
+    for method in (AttentionReweighting(2.0), StructureDiffusion(["cat"])):
+        assert (make(method=method).latents - plain).abs().max() > 1e-4

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
+from diffusers.models.transformers.sana_transformer import SanaTransformer2DModel
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.pipelines.pixart_alpha.pipeline_pixart_alpha import PixArtAlphaPipeline
 from diffusers.pipelines.pixart_alpha.pipeline_pixart_sigma import PixArtSigmaPipeline
+from diffusers.pipelines.sana.pipeline_sana import SanaPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
@@ -30,6 +34,8 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Gemma2Config,
+    Gemma2Model,
     PreTrainedTokenizerFast,
     T5Config,
     T5EncoderModel,
@@ -53,20 +59,34 @@ def t5_tokenizer() -> PreTrainedTokenizerFast:
 
     It cuts "sombrero" in two where CLIP's has one piece more.
     """
+    return _unigram("$A </s>", WORDS.split())
+
+
+@functools.cache
+def gemma_tokenizer() -> PreTrainedTokenizerFast:
+    """One as Gemma's: `<s>` before the text and no token behind it, padding in front. It has the words of
+    Sana's instruction, so that this isn't long."""
+    instruction = signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
+    words = {*WORDS.split(), *" ".join(instruction).split()}
+    return _unigram("<s> $A", sorted(words), bos_token="<s>", padding_side="left")
+
+
+def _unigram(template: str, words: Sequence[str], **options: Any) -> PreTrainedTokenizerFast:
     letters = "abcdefghijklmnopqrstuvwxyz,.'-"
-    pieces = [f"▁{word}" for word in WORDS.split()] + ["▁som", "brero", "▁", *letters]
-    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0)]
+    pieces = [f"▁{word}" for word in words] + ["▁som", "brero", "▁", *letters]
+    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), ("<s>", 0.0)]
     vocabulary += [(piece, -1.0 - 2 * (len(piece) < 2)) for piece in pieces]
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=2, byte_fallback=False))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    tokenizer.post_processor = processors.TemplateProcessing("$A </s>", "$A $B </s>", [("</s>", 1)])
+    tokenizer.post_processor = processors.TemplateProcessing(template, None, [("</s>", 1), ("<s>", 3)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
         eos_token="</s>",
         unk_token="<unk>",
         model_max_length=512,
+        **options,
     )
 
 
@@ -251,6 +271,58 @@ def _pixart(**options: Any) -> dict[str, Any]:
     }
 
 
+def sana() -> SanaPipeline:
+    """Sana, its autoencoder with 8 pixels a cell instead of 32."""
+    torch.manual_seed(0)
+    transformer = SanaTransformer2DModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=8,
+        cross_attention_dim=16,
+        caption_channels=16,
+        qk_norm="rms_norm_across_heads",
+    )
+    sharpened(transformer, ("attn2.norm_q", "attn2.norm_k"))
+    encoder = Gemma2Config(
+        vocab_size=len(gemma_tokenizer()),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+    )
+    blocks = ("ResBlock",) * 4
+    vae = AutoencoderDC(
+        latent_channels=4,
+        encoder_block_types=blocks,
+        decoder_block_types=blocks,
+        encoder_block_out_channels=(8,) * 4,
+        decoder_block_out_channels=(8,) * 4,
+        encoder_layers_per_block=(1,) * 4,
+        decoder_layers_per_block=(1,) * 4,
+        encoder_qkv_multiscales=((),) * 4,
+        decoder_qkv_multiscales=((),) * 4,
+        downsample_block_type="conv",
+        upsample_block_type="interpolate",
+        scaling_factor=0.4,
+    )
+    return SanaPipeline(
+        transformer=transformer,
+        scheduler=DPMSolverMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
+        vae=vae,
+        text_encoder=Gemma2Model(encoder),
+        tokenizer=gemma_tokenizer(),
+    )
+
+
 def stable_diffusion_3(t5: bool = True) -> StableDiffusion3Pipeline:
     """Stable Diffusion 3.5 medium's shape: two of its three blocks attend twice."""
     torch.manual_seed(0)
@@ -285,6 +357,7 @@ def stable_diffusion_3(t5: bool = True) -> StableDiffusion3Pipeline:
 
 FAMILIES: Mapping[str, Callable[[], DiffusionPipeline]] = {
     "pixart": pixart_sigma,
+    "sana": sana,
     "stable-diffusion": stable_diffusion,
     "stable-diffusion-3": stable_diffusion_3,
     "stable-diffusion-3 without T5": functools.partial(stable_diffusion_3, t5=False),
@@ -302,5 +375,6 @@ SCHEDULERS: Mapping[str, Callable[[], Any]] = {
 PIPELINE_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "PixArtAlphaPipeline": {"use_resolution_binning": False, "clean_caption": False},
     "PixArtSigmaPipeline": {"use_resolution_binning": False, "clean_caption": False},
+    "SanaPipeline": {"use_resolution_binning": False, "clean_caption": False},
 }
 """With what a pipeline, by its class, is to be called to draw a prompt as it is, in the size asked for."""

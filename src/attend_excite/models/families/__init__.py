@@ -13,6 +13,7 @@ _FAMILIES: Mapping[str, str] = {
     "StableDiffusionXLPipeline": "stable_diffusion_xl:StableDiffusionXL",
     "PixArtAlphaPipeline": "pixart:PixArt",
     "PixArtSigmaPipeline": "pixart:PixArtSigma",
+    "SanaPipeline": "sana:Sana",
     "StableDiffusion3Pipeline": "stable_diffusion_3:StableDiffusion3",
     "FluxPipeline": "flux:Flux",
 }

@@ -78,7 +78,8 @@ class Stream:
     the model sees, and `width` how many it has there, padding included: of what lies beyond it the model sees
     nothing. `template` is what the prompt is put into at "{}" before it is cut into tokens, and the first
     `skipped` tokens of that are none of the model's. `prompt_tokens_only` says whether attention is compared
-    among the prompt's own words, without <eot> and padding, where a recipe doesn't say.
+    among the prompt's own words, without <eot> and padding, where a recipe doesn't say. `uncapitalised` says
+    that the model reads the text in small letters, and without the white space around it.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Stream:
     skipped: int = 0
     template: str = "{}"
     prompt_tokens_only: bool = True
+    uncapitalised: bool = False
 
 
 @dataclass(frozen=True)
@@ -285,8 +287,13 @@ class _Context:
     @classmethod
     def of(cls, text: str, stream: Stream) -> _Context:
         tokenizer, limit, before = stream.tokenizer, stream.width, stream.template.index("{}")
+        read = text
+        if stream.uncapitalised:
+            # One letter for each, also for those whose small form is two.
+            read = "".join(letter.lower()[0] for letter in text).strip()
+            before -= len(text) - len(text.lstrip())
         encoded: Any = tokenizer(
-            stream.template.replace("{}", text),
+            stream.template.replace("{}", read),
             truncation=True,
             max_length=limit + stream.skipped,
             return_offsets_mapping=True,

@@ -121,9 +121,9 @@ class Run:
         """Which of the text's tokens the maps have; None: all.
 
         Where image and text share a softmax, those of the longest prompt alone: padding is attended to, and
-        means nothing.
+        means nothing. Where padding is masked, likewise: nothing is attended to there.
         """
-        if self.model.family.joint is None:
+        if self.model.family.joint is None and not self.model.family.padding_masked:
             return None
         used = []
         for at, stream in enumerate(self.streams):
@@ -145,6 +145,12 @@ class Run:
         different = list(dict.fromkeys(texts))
         encoded, _ = self.model.family.encode(different, None, self.distilled, self.size)
         return encoded[[different.index(text) for text in texts]]
+
+    def encode_negative(self, images: int) -> Conditioning:
+        """The conditioning of the negative prompt, so many times, also where the run has no guidance."""
+        _, encoded = self.model.family.encode([""], self.negative, self.distilled, self.size)
+        assert encoded is not None
+        return encoded[[0] * images]
 
     @contextmanager
     def conditioned_on(self, keys: Tensor, values: Tensor) -> Iterator[None]:

@@ -74,7 +74,7 @@ class ComposableDiffusion:
         counts = [len(parts) for parts in split]
         texts = run.encode([part.text for parts in split for part in parts])
         # Without classifier-free guidance the loop has none, but the weights here may be others.
-        empty = run.empty_text if run.empty_text is not None else run.encode([run.negative] * len(split))
+        empty = run.empty_text if run.empty_text is not None else run.encode_negative(len(split))
         text = concatenated(empty, texts)
         image = torch.arange(len(split), device=text.device).repeat_interleave(
             torch.tensor(counts, device=text.device)

@@ -107,12 +107,16 @@ class Family(ABC):
         network_part: the name of the denoising network among the pipeline's parts.
         joint: None where image attends to text alone (cross-attention); "image-first" or "text-first" where
             both share one softmax, by their order.
+        sets_refusal: what keeps it from taking keys and values from several texts; None: nothing does.
+        padding_masked: whether no attention goes to padding, so that its columns are all noughts.
         pipeline: diffusers' pipeline.
     """
 
     name: ClassVar[str]
     network_part: ClassVar[str] = "transformer"
     joint: ClassVar[Literal["image-first", "text-first"] | None] = None
+    sets_refusal: ClassVar[str | None] = "doesn't take keys and values from the text alone"
+    padding_masked: ClassVar[bool] = False
 
     def __init__(self, pipeline: DiffusionPipeline) -> None:
         self.pipeline: Any = pipeline
@@ -252,16 +256,22 @@ class Family(ABC):
             f"no attention map is {wanted[0]}x{wanted[1]} (height x width): the sizes here are {sizes}"
         )
 
+    def require_sets(self) -> None:
+        """Raises a ValueError where `attend_to_sets` can't be had."""
+        if self.sets_refusal is not None:
+            raise ValueError(
+                f"{self.defaults.title} {self.sets_refusal}, which this method needs: "
+                "choose Attend-and-Excite, Composable Diffusion or the plain model"
+            )
+
     def attend_to_sets(self, sets: int, width: int) -> AbstractContextManager[None]:
         """See `attention.texts.attend_to_sets`: keys from one text and values from another.
 
         Raises:
-            ValueError: this architecture doesn't take keys and values from the text alone.
+            ValueError: this architecture's keys and values can't be had so.
         """
-        raise ValueError(
-            f"{self.defaults.title} doesn't take keys and values from the text alone, which this method "
-            "needs: choose Attend-and-Excite, Composable Diffusion or the plain model"
-        )
+        self.require_sets()
+        raise NotImplementedError
 
     def textless_modules(self) -> tuple[nn.Module, ...]:
         """The largest parts of the network that never see the text: what `Model.compile` compiles."""

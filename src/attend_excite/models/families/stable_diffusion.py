@@ -3,40 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from attend_excite.attention.places import Place
-from attend_excite.attention.texts import attend_to_sets
 from attend_excite.models.families import unet
-from attend_excite.models.families.base import Conditioning, Family
+from attend_excite.models.families.base import Conditioning
 from attend_excite.subjects import Stream
 
 # Stable Diffusion 2.x is the family whose text encoder (OpenCLIP ViT-H) is 1024 wide.
 _SD2_TEXT_WIDTH = 1024
 
 
-class StableDiffusion(Family):
+class StableDiffusion(unet.UNetFamily):
     """`StableDiffusionPipeline`: a UNet with cross-attention to CLIP's tokens."""
 
     name = "stable-diffusion"
-    network_part = "unet"
 
     @classmethod
     def refusal(cls, configs: Mapping[str, Mapping[str, Any]]) -> str | None:
-        config = configs.get("unet", {})
-        if config.get("in_channels") != config.get("out_channels"):
-            return "its UNet needs more than latents and a text, as those of inpainting do"
-        if config.get("addition_embed_type") is not None or config.get("class_embed_type") is not None:
-            return "its UNet needs more than latents and a text"
-        if config.get("encoder_hid_dim_type") is not None:
-            return "its UNet wants more than a text, as with an IP-Adapter: take that out first"
-        if config.get("time_cond_proj_dim") is not None:
-            return "its UNet is told the guidance, as those of latent consistency models are"
-        return None
+        return unet.refusal(configs.get("unet", {}))
 
     def streams(self) -> tuple[Stream, ...]:
         tokenizer = self.pipeline.tokenizer
@@ -65,27 +52,6 @@ class StableDiffusion(Family):
 
     def inputs(self, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> dict[str, Any]:
         return {"sample": latents, "timestep": timestep, "encoder_hidden_states": conditioning.states}
-
-    def places(self, downsampling: int) -> tuple[Place, ...]:
-        return unet.cross_attention_places(self.network, downsampling)
-
-    def self_places(self, places: Sequence[Place]) -> tuple[Place, ...]:
-        return unet.self_attention_places(self.network, places)
-
-    def all_places(self) -> tuple[Place, ...]:
-        return tuple(unet.all_places(self.network))
-
-    def downsamplings(self) -> tuple[int, ...]:
-        return unet.downsamplings(self.network)
-
-    def attend_to_sets(self, sets: int, width: int) -> AbstractContextManager[None]:
-        return attend_to_sets(self.network, sets, width)
-
-    def textless_modules(self) -> tuple[nn.Module, ...]:
-        return tuple(unet.textless_modules(self.network))
-
-    def activation_bytes(self, size: tuple[int, int]) -> int:
-        return unet.activation_bytes(self.network, size)
 
     def decode(self, latents: Tensor, output_type: str = "pil") -> tuple[Any, list[bool] | None]:
         pipeline, vae = self.pipeline, self.pipeline.vae

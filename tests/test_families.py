@@ -37,7 +37,14 @@ NAMES = list(FAMILIES)
 
 @pytest.fixture(autouse=True)
 def _no_rounding_inside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some networks work out parts in float32, whose rounding depends on the batch."""
+    """Some networks, and pipelines, work out parts in float32, where rounding could hide a difference."""
+    to = torch.Tensor.to
+
+    def kept_wide(tensor: Tensor, *args: Any, **options: Any) -> Tensor:
+        narrows = tensor.dtype == torch.float64 and torch.float32 in (*args, options.get("dtype"))
+        return tensor if narrows else to(tensor, *args, **options)
+
+    monkeypatch.setattr(torch.Tensor, "to", kept_wide)
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
 
 
@@ -126,7 +133,7 @@ def test_so_it_is_with_other_schedulers(name: str, scheduler: str) -> None:
 
 
 def test_so_it_is_where_pixart_is_told_the_size() -> None:
-    _assert_as_its_pipeline(load(as_compared(pixart_alpha())), 4.0, (128, 96))
+    _assert_as_its_pipeline(load(as_compared(pixart_alpha())), 4.0, (128, 64))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -244,9 +251,9 @@ def test_recording_changes_no_bit_and_the_shortened_pass_has_the_same_gradient(n
         return float((recording.average().flatten() * weights).sum())
 
     direction = torch.randn(latents.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
-    step = 1e-3  # some layers work out their norms in float32
+    step = 1e-5
     numeric = (value(latents + step * direction) - value(latents - step * direction)) / (2 * step)
-    assert numeric == pytest.approx(float((gradients[0] * direction).sum()), rel=2e-3)
+    assert numeric == pytest.approx(float((gradients[0] * direction).sum()), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)

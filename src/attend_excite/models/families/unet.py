@@ -98,7 +98,8 @@ def self_attention_places(unet: nn.Module, places: Sequence[Place]) -> tuple[Pla
     found = tuple(place for place in beside if place.name in modules and not _sees_text(modules[place.name]))
     if not found:
         raise ValueError(
-            "this model has no self-attention of the size of its maps, which this method reads: choose another"
+            "this model has no self-attention of the size of its maps, which this method reads: "
+            "choose another method"
         )
     return found
 

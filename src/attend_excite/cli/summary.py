@@ -66,6 +66,7 @@ def tokens_document(prompt: Prompt) -> dict[str, Any]:
         "tokens": list(prompt.tokens),
         "nouns": [noun.text for noun in find_nouns(prompt.text)],
         "subjects": _subjects(prompt),
+        "cut": prompt.cut,
     }
 
 
@@ -90,6 +91,8 @@ def print_tokens(prompt: Prompt, limit: int) -> None:
         wanted = _wanted_attention(group)
         places = ", ".join(map(str, group.positions))
         lines.append(f"subject {group.text}: {head}, position {places}, attention wanted {wanted}")
+    if prompt.cut:
+        lines.append(f"beyond what the model reads, so cut: {prompt.cut}")
     for line in lines:
         RESULTS.print(Text(line))
 

@@ -24,11 +24,13 @@ class Measurement(NamedTuple):
         losses: (b, S) how far each subject is from its target: whether an image is moved at all, and refined
             at a threshold.
         loss: (b,) what the latents are moved down along; differentiable.
+        rests: (b,) the images to be left as they are, whatever their losses; None: none.
     """
 
     attention: Tensor
     losses: Tensor
     loss: Tensor
+    rests: Tensor | None = None
 
 
 Measure = Callable[[Tensor, Tensor], Measurement]
@@ -48,6 +50,7 @@ class Visit:
         loss: (b,) before the update: the most neglected subject's, or of an objective of one's own.
         shift: (b,) the update's size relative to the latent, |dz| / |z|; 0: there was no update.
         skipped: (b,) whether an update was left out because its gradient was NaN or infinite.
+        due: (b,) whether an update was to be made here.
     """
 
     rows: Tensor
@@ -55,6 +58,7 @@ class Visit:
     loss: Tensor
     shift: Tensor
     skipped: Tensor
+    due: Tensor
 
 
 def nurse(
@@ -85,14 +89,21 @@ def nurse(
     def visit(rows: Tensor, *, ordinary: bool = True) -> Tensor:
         """Measure and shift `rows`, or only those that are short; return the short ones."""
         current = latents[rows]
-        (attention, losses, loss), gradient = _gradient(measure, current, rows)
+        (attention, losses, loss, rests), gradient = _gradient(measure, current, rows)
         finite = gradient.flatten(1).isfinite().all(dim=1) & loss.isfinite()
-        short = finite & (losses > limits[rows]).any(dim=1)
-        moves = finite & (losses > 0).any(dim=1) & (short | ordinary)
+        short = (losses > limits[rows]).any(dim=1)
+        if rests is not None:
+            short, losses = short & ~rests, losses.masked_fill(rests[:, None], 0)
+        due = (losses > 0).any(dim=1) & (short | ordinary)
+        short = finite & short
+        moves = finite & due
         move = torch.where(moves[:, None, None, None], plan.step_size * gradient, 0)
+        length, size = move.flatten(1).norm(dim=1), current.flatten(1).norm(dim=1)
+        if plan.max_shift is not None:
+            kept = (plan.max_shift * size / length).clamp(max=1)
+            move, length = kept[:, None, None, None] * move, kept * length
         latents[rows] = current - move
-        shift = move.flatten(1).norm(dim=1) / current.flatten(1).norm(dim=1)
-        visits.append(Visit(rows, attention, loss, shift, ~finite))
+        visits.append(Visit(rows, attention, loss, length / size, ~finite, due))
         # Asking which images are short makes a GPU wait, so only steps with a threshold ask.
         return rows[:0] if plan.threshold is None else rows[short]
 
@@ -114,4 +125,7 @@ def _gradient(measure: Measure, latents: Tensor, rows: Tensor) -> tuple[Measurem
         measured = measure(latents, rows)
         # No layer mixes images, so the gradient of the sum holds each image's own gradient.
         (gradient,) = torch.autograd.grad(_GRADIENT_SCALE * measured.loss.sum(), latents)
-    return Measurement(*(each.detach() for each in measured)), gradient / _GRADIENT_SCALE
+    measured = measured._replace(
+        **{name: each.detach() for name, each in measured._asdict().items() if each is not None}
+    )
+    return measured, gradient / _GRADIENT_SCALE

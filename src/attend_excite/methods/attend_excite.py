@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ from attend_excite.guidance.objective import (
     most_neglected,
     renormalised,
     subject_attention,
+    subject_leads,
     subject_losses,
     token_probabilities,
     tolerated_losses,
@@ -28,6 +30,7 @@ from attend_excite.methods.base import Denoise, Method, Run, Step
 from attend_excite.methods.stable_diffusion import StableDiffusion
 from attend_excite.models.model import Model
 from attend_excite.subjects import Prompt, Stream, TokenGroup, parse
+from attend_excite.trace import Nursed
 
 _BRACKETS = r"[\[\]]"
 
@@ -64,7 +67,12 @@ class AttendAndExcite:
 
     def __post_init__(self) -> None:
         if isinstance(self.recipe, str):
-            Recipe.named(self.recipe)
+            Recipe.named(self.recipe, recommended=Recipe.named("official"))
+        elif not isinstance(self.recipe, Recipe | None):
+            raise ValueError(
+                f"the recipe is of type {type(self.recipe).__name__}: give the name of one, or make one, as "
+                "Recipe.from_dict({...}, model.recipe)"
+            )
         if self.word_tokens not in ("dominant", "max"):
             raise ValueError(f"word_tokens is '{self.word_tokens}': it must be dominant or max")
         if isinstance(self.base, AttendAndExcite):
@@ -103,12 +111,13 @@ class AttendAndExcite:
                     recording.forward(**run.network_inputs(scaled / scale, step, run.text[rows]))
                     maps = recording.average()
                     with torch.autocast(maps.device.type, enabled=False):
-                        return self._measure(maps, [table.rows(rows) for table in tables], recipe)
+                        measured, leads = self._measure(maps, [table.rows(rows) for table in tables], recipe)
+                        if resting is None:
+                            return measured
+                        return measured._replace(rests=resting.looks(rows, measured.losses, leads))
 
                 scaled, visits = nurse(latents * scale, measure, plan, tolerated, rows)
                 latents = scaled / scale
-            if resting is not None:
-                resting.update(visits[0])
             return latents, visits
 
         with self.base.attach(run) as denoise:
@@ -120,9 +129,14 @@ class AttendAndExcite:
 
             yield denoise_nursed
 
-    def _measure(self, maps: Tensor, tables: list[_Table], recipe: Recipe) -> Measurement:
-        """What the maps say of the subjects: the mean over the tables of tokens that have them."""
-        attentions, objectives = [], []
+    def _measure(
+        self, maps: Tensor, tables: list[_Table], recipe: Recipe
+    ) -> tuple[Measurement, Tensor | None]:
+        """What the maps say of the subjects: the mean over the tables of tokens that have them.
+
+        Beside it, where the recipe asks, how far each subject leads: (b, S), see `subject_leads`.
+        """
+        attentions, objectives, leads = [], [], []
         for table in tables:
             part = maps[..., table.columns]
             if table.shared:
@@ -131,17 +145,21 @@ class AttendAndExcite:
                 part, table.subjects.last, recipe.temperature, table.subjects.first
             )
             attentions.append(subject_attention(probabilities, table.subjects, recipe.sigma))
+            if recipe.rest_lead is not None:
+                leads.append(subject_leads(probabilities.detach(), table.subjects, recipe.sigma))
             if self.objective is not None:
                 objectives.append(self._objective(part, table.subjects))
         # Only subjects that no table has are filler.
         subjects = tables[0].subjects
-        attention = attentions[0]
-        if len(tables) > 1:
-            there = torch.stack([table.subjects.valid.any(dim=-1) for table in tables])
-            attention = torch.stack(attentions).sum(dim=0) / there.sum(dim=0).clamp(min=1)
+        there = torch.stack([table.subjects.valid.any(dim=-1) for table in tables]).sum(dim=0).clamp(min=1)
+
+        def over_tables(found: list[Tensor]) -> Tensor:
+            return found[0] if len(found) == 1 else torch.stack(found).sum(dim=0) / there
+
+        attention = over_tables(attentions)
         losses = subject_losses(attention, subjects)
         loss = torch.stack(objectives).mean(dim=0) if objectives else most_neglected(losses)
-        return Measurement(attention, losses, loss)
+        return Measurement(attention, losses, loss), over_tables(leads) if leads else None
 
     def _objective(self, maps: Tensor, subjects: SubjectTokens) -> Tensor:
         assert self.objective is not None
@@ -183,6 +201,21 @@ class AttendAndExcite:
             [group.further[at - 1] if at else self._positions(run, p, group) for group in p.groups]
             for p in run.prompts
         ]
+        if at == 0:
+            run.nursed = Nursed(
+                tuple(
+                    {group.text: tokens for group, tokens in zip(prompt.groups, of_image, strict=True)}
+                    for prompt, of_image in zip(run.prompts, positions, strict=True)
+                ),
+                recipe.goal,
+            )
+        alone = [p.text for p, (first, last) in zip(run.prompts, words, strict=True) if first == last]
+        for text in dict.fromkeys(alone if prompt_only else ()):
+            warnings.warn(
+                f"{text!r} is one token, so its attention over the prompt's own tokens is 1 from the start "
+                "and nursing changes nothing: say more of the picture",
+                stacklevel=2,
+            )
         return SubjectTokens.stack(
             positions=positions,
             # The authors leave the context's last position out, whatever is there; so do we.
@@ -233,17 +266,24 @@ class _Resting:
     """Which images of a batch need no more nursing: see `Recipe.rest_after`."""
 
     def __init__(self, subjects: SubjectTokens, recipe: Recipe) -> None:
-        self._subjects = subjects
-        self._tolerated = tolerated_losses(subjects, recipe.goal)
-        self._enough = recipe.rest_after
+        self._recipe = recipe
+        self._tolerated = tolerated_losses(subjects, recipe.enough)
+        self._need_no_lead = subjects.negated | ~subjects.real
         self._in_a_row = torch.zeros(len(self._tolerated), dtype=torch.long, device=self._tolerated.device)
+        self._step_begins = True
 
     def awake(self) -> Tensor:
-        """(b,) the images that are still nursed."""
-        return (self._in_a_row < self._enough).nonzero().flatten()
+        """(b,) the images that are still nursed, as a step begins."""
+        self._step_begins = True
+        return (self._in_a_row < self._recipe.rest_after).nonzero().flatten()
 
-    def update(self, first: Visit) -> None:
-        """Count a guided step, by what its first visit found."""
-        losses = subject_losses(first.attention, self._subjects.rows(first.rows))
-        met = (losses <= self._tolerated[first.rows]).all(dim=1)
-        self._in_a_row[first.rows] = torch.where(met, self._in_a_row[first.rows] + 1, 0)
+    def looks(self, rows: Tensor, losses: Tensor, leads: Tensor | None) -> Tensor:
+        """(b,) which of these images rest, by what was just measured of them; counts a step's first look."""
+        enough = losses <= self._tolerated[rows]
+        if leads is not None and self._recipe.rest_lead is not None:
+            enough = enough & (self._need_no_lead[rows] | (leads >= self._recipe.rest_lead))
+        enough = enough.all(dim=1)
+        if self._step_begins:
+            self._in_a_row[rows] = torch.where(enough, self._in_a_row[rows] + 1, 0)
+            self._step_begins = False
+        return enough & (self._in_a_row[rows].clamp(min=1) >= self._recipe.rest_after)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from attend_excite.attention.places import Place
 from attend_excite.attention.texts import attend_to_sets
+from attend_excite.finite import check_finite
 from attend_excite.models.families import unet
 from attend_excite.models.families.base import Conditioning, Family
 from attend_excite.subjects import Stream
@@ -89,6 +90,7 @@ class StableDiffusion(Family):
         scaled = (latents / vae.config["scaling_factor"]).to(vae.dtype)
         # One at a time: an image is the same in every batch, and the decoder's memory that of one.
         pixels = torch.cat([vae.decode(latent[None], return_dict=False)[0] for latent in scaled])
+        check_finite("in the autoencoder", {"latents given to it": latents, "pixels": pixels})
         pixels, flagged = pipeline.run_safety_checker(pixels, pixels.device, pixels.dtype)
         shown = [True] * len(latents) if flagged is None else [not flag for flag in flagged]
         images = pipeline.image_processor.postprocess(pixels, output_type=output_type, do_denormalize=shown)

@@ -11,7 +11,7 @@ from transformers import CLIPTokenizer
 
 import attend_excite
 from attend_excite.nouns import find_nouns, other_language
-from attend_excite.subjects import Subject, cut_from, locate, parse, unmarked, words_of
+from attend_excite.subjects import Stream, Subject, cuts_of, locate, parse, unmarked, words_of
 
 TOKENIZER = Path(attend_excite.__file__).parent / "models" / "stickers" / "tokenizer"
 
@@ -308,7 +308,8 @@ class TestBeyondTheContext:
     @pytest.mark.parametrize("subjects", [None, ["cat"]])
     def test_subjects_inside_work_and_the_rest_is_known(self, short_tokenizer, subjects):
         prompt = parse(f"a cat and {self.filler}big frog", short_tokenizer, subjects)
-        assert prompt.cut == cut_from(prompt.text, short_tokenizer) == "frog"
+        assert prompt.cut == "frog"
+        assert cuts_of(prompt.text, short_tokenizer) == [("", 16, "frog")]
         assert placed(prompt) == [("cat", (2,))]
         assert len(prompt.tokens) == 16
 
@@ -321,6 +322,13 @@ class TestBeyondTheContext:
     def test_a_word_cut_in_two_is_cut(self, short_tokenizer):
         with pytest.raises(ValueError, match="'sombrero' lies beyond"):
             parse(f"{self.filler}big big a sombrero", short_tokenizer)
+
+    def test_of_two_tables_each_says_what_it_cuts(self, short_tokenizer, tokenizer):
+        text = f"a cat and {self.filler}big frog"
+        tables = [Stream("CLIP", short_tokenizer, 0, 16), Stream("T5", tokenizer, 16, 77)]
+        assert cuts_of(text, tables) == [("CLIP", 16, "frog")]
+        prompt = parse(text, tables, ["frog"])
+        assert (prompt.cut, prompt.groups[0].positions, prompt.groups[0].further) == ("", (), ((15,),))
 
     def test_a_prompt_that_just_fits(self, short_tokenizer):
         prompt = parse(f"{self.filler}big big a frog ", short_tokenizer)

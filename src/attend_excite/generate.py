@@ -309,15 +309,14 @@ def _parse(
     subjects: Subjects | Sequence[Subjects | None] | None,
     method: Method,
 ) -> list[Prompt]:
-    texts = (
-        [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, Iterable) else [prompt]
-    )
+    several = isinstance(prompt, Iterable) and not isinstance(prompt, str)
+    texts: list[Any] = list(prompt) if several else [prompt]
     fine = len(texts) > 0 and all(isinstance(text, str) for text in texts)
     _require(fine, "prompt", prompt, "a text, or several")
-    wanted: Any = [subjects] if isinstance(prompt, str) else subjects or [None] * len(texts)
-    lists = isinstance(wanted, Iterable) and not isinstance(wanted, str | Mapping)
-    several = not isinstance(prompt, str)
-    if not lists or any(
+    given: Any = (subjects or [None] * len(texts)) if several else [subjects]
+    wanted: list[Any] = list(given) if isinstance(given, Iterable) else [given]
+    fine = isinstance(given, Iterable) and not isinstance(given, str | Mapping)
+    if not fine or any(
         not isinstance(named, Iterable | None) or (several and isinstance(named, str)) for named in wanted
     ):
         raise ValueError(

@@ -289,7 +289,7 @@ def _chosen(request: Request, origin: Origin | None, method: Method | None) -> d
     if request.recipe is not None:
         if not isinstance(chosen["method"], AttendAndExcite):
             raise ValueError(f"--recipe is for attend-excite: {chosen['method'].name} has none")
-        _recipe(request.recipe)  # A mistake in it shows before a model is loaded.
+        _recipe(request.recipe, Recipe.named("official"))  # A mistake in it shows before a model is loaded.
     # So does a number out of its range; what is left to the model stands in as something that is in it.
     stand_ins = {"height": 1, "width": 1, "dtype": DTYPES[0], "device": "cpu"}
     Settings(**chosen | {name: chosen[name] or value for name, value in stand_ins.items()})
@@ -320,7 +320,7 @@ def _size(text: str) -> tuple[int, int]:
     return int(sides[1]), int(sides[2] or sides[1])
 
 
-def _recipe(name: str, recommended: Recipe | None = None) -> Recipe:
+def _recipe(name: str, recommended: Recipe) -> Recipe:
     """A packaged recipe, or one in a file; `recommended` is the model's, which it may be based on."""
     if not name.endswith(".json"):
         return Recipe.named(name, recommended)

@@ -355,7 +355,7 @@ def test_a_folder_holds_images_of_one_kind(model: Model, tmp_path: Path) -> None
     ours = systems_named(["attend-excite"], Recipe.named("official"))
     begin(tmp_path, conditions_of(model, 2, 7.5), prompts, range(3), ours)
     begin(tmp_path, conditions_of(model, 2, 7.5), prompts, range(3), ours)
-    changed = systems_named(["attend-excite"], Recipe.named("bare"))
+    changed = systems_named(["attend-excite"], Recipe.named("bare", Recipe.named("official")))
     with pytest.raises(ValueError, match="images of 'attend-excite' with other numbers"):
         begin(tmp_path, conditions_of(model, 2, 7.5), prompts, range(3), changed)
     for content, message in (("{", "cannot be read"), ('{"systems": []}', "older version")):

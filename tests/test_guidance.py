@@ -18,6 +18,7 @@ from attend_excite.guidance.objective import (
     most_neglected,
     smooth,
     subject_attention,
+    subject_leads,
     subject_losses,
     token_probabilities,
     tolerated_losses,
@@ -101,6 +102,11 @@ def test_shorter_runs_keep_the_fractions(iterations: int, places: list[int]) -> 
         ({"temperature": 10**400}, "temperature is 1000"),
         ({"max_refinements": 10**9}, "a whole number, 0 to 1000"),
         ({"summary": 5}, "summary is 5: it must be a text"),
+        ({"start": 0.6}, "start is 0.6: it must be a fraction of the run, 0 to where altering ends"),
+        ({"start": "0.1"}, "start is '0.1': it must be a number"),
+        ({"max_shift": 0.0}, "max_shift is 0.0: it must be above 0"),
+        ({"rest_at": 1.5}, "rest_at is 1.5: it must be 0 to 1"),
+        ({"rest_lead": -2}, "rest_lead is -2: it must be -1 to 1"),
     ],
 )
 def test_a_recipe_out_of_range_is_refused(change: dict, message: str) -> None:
@@ -110,7 +116,7 @@ def test_a_recipe_out_of_range_is_refused(change: dict, message: str) -> None:
 
 def test_recipes_from_plain_data() -> None:
     assert Recipe.from_dict({"base": "official", "step_size": 1.5}) == replace(OFFICIAL, step_size=1.5)
-    assert (Recipe.named("recommended", PAPER), Recipe.named("recommended")) == (PAPER, OFFICIAL)
+    assert Recipe.named("recommended", PAPER) == PAPER
     # An ablation as a base is one of the model's own recipe, too.
     assert Recipe.from_dict({"base": "bare"}, PAPER).decay == "linear"
     with pytest.raises(ValueError, match="unknown in a recipe: steps"):
@@ -126,8 +132,33 @@ def test_recipes_from_plain_data() -> None:
             Recipe.from_dict({"base": "official", key: value})
     with pytest.raises(ValueError, match="missing in a recipe"):
         Recipe.from_dict({"step_size": 1.5})
-    with pytest.raises(ValueError, match="choose one of recommended, official, paper"):
-        Recipe.named("secret")
+    for name in ("secret", None, 3):
+        with pytest.raises(ValueError, match="choose one of recommended, official, paper"):
+            Recipe.named(name)
+
+
+@pytest.mark.parametrize("name", ["recommended", "bare", "no-smoothing"])
+def test_what_is_made_of_a_models_recipe_needs_it(name: str) -> None:
+    for make in (Recipe.named, lambda base: Recipe.from_dict({"base": base, "sigma": 0.0})):
+        with pytest.raises(ValueError, match=r"what a model recommends is its own: .*model\.recipe"):
+            make(name)
+
+
+def test_a_later_start_moves_what_was_before_it() -> None:
+    plan = replace(OFFICIAL, start=0.3).plan(50)
+    assert [i for i, step in enumerate(plan) if step.alters] == list(range(15, 25))
+    # What 0 and 0.2 of the run demand is demanded at the start, where the stronger holds.
+    assert {i: step.threshold for i, step in enumerate(plan) if step.threshold} == {15: 0.5, 20: 0.8}
+    assert [step.step_size for step in plan] == [step.step_size for step in OFFICIAL.plan(50)]
+    linear = replace(PAPER, start=0.3).plan(50)
+    assert (linear[15].step_size, linear[24].step_size) == (20, 10)
+    every_third = replace(OFFICIAL, start=0.3, guide_every=3, thresholds=()).plan(50)
+    assert [i for i, step in enumerate(every_third) if step.alters] == [15, 18, 21, 24]
+
+
+def test_without_a_start_or_a_bound_the_plan_is_the_authors() -> None:
+    assert (OFFICIAL.start, OFFICIAL.max_shift, OFFICIAL.rest_after) == (0, None, 0)
+    assert (PAPER.start, PAPER.max_shift, PAPER.rest_after) == (0, None, 0)
 
 
 def test_the_published_methods_are_recipes_in_the_models_measure() -> None:
@@ -213,6 +244,17 @@ def test_losses_of_targets_and_negations() -> None:
     torch.testing.assert_close(tolerated[0, 1], torch.tensor(0.1))
 
 
+def test_a_lead_is_over_the_strongest_other_in_the_best_patch() -> None:
+    probabilities = torch.zeros(2, 2, 2, 8)
+    probabilities[0, 0, 0, 2], probabilities[0, 0, 0, 5] = 0.4, 0.45  # the first has no patch to itself
+    probabilities[0, 1, 1, 2], probabilities[0, 1, 1, 5] = 0.3, 0.2
+    probabilities[1, 0, 1, 3], probabilities[1, 1, 0, 4] = 0.1, 0.25  # a subject of two tokens, alone
+    leads = subject_leads(probabilities, _subjects(), sigma=0)
+    torch.testing.assert_close(leads, torch.tensor([[0.1, 0.05], [0.25, 0.0]]))
+    behind = subject_leads(probabilities[:, :1], _subjects(), sigma=0)
+    torch.testing.assert_close(behind[0], torch.tensor([0.0, 0.05]))
+
+
 def test_the_first_of_equally_neglected_subjects_has_the_gradient() -> None:
     losses = torch.tensor([[0.2, 0.9, 0.9]], requires_grad=True)
     most_neglected(losses).sum().backward()
@@ -265,3 +307,29 @@ def test_an_update_that_is_not_finite_is_left_out_and_told() -> None:
     assert visit.skipped.tolist() == [False, True, False]
     assert torch.equal(shifted[1], START[1].double())
     assert not torch.equal(shifted[0], START[0].double())
+
+
+@pytest.mark.parametrize("bound", [0.05, 0.5, 10.0])
+def test_no_update_is_longer_than_the_bound(bound: float) -> None:
+    free, (unbound,) = nurse(START.double(), _linear, _plan())
+    shifted, (visit,) = nurse(START.double(), _linear, _plan(max_shift=bound))
+    torch.testing.assert_close(visit.shift, unbound.shift.clamp(max=bound))
+    moved, whole = shifted - START, free - START
+    relative = moved.flatten(1).norm(dim=1) / START.double().flatten(1).norm(dim=1)
+    torch.testing.assert_close(relative, visit.shift)
+    # Shortened, not turned; and to the bit what it was where it was short enough.
+    assert torch.nn.functional.cosine_similarity(moved.flatten(1), whole.flatten(1)).min() > 1 - 1e-9
+    assert torch.equal(shifted[unbound.shift <= bound], free[unbound.shift <= bound])
+
+
+def test_an_image_that_rests_is_left_as_it_is() -> None:
+    def resting(latents: Tensor, rows: Tensor) -> Measurement:
+        measured = _linear(latents, rows)
+        return measured._replace(rests=measured.attention[:, 0] >= 0.4)
+
+    shifted, visits = nurse(START.double(), resting, _plan(threshold=0.8), LIMIT - 0.3)
+    assert torch.equal(shifted[1:], START[1:].double())
+    # The first rests in the midst of its refinement.
+    assert shifted[0].mean() == pytest.approx(0.45)
+    assert [visit.due.tolist() for visit in visits[:2]] == [[True, False, False], [True]]
+    assert not visits[-1].due.any()

@@ -8,15 +8,30 @@ import re
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import count, takewhile
 from typing import TYPE_CHECKING, Any
 
-from attend_excite.nouns import WORD, Span, find_nouns, head_of, modifiers_of
+from attend_excite.nouns import (
+    WORD,
+    Instruction,
+    Span,
+    find_instructions,
+    find_nouns,
+    head_of,
+    heads_of,
+    modifiers_of,
+    names_a_thing,
+    other_language,
+)
+from attend_excite.turns import turn_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+Subjects = Sequence["str | int | Sequence[int] | Subject"] | Mapping[str, float | None]
+"""The subjects of one prompt, as `parse` takes them."""
 
 _HELP = "name the subjects with subjects=[...] (--subject on the command line) or in [brackets]"
 
@@ -126,13 +141,15 @@ class Prompt:
     """A parsed prompt: its text without brackets, its subjects, its tokens as they appear in the
     text, from <sot> to <eot>, and the span of characters that each was made of, (0, 0) for those two.
     What the model's context cuts is not among the tokens. A character split into several tokens is
-    that of each of them. `further` has the tokens and spans in each further table of tokens."""
+    that of each of them. `further` has the tokens and spans in each further table of tokens, and `cut` the
+    words that no table has room for."""
 
     text: str
     groups: tuple[TokenGroup, ...]
     tokens: tuple[str, ...]
     spans: tuple[Span, ...]
     further: tuple[tuple[tuple[str, ...], tuple[Span, ...]], ...] = ()
+    cut: str = ""
 
     def words(self, stream: int = 0) -> tuple[int, int]:
         """The first and the last position of the text's own tokens in a table, special ones left out."""
@@ -159,7 +176,7 @@ class Prompt:
 def parse(
     prompt: str,
     tokenizer: PreTrainedTokenizerBase | Sequence[Stream],
-    subjects: Sequence[str | int | Sequence[int] | Subject] | None = None,
+    subjects: Subjects | None = None,
 ) -> Prompt:
     """Find the subjects of a prompt and the tokens they lie on (paper, appendix A.2).
 
@@ -168,16 +185,23 @@ def parse(
 
     With `subjects` None they are the phrases in brackets, "a [cat] and a [yellow bowl]" (a literal
     bracket is written `\\[`), or else the nouns (`find_nouns`). Otherwise each is a string as in
-    `Subject.from_text`, a `Subject`, a token position, or several positions as one group.
+    `Subject.from_text`, a `Subject`, a token position, or several positions as one group; or they are
+    a mapping of such strings to targets, {"cat": 0.3, "frog": None}.
     A string listed n times means its first n occurrences. A phrase stands for its head, the last
     of its first nouns. With no subjects, (), only the brackets are taken out.
 
-    Raises ValueError, in one sentence that says what to do, if the prompt is empty, has no noun,
-    or has bad brackets; if a subject or its occurrence isn't in the prompt, is given twice or lies
-    beyond `tokenizer.model_max_length`; or if a position or target is out of range. Warns if words
-    are cut that are no subjects.
+    What a prompt from another program has for that program, "(cat:1.3)", "[blurry]", "<lora:x:1>", "BREAK",
+    is warned of and no subject: `find_instructions`, and brackets beside one of those or without a noun.
+
+    Raises ValueError, in one sentence that says what to do, if the prompt is empty, has no noun, isn't
+    English (where the nouns are wanted), or has bad brackets; if a subject or its occurrence isn't in the
+    prompt, is given twice, names several things or lies beyond `tokenizer.model_max_length`; or if a
+    position or target is out of range.
     """
+    if not isinstance(prompt, str):
+        raise ValueError(f"the prompt is {prompt!r}: it must be a text")
     text, brackets = _read_brackets(prompt)
+    brackets, others = _marked_here(text, brackets)
     if brackets and subjects:
         raise ValueError(
             "subjects are given both in [brackets] and by name (subjects=[...], --subject): use one of them "
@@ -189,19 +213,12 @@ def parse(
     elif brackets:
         groups = [_group_at(span, context) for span in brackets]
     else:
-        groups = _automatic(context)
+        groups = _automatic(context, others)
     _refuse_duplicates(groups)
-    for reading in (context, *context.further):
-        if reading.cut:
-            of = f" ({reading.name})" if context.further else ""
-            warnings.warn(
-                f"the prompt is longer than the model's context of {reading.limit} tokens{of}: "
-                f"{reading.cut!r} is cut",
-                stacklevel=2,
-            )
     further = tuple((reading.tokens, reading.offsets) for reading in context.further)
     groups = _with_distinct_texts(_with_attributes_apart(groups))
-    return Prompt(text, tuple(groups), context.tokens, context.offsets, further)
+    cut = min((reading.cut for reading in (context, *context.further)), key=len)
+    return Prompt(text, tuple(groups), context.tokens, context.offsets, further, cut)
 
 
 def locate(word: str, text: str, tokenizer: PreTrainedTokenizerBase | Sequence[Stream]) -> tuple[int, ...]:
@@ -219,6 +236,38 @@ def columns_of(group: TokenGroup, starts: Sequence[int]) -> tuple[int, ...]:
     """A subject's columns among all tokens that the model attends to; `starts` are those of its tables."""
     tables = zip((group.positions, *group.further), starts, strict=True)
     return tuple(start + position for positions, start in tables for position in positions)
+
+
+def words_of(text: str) -> Iterator[str]:
+    """The words of a text that has no marked subjects, numbered as `locate` finds them: "cat", "cat#2"."""
+    seen = Counter()
+    for match in WORD.finditer(text):
+        if match[0][0].isalnum():
+            seen[match[0].lower()] += 1
+            number = seen[match[0].lower()]
+            yield f"{match[0]}#{number}" if number > 1 else match[0]
+
+
+def cuts_of(text: str, tokenizer: PreTrainedTokenizerBase | Sequence[Stream]) -> list[tuple[str, int, str]]:
+    """What a model doesn't read of a text: of each table of tokens that cuts it the name, how many tokens it
+    has room for, and the words that are cut."""
+    context = _Context.of_streams(text, tokenizer)
+    return [(each.name, each.limit, each.cut) for each in (context, *context.further) if each.cut]
+
+
+def foreign_instructions(text: str) -> str:
+    """A sentence on what a text has that other programs read as instructions; "" if it has none."""
+    found = [instruction.text for instruction in find_instructions(text)]
+    if "((" in text:
+        found.append("((")
+    if not found:
+        return ""
+    named = " and ".join(f"'{each}'" for each in dict.fromkeys(found))
+    return (
+        f"{named}: other programs read that as an instruction, and here the model reads it as plain text, so "
+        "leave it out (how much attention a subject is to get is said with subjects=['cat=0.7'], "
+        "--subject cat=0.7)"
+    )
 
 
 def unmarked(prompt: str) -> str:
@@ -264,14 +313,40 @@ def _read_brackets(prompt: str) -> tuple[str, list[Span]]:
     return text, spans
 
 
+def _marked_here(text: str, brackets: list[Span]) -> tuple[list[Span], list[Span]]:
+    """The brackets that name a subject, and the others; warns of what the prompt has for other programs."""
+    said = [sentence] if (sentence := foreign_instructions(text)) else []
+    kept = [
+        span
+        for span in brackets
+        if not said and not re.search(r"[:|]", text[slice(*span)]) and names_a_thing(span, text)
+    ]
+    others = [span for span in brackets if span not in kept]
+    if others:
+        named = " and ".join(f"'[{text[slice(*span)]}]'" for span in others)
+        said.append(
+            f"{named} {'is' if len(others) == 1 else 'are'} taken for no subject, but for "
+            "what other programs mean by brackets: to name a subject all the same, use subjects=[...] "
+            "(--subject on the command line)"
+        )
+    if said:
+        warnings.warn("; ".join(said), stacklevel=3)
+    return kept, others
+
+
 @dataclass(frozen=True)
 class _Context:
-    """What the model reads of a text: its tokens and the characters each was made of."""
+    """What the model reads of a text: its tokens and the characters each was made of.
+
+    `end` is the character at which it stops reading. `instructions` are those to other programs.
+    """
 
     text: str
     tokens: tuple[str, ...]
     offsets: tuple[Span, ...]
     limit: int
+    end: int
+    instructions: tuple[Instruction, ...]
     name: str = ""
     start: int = 0
     further: tuple[_Context, ...] = ()
@@ -287,43 +362,37 @@ class _Context:
     @classmethod
     def of(cls, text: str, stream: Stream) -> _Context:
         tokenizer, limit, before = stream.tokenizer, stream.width, stream.template.index("{}")
-        read = text
-        if stream.uncapitalised:
-            # One letter for each, also for those whose small form is two.
-            read = "".join(letter.lower()[0] for letter in text).strip()
-            before -= len(text) - len(text.lstrip())
-        encoded: Any = tokenizer(
-            stream.template.replace("{}", read),
-            truncation=True,
-            max_length=limit + stream.skipped,
-            return_offsets_mapping=True,
-            return_special_tokens_mask=True,
-        )
-        tokens = tokenizer.convert_ids_to_tokens(encoded["input_ids"])
+        with turn_of(tokenizer):
+            written_out, origins = _written_out(text, tokenizer)
+            if stream.uncapitalised:
+                # One letter for each, also for those whose small form is two.
+                stripped = written_out.lstrip()
+                origins = origins[len(written_out) - len(stripped) :]
+                written_out = "".join(letter.lower()[0] for letter in stripped).rstrip()
+            # Cut below, and not here, so that it is known what is cut.
+            encoded: Any = tokenizer(
+                stream.template.replace("{}", written_out),
+                return_offsets_mapping=True,
+                return_special_tokens_mask=True,
+                verbose=False,
+            )
+            tokens = tokenizer.convert_ids_to_tokens(encoded["input_ids"])
         rows = list(zip(tokens, encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True))
-        words, spans = [], []
+        words: list[str] = []
+        spans: list[Span] = []
         for token, (a, b), special in rows[stream.skipped :]:
-            span = (max(a - before, 0), min(b - before, len(text)))
-            if special or span[0] >= span[1]:  # of the tokenizer, or of the template
-                words.append(token)
-                spans.append((0, 0))
-                continue
-            # The pipeline writes out a learnt word of several vectors as so many tokens.
-            for _ in range(1 + _further_vectors(token, tokenizer)):
-                words.append(text[slice(*span)])
-                spans.append(span)
+            a, b = max(a - before, 0), min(b - before, len(written_out))
+            of_text = not special and a < b  # and neither the tokenizer's nor the template's
+            spans.append((origins[a][0], origins[b - 1][1]) if of_text else (0, 0))
+            words.append(text[slice(*spans[-1])] if of_text else token)
+        end = len(text)
         if len(words) > limit:
-            kept = limit - (spans[-1] == (0, 0))
-            words, spans = words[:kept] + words[len(words) - limit + kept :], [*spans[:kept], (0, 0)]
-        return cls(text, tuple(words), tuple(spans), limit, stream.name, stream.start)
-
-    @property
-    def end(self) -> int:
-        """The character at which the model stops reading."""
-        ends = [span[1] for span in self.offsets if span != (0, 0)]
-        if len(self.tokens) < self.limit or not ends:
-            return len(self.text)
-        return ends[-1]
+            kept = limit - sum(1 for _ in takewhile(lambda row: row[2], reversed(rows)))
+            closing = len(words) - limit + kept
+            end = next((span[0] for span in spans[kept:closing] if span != (0, 0)), end)
+            words, spans = words[:kept] + words[closing:], spans[:kept] + spans[closing:]
+        marks = tuple(find_instructions(text))
+        return cls(text, tuple(words), tuple(spans), limit, end, marks, stream.name, stream.start)
 
     @property
     def cut(self) -> str:
@@ -371,6 +440,7 @@ class _Context:
                 f"{word!r} lies beyond the model's context of {self.limit} tokens, which cuts "
                 f"{self.cut!r}: shorten the prompt or move the word forward"
             )
+        self.refuse_instructions(span)
         found = [position for position, (a, b) in enumerate(self.offsets) if a < span[1] and b > span[0]]
         if not found:
             raise ValueError(f"{word!r} has no token of its own: choose another word")
@@ -378,17 +448,43 @@ class _Context:
         spoken = [p for p in found if any(c.isalnum() for c in self.tokens[p])]
         return tuple(spoken or found)
 
+    def refuse_instructions(self, span: Span) -> None:
+        for instruction in self.instructions:
+            if instruction.span[0] < span[1] and instruction.span[1] > span[0]:
+                raise ValueError(
+                    f"{self.text[slice(*span)]!r} is a part of {instruction.text!r}, which names nothing in "
+                    "the picture: choose another word"
+                )
 
-def _further_vectors(token: str, tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many tokens follow that of a word learnt by textual inversion: "<toy>_1", "<toy>_2", …"""
+
+def _written_out(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[Span]]:
+    """The text as the pipeline hands it to the tokenizer, and where in `text` each of its characters is from.
+
+    A word learnt by textual inversion is written out as its vectors, "<toy> <toy>_1 <toy>_2": where the
+    text has it to the letter, so "<Toy>" stays one token.
+    """
     added: Any = tokenizer.added_tokens_encoder
-    return 0 if token not in added else next(n for n in count() if f"{token}_{n + 1}" not in added)
+    origins = [(at, at + 1) for at in range(len(text))]
+    for token in sorted(added.keys() & set(tokenizer.tokenize(text))):
+        vectors = next(n for n in count(1) if f"{token}_{n}" not in added)
+        written = " ".join([token, *(f"{token}_{n}" for n in range(1, vectors))])
+        for match in reversed(list(re.finditer(re.escape(token), text))):
+            start, end = match.span()
+            origins[start:end] = [(origins[start][0], origins[end - 1][1])] * len(written)
+            text = text[:start] + written + text[end:]
+    return text, origins
 
 
-def _automatic(context: _Context) -> list[TokenGroup]:
+def _automatic(context: _Context, others: Sequence[Span]) -> list[TokenGroup]:
+    """The nouns, but for those in brackets that name no subject, where there are more."""
+    if language := other_language(context.text):
+        raise ValueError(
+            f"{context.text!r} seems to be in {language}, and nouns are found in English only: {_HELP}"
+        )
     nouns = find_nouns(context.text)
     if not nouns:
         raise ValueError(f"no noun found in {context.text!r}: {_HELP}")
+    nouns = [noun for noun in nouns if not any(a <= noun.head_span[0] < b for a, b in others)] or nouns
     end = max(reading.end for reading in (context, *context.further))
     inside = [noun for noun in nouns if noun.head_span[1] <= end]
     # When every noun was cut, asking for one of them raises the error that names the cut words.
@@ -399,12 +495,25 @@ def _automatic(context: _Context) -> list[TokenGroup]:
 
 def _group_at(span: Span, context: _Context) -> TokenGroup:
     text = " ".join(context.text[slice(*span)].split())
-    return context.group(_label(text, span[0], context), head_of(span, context.text))
+    return context.group(_label(text, span[0], context), _one_head(span, context))
 
 
-def _named(subjects: Sequence[str | int | Sequence[int] | Subject], context: _Context) -> list[TokenGroup]:
-    if isinstance(subjects, str):
-        raise ValueError(f"subjects must be a list, like [{subjects!r}]")
+def _one_head(span: Span, context: _Context) -> Span:
+    """The head of a phrase; ValueError if it names things beside one another, which are as many subjects."""
+    things = heads_of(span, context.text)
+    if len(things) > 1:
+        raise ValueError(
+            f"{context.text[slice(*span)]!r} names several things: give each as a subject of its own, "
+            f"as {things}"
+        )
+    return head_of(span, context.text)
+
+
+def _named(subjects: Subjects, context: _Context) -> list[TokenGroup]:
+    if isinstance(subjects, str) or not isinstance(subjects, Iterable):
+        raise ValueError(f"subjects must be a list, like {[subjects]}")
+    if isinstance(subjects, Mapping):
+        subjects = [_with_target(word, target) for word, target in subjects.items()]
     groups, listed = [], Counter()
     for subject in subjects:
         if isinstance(subject, str):
@@ -414,6 +523,18 @@ def _named(subjects: Sequence[str | int | Sequence[int] | Subject], context: _Co
         else:
             groups.append(_group_on(_positions(subject), context))
     return groups
+
+
+def _with_target(word: Any, target: Any) -> Subject:
+    if not isinstance(word, str) or not isinstance(target, float | int | None) or isinstance(target, bool):
+        raise ValueError(
+            f"{word!r}: {target!r} is no subject with its target: give words and numbers from 0 to 1, like "
+            "{'cat': 0.3}"
+        )
+    subject = Subject.from_text(word)
+    if subject.target is not None and target is not None:
+        raise ValueError(f"{word!r} has two targets, one of them {target:g}: give one")
+    return subject if target is None else replace(subject, target=float(target))
 
 
 def _positions(subject: Any) -> list[int]:
@@ -444,7 +565,7 @@ def _group_of(subject: Subject, context: _Context, listed: Counter[str]) -> Toke
         raise ValueError(f"'{phrase}#{occurrence}' is not in the prompt: it has {phrase!r} {times}, from #1")
     span = found[occurrence - 1]
     target = float(not subject.negated) if subject.target is None else float(subject.target)
-    label, head = _label(phrase, span[0], context), head_of(span, context.text)
+    label, head = _label(phrase, span[0], context), _one_head(span, context)
     said = None
     if subject.attributes is not None:
         said = [_nearest(word, head, context) for word in subject.attributes]
@@ -488,6 +609,7 @@ def _group_on(positions: Sequence[int], context: _Context) -> TokenGroup:
             raise ValueError(
                 f"token position {position} is out of range: the prompt's tokens are {own[0]} to {own[-1]}"
             )
+        context.refuse_instructions(context.offsets[position])
     positions = tuple(sorted(set(positions)))
     start, end = context.offsets[positions[0]][0], context.offsets[positions[-1]][1]
     if positions[-1] - positions[0] + 1 == len(positions):
@@ -534,6 +656,9 @@ def _label(phrase: str, start: int, context: _Context) -> str:
 
 
 def _hint(phrase: str, text: str) -> str:
+    parts = [part.strip() for part in re.split(r",|;|\band\b|&", phrase)]
+    if len(parts) > 1 and all(part and _occurrences(part, text) for part in parts):
+        return f"give each as a subject of its own, as {parts}"
     words = [word for word in WORD.findall(text) if word[0].isalnum()]
     length = len(phrase.split())
     spelled = {

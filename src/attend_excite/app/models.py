@@ -8,8 +8,8 @@ from threading import Lock
 from typing import Any
 from weakref import WeakValueDictionary
 
-from attend_excite.generate import unread_tokens
 from attend_excite.models import Model, load, load_tokenizer
+from attend_excite.models.reading import unread_tokens
 
 _KEPT = 2
 """Models in memory at a time."""

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from attend_excite.cli.messages import MESSAGES, plain, warn
 from attend_excite.generate import Generation, StepEvent
-from attend_excite.guidance.schedule import read_recipe
+from attend_excite.guidance.schedule import Recipe, read_recipe
 from attend_excite.metadata import (
     DTYPES,
     MAX_BATCH,
@@ -322,7 +322,8 @@ def _chosen(request: Request, origin: Origin | None, method: Method | None) -> d
     if request.recipe is not None:
         if not isinstance(chosen["method"], AttendAndExcite):
             raise ValueError(f"--recipe is for attend-excite and its like: {chosen['method'].name} has none")
-        read_recipe(request.recipe)  # A mistake in it shows before a model is loaded.
+        # A mistake in it shows before a model is loaded.
+        read_recipe(request.recipe, Recipe.named("official"))
     # So does a number out of its range; what is left to the model stands in as something that is in it.
     stand_ins = {"height": 1, "width": 1, "dtype": DTYPES[0], "device": "cpu"}
     Settings(**chosen | {name: chosen[name] or value for name, value in stand_ins.items()})

@@ -71,6 +71,7 @@ def tokens_document(prompt: Prompt) -> dict[str, Any]:
         "tokens": list(prompt.tokens),
         "nouns": [noun.text for noun in find_nouns(prompt.text)],
         "subjects": _subjects(prompt),
+        "cut": prompt.cut,
     }
 
 
@@ -105,6 +106,8 @@ def print_tokens(prompt: Prompt, limit: int) -> None:
             f"subject {group.text}: {head}, position {places}, attention wanted {wanted}"
             + (f", said of it: {said}" if said else "")
         )
+    if prompt.cut:
+        lines.append(f"beyond what the model reads, so cut: {prompt.cut}")
     for line in lines:
         RESULTS.print(plain(line))
 

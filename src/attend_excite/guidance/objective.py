@@ -188,6 +188,30 @@ def subject_attention(probabilities: Tensor, subjects: SubjectTokens, sigma: flo
     return peaks.masked_fill(~subjects.valid, 0).amax(dim=-1)
 
 
+def subject_leads(probabilities: Tensor, subjects: SubjectTokens, sigma: float) -> Tensor:
+    """How far each subject is ahead of all others in the patch where it is furthest ahead.
+
+    A subject of 0.4 whose patch belongs to another of 0.45 is further from being drawn than one of 0.3 that
+    has a patch to itself. A subject alone is ahead by its whole attention.
+
+    Args:
+        probabilities: (B, H, W, N) from `token_probabilities`.
+        sigma: see `smooth`.
+
+    Returns:
+        (B, S) in -1..1; 0 for filler.
+    """
+    b, s, k = subjects.positions.shape
+    index = subjects.positions.reshape(b, 1, 1, s * k).expand(*probabilities.shape[:3], s * k)
+    chosen = smooth(probabilities.gather(-1, index).permute(0, 3, 1, 2), sigma).unflatten(1, (s, k))
+    maps = chosen.masked_fill(~subjects.valid[..., None, None], 0).amax(dim=2)
+    itself = torch.eye(s, dtype=torch.bool, device=maps.device)[:, :, None, None]
+    # (B, S, others, H, W): a subject is no rival of its own, and filler, with nothing, of nobody's.
+    rivals = maps[:, None].masked_fill(itself, 0).amax(dim=2)
+    leads = (maps - rivals).amax(dim=(-2, -1))
+    return leads.masked_fill(~subjects.valid.any(dim=-1), 0)
+
+
 def subject_losses(attention: Tensor, subjects: SubjectTokens) -> Tensor:
     """How far each subject is from its target: (B, S), 0 where the target is met and for filler.
 

@@ -86,6 +86,7 @@ class StepPlan:
         max_refinements: at most so many refinement updates.
         update_after_refinement: whether a refined latent gets the ordinary update on top.
         terms: what the loss is the sum of.
+        max_shift: no update moves a latent by more than this share of its norm; None: no bound.
     """
 
     step_size: float
@@ -93,6 +94,7 @@ class StepPlan:
     threshold: float | None
     max_refinements: int
     update_after_refinement: bool
+    max_shift: float | None = None
     terms: tuple[PlannedTerm, ...] = (PlannedTerm(1.0, MostNeglected()),)
 
     @property
@@ -115,7 +117,7 @@ class Recipe:
         decay: "square-root": step_size * sqrt(1 .. 0.5) over the whole run, as in the authors' code;
             "linear": step_size * (1 .. 0.5) over the altered steps, in Appendix A.1; "constant": it stays.
         thresholds: (fraction of the run, attention demanded there) pairs, both 0 to 1.
-        altered: the first fraction of the run that is altered, 0 to 1.
+        altered: where altering ends, as a fraction of the run, 0 to 1.
         max_refinements: at most so many refinement updates at each threshold; 0: no refinement.
         update_after_refinement: whether the ordinary update follows a refinement, as in the authors'
             code, or the refinement's last update is the step's update, as in Algorithm 1.
@@ -125,8 +127,17 @@ class Recipe:
             for the architecture: only for Stable Diffusion 2.x.
         guide_every: alter only every so many of the altered steps, 1 or more; steps with a threshold are
             always guided. Above 1 an approximation that saves time.
-        rest_after: leave an image alone once all its subjects were past the last threshold when so many
-            guided steps in a row began. 0: never; above that an approximation that saves time.
+        start: where altering begins, as a fraction of the run, 0 to `altered`. What a threshold demands
+            earlier is demanded there.
+        max_shift: no update moves a latent by more than this share of its norm, above 0: a longer one is
+            shortened to it. None: no bound.
+        rest_after: leave an image alone once all its subjects have enough (`rest_at`, `rest_lead`), and had
+            when each of so many guided steps in a row began, the present one included. An image whose next
+            step begins with less is nursed again, unless so many steps began well: then it isn't looked at
+            any more. 1: as soon as they have enough; 0: never. Saves time, and keeps what is there.
+        rest_at: the attention that is enough, 0 to 1; None: the last threshold. Taken as a threshold is.
+        rest_lead: how far each subject must also be ahead of the others where it is furthest ahead, -1 to 1:
+            above 0 it leads somewhere (`subject_leads`). None: not asked.
         terms: the loss, a weighted sum; most often of the most neglected subject alone. Whether a threshold
             is met, and an image rests, stays a matter of the subjects' attention.
         method: the name of the method that it is, on the command line.
@@ -147,14 +158,19 @@ class Recipe:
     sigma: float
     prompt_tokens_only: bool | None = None
     guide_every: int = 1
+    start: float = 0.0
+    max_shift: float | None = None
     rest_after: int = 0
+    rest_at: float | None = None
+    rest_lead: float | None = None
     terms: tuple[WeightedTerm, ...] = field(default_factory=lambda: (WeightedTerm("most-neglected"),))
     method: str = "attend-excite"
     title: str = "Attend-and-Excite"
     summary: str = ""
 
     def __post_init__(self) -> None:
-        for what in ("step_size", "altered", "temperature", "sigma"):
+        optional = [what for what in ("max_shift", "rest_at", "rest_lead") if getattr(self, what) is not None]
+        for what in ("step_size", "altered", "temperature", "sigma", "start", *optional):
             value = getattr(self, what)
             number = isinstance(value, int | float) and not isinstance(value, bool)
             _require(number, what, repr(value), "a number")
@@ -168,6 +184,13 @@ class Recipe:
         )
         _require(self.decay in get_args(Decay), "decay", self.decay, " or ".join(get_args(Decay)))
         _require(0 <= self.altered <= 1, "altered", self.altered, "a fraction of the run, 0 to 1")
+        fine = 0 <= self.start <= self.altered
+        _require(
+            fine, "start", self.start, f"a fraction of the run, 0 to where altering ends ({self.altered:g})"
+        )
+        _require(self.max_shift is None or self.max_shift > 0, "max_shift", self.max_shift, "above 0")
+        _require(self.rest_at is None or 0 <= self.rest_at <= 1, "rest_at", self.rest_at, "0 to 1")
+        _require(self.rest_lead is None or -1 <= self.rest_lead <= 1, "rest_lead", self.rest_lead, "-1 to 1")
         for what, least in (("max_refinements", 0), ("guide_every", 1), ("rest_after", 0)):
             value = getattr(self, what)
             whole = isinstance(value, int) and not isinstance(value, bool) and least <= value <= _MOST
@@ -192,16 +215,21 @@ class Recipe:
 
         Args:
             name: as in `recipe_names` or `method_recipes`, or "recommended".
-            recommended: the model's own recipe, which the ablations change; None: "official".
+            recommended: the model's own recipe (`model.recipe`), which the ablations change.
 
         Raises:
-            ValueError: there is no such recipe.
+            ValueError: there is no such recipe, or it is made of a model's and that isn't given.
         """
         recipes = _packaged_recipes()
         if name == "recommended":
-            return recommended or Recipe.named("official")
-        if name not in recipes:
-            raise ValueError(f"unknown recipe '{name}': choose one of recommended, {', '.join(recipes)}")
+            if recommended is None:
+                raise ValueError(
+                    "what a model recommends is its own: give it too, as "
+                    'Recipe.named("recommended", model.recipe), or take "official" as the base'
+                )
+            return recommended
+        if not isinstance(name, str) or name not in recipes:
+            raise ValueError(f"unknown recipe {name!r}: choose one of recommended, {', '.join(recipes)}")
         return Recipe.from_dict(recipes[name], recommended)
 
     @staticmethod
@@ -210,10 +238,11 @@ class Recipe:
 
         Args:
             values: attributes by name, and perhaps a base, as `named` takes it.
-            recommended: likewise.
+            recommended: likewise: `Recipe.from_dict({"base": "recommended", "sigma": 0.0}, model.recipe)`.
 
         Raises:
-            ValueError: an unknown or missing key, or a number out of its range.
+            ValueError: an unknown or missing key, a number out of its range, or a base that is made of a
+                model's recipe where that isn't given.
         """
         if not isinstance(values, Mapping):
             raise ValueError("a recipe is an object of numbers by name")
@@ -237,23 +266,24 @@ class Recipe:
         A fraction f stands for iteration floor(f * iterations): with 50 iterations, and with the 51
         that PNDM makes of 50 steps, the official numbers 0, 10, 20 and 25 come out.
         """
-        altered = _floor(self.altered * iterations)
+        start, altered = _floor(self.start * iterations), _floor(self.altered * iterations)
         thresholds: dict[int, float] = {}
         if self.max_refinements:
             for fraction, threshold in self.thresholds:
-                index = _floor(fraction * iterations)
+                index = max(_floor(fraction * iterations), start)
                 # In a short run two thresholds can fall on one iteration; the stronger one holds.
                 thresholds[index] = max(threshold, thresholds.get(index, 0.0))
         terms = self._planned_terms(iterations, thresholds)
         return tuple(
             StepPlan(
-                step_size=self._step_size(index, altered if self.decay == "linear" else iterations),
-                alters=index < altered
+                step_size=self._step_size(index, start, altered, iterations),
+                alters=start <= index < altered
                 and bool(terms[index])
-                and (index % self.guide_every == 0 or index in thresholds),
+                and ((index - start) % self.guide_every == 0 or index in thresholds),
                 threshold=thresholds.get(index) if terms[index] else None,
                 max_refinements=self.max_refinements,
                 update_after_refinement=self.update_after_refinement,
+                max_shift=self.max_shift,
                 terms=terms[index],
             )
             for index in range(iterations)
@@ -282,10 +312,16 @@ class Recipe:
         """The attention that every subject is to have in the end, 0 to 1: the last threshold."""
         return max(self.thresholds, default=(0.0, 1.0))[1]
 
-    def _step_size(self, index: int, steps: int) -> float:
+    @property
+    def enough(self) -> float:
+        """The attention with which a subject has enough for its image to rest, 0 to 1."""
+        return self.goal if self.rest_at is None else self.rest_at
+
+    def _step_size(self, index: int, start: int, altered: int, iterations: int) -> float:
         if self.decay == "constant":
             return self.step_size
-        scale = 1 - 0.5 * min(index / max(steps - 1, 1), 1)
+        first, steps = (start, altered - start) if self.decay == "linear" else (0, iterations)
+        scale = 1 - 0.5 * min(max(index - first, 0) / max(steps - 1, 1), 1)
         return self.step_size * (math.sqrt(scale) if self.decay == "square-root" else scale)
 
 

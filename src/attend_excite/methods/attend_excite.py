@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ from attend_excite.guidance.objective import (
     most_neglected,
     renormalised,
     subject_attention,
+    subject_leads,
     subject_losses,
     token_probabilities,
     tolerated_losses,
@@ -29,6 +31,7 @@ from attend_excite.guidance.schedule import PlannedTerm, Recipe, StepPlan, metho
 from attend_excite.methods.base import Denoise, Method, Run, Step
 from attend_excite.methods.stable_diffusion import StableDiffusion
 from attend_excite.subjects import Prompt, Stream, TokenGroup, parse
+from attend_excite.trace import Nursed
 
 _BRACKETS = r"[\[\]]"
 
@@ -64,7 +67,12 @@ class AttendAndExcite:
 
     def __post_init__(self) -> None:
         if isinstance(self.recipe, str):
-            Recipe.named(self.recipe)
+            Recipe.named(self.recipe, recommended=Recipe.named("official"))
+        elif not isinstance(self.recipe, Recipe | None):
+            raise ValueError(
+                f"the recipe is of type {type(self.recipe).__name__}: give the name of one, or make one, as "
+                "Recipe.from_dict({...}, model.recipe)"
+            )
         if self.word_tokens not in ("dominant", "max"):
             raise ValueError(f"word_tokens is '{self.word_tokens}': it must be dominant or max")
         if isinstance(self.base, AttendAndExcite):
@@ -144,12 +152,14 @@ class AttendAndExcite:
                     with torch.autocast(found.cross.device.type, enabled=False):
                         if own:
                             found = replace(found, self_attention=recording.self_average())
-                        return _measure(found, [table.rows(rows) for table in tables], recipe, plan.terms)
+                        chosen = [table.rows(rows) for table in tables]
+                        measured, leads = _measure(found, chosen, recipe, plan.terms)
+                        if resting is None:
+                            return measured
+                        return measured._replace(rests=resting.looks(rows, measured.losses, leads))
 
                 scaled, visits = nurse(latents * scale, measure, plan, tolerated, rows)
                 latents = scaled / scale
-            if resting is not None:
-                resting.update(visits[0])
             return latents, visits
 
         with self.base.attach(run) as denoise:
@@ -191,6 +201,21 @@ class AttendAndExcite:
             ]
             for prompt in run.prompts
         ]
+        if at == 0:
+            run.nursed = Nursed(
+                tuple(
+                    {group.text: tokens for group, tokens in zip(prompt.groups, of_image, strict=True)}
+                    for prompt, of_image in zip(run.prompts, positions, strict=True)
+                ),
+                recipe.goal,
+            )
+        alone = [p.text for p, (first, last) in zip(run.prompts, words, strict=True) if first == last]
+        for text in dict.fromkeys(alone if prompt_only else ()):
+            warnings.warn(
+                f"{text!r} is one token, so its attention over the prompt's own tokens is 1 from the start "
+                "and nursing changes nothing: say more of the picture",
+                stacklevel=2,
+            )
         return SubjectTokens.stack(
             positions=positions,
             # The authors leave the context's last position out, whatever is there; so do we.
@@ -278,20 +303,27 @@ class _Memory:
 
 def _measure(
     found: Recorded, tables: Sequence[_Table], recipe: Recipe, terms: Sequence[PlannedTerm]
-) -> Measurement:
-    """What a pass says of the subjects: the mean over the tables of tokens that have them."""
+) -> tuple[Measurement, Tensor | None]:
+    """What a pass says of the subjects: the mean over the tables of tokens that have them.
+
+    Beside it, where the recipe asks, how far each subject leads: (b, S), see `subject_leads`.
+    """
     records = [table.part(found) for table in tables]
-    attentions = []
+    attentions, leads = [], []
     for here, table in zip(records, tables, strict=True):
         subjects = table.subjects
         probabilities = token_probabilities(here.cross, subjects.last, recipe.temperature, subjects.first)
         attentions.append(subject_attention(probabilities, subjects, recipe.sigma))
+        if recipe.rest_lead is not None:
+            leads.append(subject_leads(probabilities.detach(), subjects, recipe.sigma))
     # Only subjects that no table has are filler.
-    subjects, attention = tables[0].subjects, attentions[0]
-    if len(tables) > 1:
-        there = torch.stack([table.subjects.here for table in tables])
-        attention = torch.stack(attentions).sum(dim=0) / there.sum(dim=0).clamp(min=1)
-    losses = subject_losses(attention, subjects)
+    there = torch.stack([table.subjects.here for table in tables]).sum(dim=0).clamp(min=1)
+
+    def over_tables(values: list[Tensor]) -> Tensor:
+        return values[0] if len(values) == 1 else torch.stack(values).sum(dim=0) / there
+
+    attention = over_tables(attentions)
+    losses = subject_losses(attention, tables[0].subjects)
     parts: dict[str, Tensor] = {}
     for weight, term in terms:
         if term == MostNeglected(recipe.temperature, recipe.sigma):
@@ -301,7 +333,8 @@ def _measure(
             loss = torch.stack(values).mean(dim=0)
         name = getattr(term, "name", "objective")
         parts[name] = weight * loss + parts[name] if name in parts else weight * loss
-    return Measurement(attention, losses, torch.stack(list(parts.values())).sum(dim=0), parts)
+    total = torch.stack(list(parts.values())).sum(dim=0)
+    return Measurement(attention, losses, total, parts), over_tables(leads) if leads else None
 
 
 def _checked(objective: Objective, found: Recorded, table: _Table) -> Tensor:
@@ -321,17 +354,24 @@ class _Resting:
     """Which images of a batch need no more nursing: see `Recipe.rest_after`."""
 
     def __init__(self, subjects: SubjectTokens, recipe: Recipe) -> None:
-        self._subjects = subjects
-        self._tolerated = tolerated_losses(subjects, recipe.goal)
-        self._enough = recipe.rest_after
+        self._recipe = recipe
+        self._tolerated = tolerated_losses(subjects, recipe.enough)
+        self._need_no_lead = subjects.negated | ~subjects.real
         self._in_a_row = torch.zeros(len(self._tolerated), dtype=torch.long, device=self._tolerated.device)
+        self._step_begins = True
 
     def awake(self) -> Tensor:
-        """(b,) the images that are still nursed."""
-        return (self._in_a_row < self._enough).nonzero().flatten()
+        """(b,) the images that are still nursed, as a step begins."""
+        self._step_begins = True
+        return (self._in_a_row < self._recipe.rest_after).nonzero().flatten()
 
-    def update(self, first: Visit) -> None:
-        """Count a guided step, by what its first visit found."""
-        losses = subject_losses(first.attention, self._subjects.rows(first.rows))
-        met = (losses <= self._tolerated[first.rows]).all(dim=1)
-        self._in_a_row[first.rows] = torch.where(met, self._in_a_row[first.rows] + 1, 0)
+    def looks(self, rows: Tensor, losses: Tensor, leads: Tensor | None) -> Tensor:
+        """(b,) which of these images rest, by what was just measured of them; counts a step's first look."""
+        enough = losses <= self._tolerated[rows]
+        if leads is not None and self._recipe.rest_lead is not None:
+            enough = enough & (self._need_no_lead[rows] | (leads >= self._recipe.rest_lead))
+        enough = enough.all(dim=1)
+        if self._step_begins:
+            self._in_a_row[rows] = torch.where(enough, self._in_a_row[rows] + 1, 0)
+            self._step_begins = False
+        return enough & (self._in_a_row[rows].clamp(min=1) >= self._recipe.rest_after)

@@ -16,6 +16,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor, nn
 
 from attend_excite.attention.places import Place, map_size
+from attend_excite.finite import check_finite
 from attend_excite.subjects import Stream
 
 
@@ -290,11 +291,15 @@ class Family(ABC):
 
         Returns:
             The pictures, and a safety checker's verdict on each; None: the model has no checker.
+
+        Raises:
+            FloatingPointError: pixels are NaN or infinite.
         """
         vae = self.pipeline.vae
         scaled = self.unscaled(latents).to(vae.dtype)
         # One at a time: an image is the same in every batch, and the decoder's memory that of one.
         pixels = torch.cat([vae.decode(latent[None], return_dict=False)[0] for latent in scaled])
+        check_finite("in the autoencoder", {"latents given to it": latents, "pixels": pixels})
         return self.pipeline.image_processor.postprocess(pixels, output_type=output_type), None
 
     def unscaled(self, latents: Tensor) -> Tensor:

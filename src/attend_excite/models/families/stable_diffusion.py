@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attend_excite.finite import check_finite
 from attend_excite.models.families import unet
 from attend_excite.models.families.base import Conditioning
 from attend_excite.subjects import Stream
@@ -58,6 +59,7 @@ class StableDiffusion(unet.UNetFamily):
         scaled = (latents / vae.config["scaling_factor"]).to(vae.dtype)
         # One at a time: an image is the same in every batch, and the decoder's memory that of one.
         pixels = torch.cat([vae.decode(latent[None], return_dict=False)[0] for latent in scaled])
+        check_finite("in the autoencoder", {"latents given to it": latents, "pixels": pixels})
         pixels, flagged = pipeline.run_safety_checker(pixels, pixels.device, pixels.dtype)
         shown = [True] * len(latents) if flagged is None else [not flag for flag in flagged]
         images = pipeline.image_processor.postprocess(pixels, output_type=output_type, do_denormalize=shown)

@@ -2,7 +2,8 @@
 
 `python benchmarks/joint_attention.py` prints peak memory and time of one layer, forward and backward, on
 the CPU: of the layer's own fused attention, of the matrix written out, and of
-`attention.record.text_attention`, each in a process of its own, all three in turns. 4096 image and 512 text tokens, 24 heads of 128, float32.
+`attention.record.text_attention`, each in a process of its own, all three in turns. 4096 image and 512 text
+tokens, 24 heads of 128, float32.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from attend_excite.attention.places import map_size
 from attend_excite.methods.attend_excite import AttendAndExcite
 from attend_excite.methods.base import Method, Run, Step
 from attend_excite.methods.stable_diffusion import StableDiffusion
+from attend_excite.models.families.base import require_finite
 from attend_excite.models.model import Model, fitting_batch_size, offloaded_afterwards, prepared
 from attend_excite.schedulers import seed_noise, shift_carrier
 from attend_excite.subjects import Prompt, Subject, locate, parse
@@ -140,7 +141,7 @@ def generate(
         callback: called after every step; what it raises ends the run and leaves the model as it was.
 
     Raises:
-        ValueError: an argument is out of its range, or a subject cannot be found.
+        ValueError: an argument is out of its range, a subject cannot be found, or the model gave NaN.
     """
     method = method or AttendAndExcite()
     if isinstance(method, type | str):
@@ -235,6 +236,9 @@ def denoise(
 
     Returns:
         The denoised latents (B, C, H, W), and the seconds that each iteration took.
+
+    Raises:
+        ValueError: the latents became NaN or infinite.
     """
     scheduler = run.scheduler
     accepted = inspect.signature(scheduler.step).parameters
@@ -253,6 +257,10 @@ def denoise(
             seconds.append(time.perf_counter() - began)
             if after_step is not None:
                 after_step(index, timestep, latents)
+    # Once, in the end: to ask makes a GPU wait, and what is NaN once stays so.
+    if "eta" in extra and eta > 1 and not latents.isfinite().all():
+        raise ValueError(f"eta is {eta}, and the latents became NaN: give 0 to 1")
+    require_finite(latents, "the latents", run.text.dtype)
     return latents, seconds
 
 

@@ -65,7 +65,7 @@ def load(
             )
         folder = model.config.get("_name_or_path") or "pipeline"
         settings = _read_settings(folder, None) if Path(folder).is_dir() else {}
-        return _ready(_family_of(model), folder, settings)
+        return _ready(family_of(model), folder, settings)
 
     name = str(model)
     source = _generator(name)
@@ -162,7 +162,7 @@ def _ready(family: Family, name: str, settings: dict[str, Any]) -> Model:
     )
 
 
-def _family_of(pipeline: DiffusionPipeline) -> Family:
+def family_of(pipeline: DiffusionPipeline) -> Family:
     """The family that serves a caller's pipeline.
 
     Raises:
@@ -217,7 +217,7 @@ def _read_family(source: str | Path, name: str, dtype: torch.dtype, revision: st
             if reason := family.refusal(configs):
                 raise ValueError(f"the model in '{source}' is not served: {reason}")
         pipeline = DiffusionPipeline.from_pretrained(source, dtype=dtype, revision=revision)
-    return _family_of(pipeline)
+    return family_of(pipeline)
 
 
 @contextmanager

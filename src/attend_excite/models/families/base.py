@@ -96,6 +96,25 @@ def family_data() -> Mapping[str, Defaults]:
     return {name: Defaults(**values) for name, values in json.loads(text).items()}
 
 
+def require_finite(made: Tensor, what: str, dtype: torch.dtype) -> None:
+    """Refuse to go on with what a model made where it is NaN or infinite, and would be black pictures.
+
+    Args:
+        made: (B, ...).
+        what: its name in the sentence.
+        dtype: that the model computes in.
+
+    Raises:
+        ValueError: an image's isn't finite.
+    """
+    broken = int((~made.isfinite().flatten(1).all(dim=1)).sum())
+    if broken:
+        raise ValueError(
+            f"{what} are NaN or infinite in {broken} of {len(made)} images: a weight of the model is broken, "
+            f"or {dtype} too narrow for it: fetch the model again, or load it in float32"
+        )
+
+
 class Family(ABC):
     """An architecture: all that is particular to it, around one of its pipelines.
 
@@ -266,12 +285,25 @@ class Family(ABC):
 
         Returns:
             The pictures, and a safety checker's verdict on each; None: the model has no checker.
+
+        Raises:
+            ValueError: see `pixels`.
+        """
+        return self.pipeline.image_processor.postprocess(self.pixels(latents), output_type=output_type), None
+
+    def pixels(self, latents: Tensor) -> Tensor:
+        """Denoised latents (B, C, height, width) -> what the autoencoder makes of them: (B, 3, H, W), about
+        -1 to 1.
+
+        Raises:
+            ValueError: it made NaN of them, which would be black pictures.
         """
         vae = self.pipeline.vae
         scaled = self.unscaled(latents).to(vae.dtype)
         # One at a time: an image is the same in every batch, and the decoder's memory that of one.
         pixels = torch.cat([vae.decode(latent[None], return_dict=False)[0] for latent in scaled])
-        return self.pipeline.image_processor.postprocess(pixels, output_type=output_type), None
+        require_finite(pixels, "the autoencoder's pixels", vae.dtype)
+        return pixels
 
     def unscaled(self, latents: Tensor) -> Tensor:
         """Latents as the autoencoder takes them."""

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from attend_excite.attention.places import Place
@@ -30,12 +29,19 @@ class StableDiffusion(Family):
         config = configs.get("unet", {})
         if config.get("in_channels") != config.get("out_channels"):
             return "its UNet needs more than latents and a text, as those of inpainting do"
-        if config.get("addition_embed_type") is not None or config.get("class_embed_type") is not None:
+        if config.get("addition_embed_type") is not None:
             return "its UNet needs more than latents and a text"
+        if config.get("class_embed_type") is not None or config.get("num_class_embeds") is not None:
+            return "its UNet is told a class, as those of upscalers are"
         if config.get("encoder_hid_dim_type") is not None:
             return "its UNet wants more than a text, as with an IP-Adapter: take that out first"
         if config.get("time_cond_proj_dim") is not None:
             return "its UNet is told the guidance, as those of latent consistency models are"
+        scheduler = configs.get("scheduler") or {"prediction_type": None}
+        # Those of flow matching have no say in what is predicted.
+        flows = scheduler.get("prediction_type", "flow_prediction") == "flow_prediction"
+        if flows or scheduler.get("use_flow_sigmas"):
+            return "its scheduler is for flow matching: give it another, as DDIMScheduler"
         return None
 
     def streams(self) -> tuple[Stream, ...]:
@@ -85,10 +91,7 @@ class StableDiffusion(Family):
         return unet.activation_bytes(self.network, size)
 
     def decode(self, latents: Tensor, output_type: str = "pil") -> tuple[Any, list[bool] | None]:
-        pipeline, vae = self.pipeline, self.pipeline.vae
-        scaled = (latents / vae.config["scaling_factor"]).to(vae.dtype)
-        # One at a time: an image is the same in every batch, and the decoder's memory that of one.
-        pixels = torch.cat([vae.decode(latent[None], return_dict=False)[0] for latent in scaled])
+        pipeline, pixels = self.pipeline, self.pixels(latents)
         pixels, flagged = pipeline.run_safety_checker(pixels, pixels.device, pixels.dtype)
         shown = [True] * len(latents) if flagged is None else [not flag for flag in flagged]
         images = pipeline.image_processor.postprocess(pixels, output_type=output_type, do_denormalize=shown)

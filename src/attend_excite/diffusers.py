@@ -344,13 +344,14 @@ def _downsampling(
 
 def _indices(token_indices: Any, prompts: int, last: int) -> list[list[int]]:
     """One list of positions a prompt, each 1 to `last`."""
-    wanted = "positions like [2, 5], whole numbers, or a list of them a prompt"
     try:
         flat = [hasattr(index, "__index__") for index in token_indices]
         given = [token_indices] if all(flat) else token_indices
         lists = [[operator.index(index) for index in indices] for indices in given]
     except TypeError:
-        raise ValueError(f"token_indices is {token_indices!r}: give {wanted}") from None
+        raise ValueError(
+            f"token_indices is {token_indices}: give positions, or a list of them a prompt, as whole numbers"
+        ) from None
     if len(lists) != prompts:
         raise ValueError(
             f"token_indices has {len(lists)} lists for {prompts} prompts: give one list a prompt"

@@ -15,7 +15,7 @@ def check_finite(where: str, parts: Mapping[str, Tensor]) -> None:
         parts: by name, each with an image as its first axis, in the order in which they come about.
 
     Raises:
-        FloatingPointError: the last part has a NaN or an infinity.
+        ValueError: the last part has a NaN or an infinity.
     """
     *_, last = parts.values()
     if last.isfinite().all():
@@ -24,7 +24,7 @@ def check_finite(where: str, parts: Mapping[str, Tensor]) -> None:
         finite = tensor.isfinite().flatten(1).all(dim=1)
         if not finite.all():
             images = ", ".join(str(at) for at in (~finite).nonzero().flatten().tolist())
-            raise FloatingPointError(
+            raise ValueError(
                 f"the {part} became NaN or infinite {where} (image {images} of the batch): a weight of the "
                 "model is broken, a number of the recipe or of the guidance is far too large, or half "
                 'precision is too narrow (dtype="float32")'

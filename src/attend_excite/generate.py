@@ -168,8 +168,7 @@ def generate(
     of nursing that came to nothing (`Trace.findings`).
 
     Raises:
-        ValueError: an argument is out of its range, or a subject cannot be found.
-        FloatingPointError: the latents, or the pixels, became NaN or infinite.
+        ValueError: an argument is out of its range, a subject cannot be found, or what was made is NaN.
     """
     method = AttendAndExcite() if method is None else method
     if isinstance(method, type) or not hasattr(method, "attach"):
@@ -288,7 +287,7 @@ def denoise(
         The denoised latents (B, C, H, W), and the seconds that each iteration took.
 
     Raises:
-        FloatingPointError: latents became NaN or infinite.
+        ValueError: latents became NaN or infinite.
     """
     scheduler = run.scheduler
     accepted = inspect.signature(scheduler.step).parameters
@@ -309,6 +308,8 @@ def denoise(
                 "model's output": output,
                 "scheduler's step": latents,
             }
+            if "eta" in extra and eta > 1 and not latents.isfinite().all():
+                raise ValueError(f"eta is {eta}, and the latents became NaN: give 0 to 1")
             check_finite(
                 f"at step {index} of {len(scheduler.timesteps)}, timestep {float(timestep):g}", parts
             )

@@ -293,14 +293,23 @@ class Family(ABC):
             The pictures, and a safety checker's verdict on each; None: the model has no checker.
 
         Raises:
-            FloatingPointError: pixels are NaN or infinite.
+            ValueError: see `pixels`.
+        """
+        return self.pipeline.image_processor.postprocess(self.pixels(latents), output_type=output_type), None
+
+    def pixels(self, latents: Tensor) -> Tensor:
+        """Denoised latents (B, C, height, width) -> what the autoencoder makes of them: (B, 3, H, W), about
+        -1 to 1.
+
+        Raises:
+            ValueError: it made NaN of them, which would be black pictures.
         """
         vae = self.pipeline.vae
         scaled = self.unscaled(latents).to(vae.dtype)
         # One at a time: an image is the same in every batch, and the decoder's memory that of one.
         pixels = torch.cat([vae.decode(latent[None], return_dict=False)[0] for latent in scaled])
         check_finite("in the autoencoder", {"latents given to it": latents, "pixels": pixels})
-        return self.pipeline.image_processor.postprocess(pixels, output_type=output_type), None
+        return pixels
 
     def unscaled(self, latents: Tensor) -> Tensor:
         """Latents as the autoencoder takes them."""

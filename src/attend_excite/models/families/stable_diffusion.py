@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from attend_excite.finite import check_finite
 from attend_excite.models.families import unet
 from attend_excite.models.families.base import Conditioning
 from attend_excite.subjects import Stream
@@ -24,7 +22,12 @@ class StableDiffusion(unet.UNetFamily):
 
     @classmethod
     def refusal(cls, configs: Mapping[str, Mapping[str, Any]]) -> str | None:
-        return unet.refusal(configs.get("unet", {}))
+        config, scheduler = configs.get("unet", {}), configs.get("scheduler") or {"prediction_type": None}
+        # Those of flow matching have no say in what is predicted.
+        flows = scheduler.get("prediction_type", "flow_prediction") == "flow_prediction"
+        if flows or scheduler.get("use_flow_sigmas"):
+            return "its scheduler is for flow matching: give it another, as DDIMScheduler"
+        return unet.refusal(config)
 
     def streams(self) -> tuple[Stream, ...]:
         tokenizer = self.pipeline.tokenizer
@@ -55,11 +58,7 @@ class StableDiffusion(unet.UNetFamily):
         return {"sample": latents, "timestep": timestep, "encoder_hidden_states": conditioning.states}
 
     def decode(self, latents: Tensor, output_type: str = "pil") -> tuple[Any, list[bool] | None]:
-        pipeline, vae = self.pipeline, self.pipeline.vae
-        scaled = (latents / vae.config["scaling_factor"]).to(vae.dtype)
-        # One at a time: an image is the same in every batch, and the decoder's memory that of one.
-        pixels = torch.cat([vae.decode(latent[None], return_dict=False)[0] for latent in scaled])
-        check_finite("in the autoencoder", {"latents given to it": latents, "pixels": pixels})
+        pipeline, pixels = self.pipeline, self.pixels(latents)
         pixels, flagged = pipeline.run_safety_checker(pixels, pixels.device, pixels.dtype)
         shown = [True] * len(latents) if flagged is None else [not flag for flag in flagged]
         images = pipeline.image_processor.postprocess(pixels, output_type=output_type, do_denormalize=shown)

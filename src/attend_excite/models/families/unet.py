@@ -56,8 +56,10 @@ def refusal(config: Mapping[str, Any], addition: str | None = None) -> str | Non
     """
     if config.get("in_channels") != config.get("out_channels"):
         return "its UNet needs more than latents and a text, as those of inpainting do"
-    if config.get("addition_embed_type") != addition or config.get("class_embed_type") is not None:
+    if config.get("addition_embed_type") != addition:
         return "its UNet needs more than latents and a text"
+    if config.get("class_embed_type") is not None or config.get("num_class_embeds") is not None:
+        return "its UNet is told a class, as those of upscalers are"
     if config.get("encoder_hid_dim_type") is not None:
         return "its UNet wants more than a text, as with an IP-Adapter: take that out first"
     if config.get("time_cond_proj_dim") is not None:

@@ -81,20 +81,22 @@ def serve(
     folder: StudyFolder,
     database: Database = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0: any that is free.")] = 8000,
 ) -> None:
     """Serve a study's pages until stopped."""
     with failures_as_sentences():
         from attend_excite.study.database import default_url
-        from attend_excite.study.server import create_app, run
+        from attend_excite.study.server import create_app, listen, run
 
         app = create_app(folder, database or default_url(folder))
-        print(
-            f"the study: http://{host}:{port}/\n"
-            f"its progress: http://{host}:{port}/progress?token={app.state.site.owner_token}",
-            flush=True,
-        )
-        run(app, host, port)
+        with listen(host, port) as listener:
+            address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+            print(
+                f"the study: {address}/\n"
+                f"its progress: {address}/progress?token={app.state.site.owner_token}",
+                flush=True,
+            )
+            run(app, listener)
 
 
 @study.command()

@@ -187,10 +187,18 @@ def frozen(module: nn.Module) -> Iterator[None]:
             child.training = False
         yield
     finally:
-        for child, name in wanted:
-            getattr(child, name).requires_grad_(True)
-        for child in training:
-            child.training = True
+        interrupted = None
+        while True:
+            try:
+                for child, name in wanted:
+                    getattr(child, name).requires_grad_(True)
+                for child in training:
+                    child.training = True
+                break
+            except KeyboardInterrupt as again:  # Whoever presses Ctrl-C twice gets the model back all the same.
+                interrupted = again
+        if interrupted is not None:
+            raise interrupted
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 import secrets
 import tempfile
@@ -57,8 +58,8 @@ class Rules:
         for name in ("least_checks", "least_answered"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: a share is 0 to 1")
-        if self.least_seconds < 0:
-            raise ValueError(f"least_seconds is {self.least_seconds}: it must be 0 or more")
+        if not (math.isfinite(self.least_seconds) and self.least_seconds >= 0):
+            raise ValueError(f"least_seconds is {self.least_seconds}: it must be a number, 0 or more")
 
 
 @dataclass(frozen=True)

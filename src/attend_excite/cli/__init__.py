@@ -11,7 +11,7 @@ import typer
 from attend_excite.cli.bench import bench
 from attend_excite.cli.benchmark import benchmark
 from attend_excite.cli.explain import explain
-from attend_excite.cli.messages import failures_as_sentences, quieten_imports, quieten_libraries
+from attend_excite.cli.messages import end_tidily, failures_as_sentences, quieten_imports, quieten_libraries
 from attend_excite.cli.study import study
 from attend_excite.cli.study_analysis import analyse, simulate
 from attend_excite.cli.verify import verify
@@ -58,6 +58,7 @@ _DRAWING, _MODEL, _OUTPUT = "Drawing", "Model and machine", "Output"
 def main() -> None:
     """Run the program."""
     quieten_imports()
+    end_tidily()
     app()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,26 @@ FAILED = 1
 STOPPED = 130
 
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "allocate memory")
+
+
+class Terminated(KeyboardInterrupt):
+    """The system asked the program to end: all that was begun is cleaned up, as after Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+def end_tidily() -> None:
+    """SIGTERM and SIGHUP clean up before they end the program; one that is ignored, as by nohup, stays so."""
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP.
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _terminate)
+
+
+def _terminate(number: int, _: Any) -> None:
+    raise Terminated(number)
 
 
 @contextmanager
@@ -47,8 +68,9 @@ def failures_as_sentences(
         warnings.showwarning = say_once
         try:
             yield
-        except KeyboardInterrupt:
-            raise _exit(stopped, STOPPED) from None
+        except KeyboardInterrupt as stop:
+            status = 128 + stop.number if isinstance(stop, Terminated) else STOPPED
+            raise _exit(stopped, status) from None
         except (typer.Exit, BrokenPipeError):
             raise
         except ValueError as error:

@@ -103,6 +103,21 @@ def test_the_table_names_the_file(tmp_path: Path) -> None:
     assert not result.stderr
 
 
+def test_the_table_names_the_file_of_the_maps(tmp_path: Path) -> None:
+    options = ("--maps", "--method", "stable-diffusion", "--steps", "1", "--out", str(tmp_path))
+    result = _run("generate", PROMPT, *options)
+    (maps,) = tmp_path.glob("*_maps.png")
+    assert str(maps) in result.stdout
+
+
+@pytest.mark.parametrize(("size", "said"), [("256", "4 times as long"), ("64", "is far from that"), ("160", "")])
+def test_a_size_far_from_the_models_is_warned_of(size: str, said: str, tmp_path: Path) -> None:
+    options = ("--size", size, "--method", "stable-diffusion", "--steps", "1", "--out", str(tmp_path))
+    warned = _run("generate", PROMPT, *options).stderr
+    assert said in warned
+    assert ("was made for 128x128 pixels" in warned) == bool(said)
+
+
 def test_a_warning_is_said_once(tmp_path: Path) -> None:
     prompt = " and ".join(["a cat", *["a frog"] * 9])
     options = ("--subject", "cat", "--steps", "1", "--recipe", "no-refinement", "--out", str(tmp_path))
@@ -118,6 +133,8 @@ def test_a_warning_is_said_once(tmp_path: Path) -> None:
         ([], "give a prompt"),
         (["very beautiful"], "no noun"),
         ([PROMPT, "--subject", "dog"], "'dog' is not in the prompt"),
+        ([PROMPT, "--subject", "cat,frog"], 'write --subject "cat" --subject "frog"'),
+        (PROMPT.split(), 'put the prompt in quotes: "a cat and a frog"'),
         ([PROMPT, "--subject", "frog=2"], "out of range"),
         ([" and ".join(["a cat"] * 9), "--subject", "cat#9"], "beyond the model's context of 16 tokens"),
         ([PROMPT, "--model", "no/such/model"], "no model 'no/such/model'"),
@@ -183,6 +200,20 @@ def test_models_lists_the_catalogue() -> None:
     assert "stickers" in _run("models").stdout
 
 
+def test_words_need_no_torch() -> None:
+    program = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from attend_excite.cli import app\n"
+        "for command in (['--help'], ['generate', '--help'], ['models'], ['tokens', 'a cat and a frog']):\n"
+        "    result = CliRunner().invoke(app, command)\n"
+        "    assert result.exit_code == 0, result.output\n"
+        "    slow = {'torch', 'diffusers', 'matplotlib', 'scipy'} & sys.modules.keys()\n"
+        "    assert not slow, (command, slow)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_help_names_every_method() -> None:
     shown = " ".join(_run("generate", "--help").stdout.split())
     assert all(method in shown for method in METHODS)
@@ -190,5 +221,6 @@ def test_help_names_every_method() -> None:
 
 def test_the_program_is_installed() -> None:
     program = Path(sys.executable).with_name("attend-excite")
-    result = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
-    assert result.stdout == f"attend-excite {version('attend-excite')}\n"
+    for started in ([program], [sys.executable, "-m", "attend_excite"]):
+        result = subprocess.run([*started, "--version"], capture_output=True, text=True, check=True)
+        assert result.stdout == f"attend-excite {version('attend-excite')}\n"

@@ -678,7 +678,6 @@ def test_connections_that_stall_are_closed(
         thread.join(20)
 
 
-
 def test_a_saved_vote_survives_a_killed_server(
     serve_study: Callable[[], tuple[str, subprocess.Popen]], tmp_path: Path, study: Study
 ) -> None:

@@ -16,6 +16,7 @@ from attend_excite.cli.study import study
 from attend_excite.cli.study_analysis import analyse, simulate
 from attend_excite.cli.verify import verify
 from attend_excite.cli.web import web_page
+from attend_excite.cli.words import check_prompt, check_subjects
 from attend_excite.guidance.schedule import recipe_names
 
 # torch and diffusers take seconds to import: only commands that need them do, when they run.
@@ -52,6 +53,8 @@ Subjects = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+# A prompt without quotes: the commands say so.
+_WORDS_BEHIND = {"allow_extra_args": True}
 _DRAWING, _MODEL, _OUTPUT = "Drawing", "Model and machine", "Output"
 
 
@@ -78,8 +81,9 @@ def _program(
     pass
 
 
-@app.command()
+@app.command(context_settings=_WORDS_BEHIND)
 def generate(
+    context: typer.Context,
     prompt: Annotated[str | None, typer.Argument(help='What to draw: "a cat and a frog".')] = None,
     subject: Subjects = None,
     source: Annotated[
@@ -195,6 +199,7 @@ def generate(
         stopped="stopped: the pictures that were finished are kept",
         out_of_memory="out of memory: lower --batch-size or --size, or use --dtype float16",
     ):
+        check_prompt(prompt, context.args)
         from attend_excite.cli.drawing import Request, draw
         from attend_excite.cli.summary import drawing_document, print_drawing, print_json
 
@@ -229,8 +234,9 @@ def generate(
             print_drawing(drawing)
 
 
-@app.command()
+@app.command(context_settings=_WORDS_BEHIND)
 def tokens(
+    context: typer.Context,
     prompt: Annotated[str, typer.Argument(help="The prompt to look at.")],
     model: ModelName = None,
     subject: Subjects = None,
@@ -238,11 +244,12 @@ def tokens(
 ) -> None:
     """Show a prompt's tokens, the nouns found and the subjects chosen."""
     with failures_as_sentences():
+        check_prompt(prompt, context.args)
+        check_subjects(subject, prompt)
         from attend_excite.cli.summary import print_json, print_tokens, tokens_document
         from attend_excite.models import load_tokenizer
         from attend_excite.subjects import parse
 
-        quieten_libraries()
         tokenizer = load_tokenizer(model or "stickers")
         parsed = parse(prompt, tokenizer, subject)
         if as_json:

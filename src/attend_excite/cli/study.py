@@ -92,8 +92,7 @@ def serve(
         with listen(host, port) as listener:
             address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
             print(
-                f"the study: {address}/\n"
-                f"its progress: {address}/progress?token={app.state.site.owner_token}",
+                f"the study: {address}/\nits progress: {address}/progress?token={app.state.site.owner_token}",
                 flush=True,
             )
             run(app, listener)

@@ -1,0 +1,150 @@
+"""Make a model ready, found by name, folder or Hub id."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+
+from attend_excite.guidance.schedule import Recipe
+from attend_excite.models.catalogue import SETTINGS_FILE, generator, sought
+from attend_excite.models.families import Family, family_class, is_served
+from attend_excite.models.model import Model
+
+
+@torch.inference_mode(False)  # weights that are made in a caller's could never be nursed with
+def load(
+    model: str | Path | DiffusionPipeline,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
+    revision: str | None = None,
+) -> Model:
+    """Make a model ready.
+
+    Args:
+        model: a short name ("stickers", "sd-1.4", ...: see `catalogue`), a folder in diffusers layout, a
+            Hub id, or a diffusers text-to-image pipeline of a family that is served, which is used where it is
+            and as it is and left as it was.
+        device: "cpu", "cuda", "mps", ...; None: the first of CUDA, MPS and CPU that is there.
+        dtype: of the weights, as torch.float16 or "float16"; None: float16 on CUDA, else float32.
+        revision: branch, tag or commit of a model on the Hub.
+
+    Raises:
+        ValueError: there is no such model, device or dtype, its architecture or task isn't served, or a device
+            or dtype is given for a pipeline.
+    """
+    if isinstance(model, DiffusionPipeline):
+        if device is not None or dtype is not None or revision is not None:
+            raise ValueError(
+                "device, dtype and revision are for models loaded by name: move the pipeline itself"
+            )
+        folder = model.config.get("_name_or_path") or "pipeline"
+        settings = _read_settings(folder, None) if Path(folder).is_dir() else {}
+        return _ready(_family_of(model), folder, settings)
+
+    name = str(model)
+    source = generator(name)
+    if device is not None and not is_usable(device):
+        raise ValueError(f"the device '{device}' is not here: leave it out, or use cpu")
+    device = torch.device(device) if device is not None else _best_device()
+    dtype = _dtype(dtype or ("float16" if device.type == "cuda" else "float32"))
+    family = _read_family(source, name, dtype, revision)
+    family.pipeline.to(device)
+    return _ready(family, name, _read_settings(source, revision))
+
+
+def is_usable(device: str | torch.device) -> bool:
+    """Whether a device is here, and torch can use it."""
+    try:
+        torch.empty(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
+        return False
+    return True
+
+
+def _dtype(dtype: torch.dtype | str) -> torch.dtype:
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"the dtype is {dtype}: give float32, float16 or bfloat16")
+    return found
+
+
+def _ready(family: Family, name: str, settings: dict[str, Any]) -> Model:
+    """A model with its own settings, and for the rest those of its family."""
+    defaults = family.defaults
+    return Model(
+        family,
+        name,
+        recipe=settings.get("recipe") or Recipe.from_dict(defaults.recipe),
+        attention_downsampling=settings.get("attention_downsampling", defaults.attention_downsampling),
+        layers=None if settings.get("layers") is None else tuple(settings["layers"]),
+    )
+
+
+def _family_of(pipeline: DiffusionPipeline) -> Family:
+    """The family that serves a caller's pipeline.
+
+    Raises:
+        ValueError: none does, or it lacks a part.
+    """
+    name = next(
+        (c.__name__ for c in type(pipeline).__mro__ if is_served(c.__name__)), type(pipeline).__name__
+    )
+    family = family_class(name)
+    parts = pipeline.components
+    if missing := [part for part in (family.network_part, "vae", "scheduler") if parts.get(part) is None]:
+        raise ValueError(f"this {type(pipeline).__name__} has no {', '.join(missing)}: load it whole")
+    configs = {part: getattr(module, "config", None) or {} for part, module in parts.items()}
+    if reason := family.refusal(configs):
+        raise ValueError(f"this {type(pipeline).__name__} is not served: {reason}")
+    return family(pipeline)
+
+
+def _best_device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def _read_family(source: str | Path, name: str, dtype: torch.dtype, revision: str | None) -> Family:
+    with sought(source, name, revision):
+        # What can't be served is told before its weights are read.
+        configs: dict[str, Any] = {}
+        index = DiffusionPipeline.load_config(source, revision=revision)
+        family = family_class(str(index.get("_class_name")))
+        if Path(source).is_dir():
+            for part in index:
+                path = Path(source) / part / "config.json"
+                configs[part] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            if reason := family.refusal(configs):
+                raise ValueError(f"the model in '{source}' is not served: {reason}")
+        pipeline = DiffusionPipeline.from_pretrained(source, dtype=dtype, revision=revision)
+    return _family_of(pipeline)
+
+
+def _read_settings(source: str | Path, revision: str | None) -> dict[str, Any]:
+    path = Path(source) / SETTINGS_FILE
+    if not Path(source).is_dir():
+        try:
+            path = Path(hf_hub_download(str(source), SETTINGS_FILE, revision=revision))
+        except (OSError, EntryNotFoundError):
+            return {}
+    if not path.is_file():
+        return {}
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        if unknown := sorted(settings.keys() - {"attention_downsampling", "layers", "recipe"}):
+            raise ValueError(f"unknown: {unknown[0]}")
+        if "recipe" in settings:
+            settings["recipe"] = Recipe.from_dict(settings["recipe"])
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"'{path}' cannot be used: {error}") from error
+    return settings

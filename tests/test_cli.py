@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -110,7 +111,9 @@ def test_the_table_names_the_file_of_the_maps(tmp_path: Path) -> None:
     assert str(maps) in result.stdout
 
 
-@pytest.mark.parametrize(("size", "said"), [("256", "4 times as long"), ("64", "is far from that"), ("160", "")])
+@pytest.mark.parametrize(
+    ("size", "said"), [("256", "4 times as long"), ("64", "is far from that"), ("160", "")]
+)
 def test_a_size_far_from_the_models_is_warned_of(size: str, said: str, tmp_path: Path) -> None:
     options = ("--size", size, "--method", "stable-diffusion", "--steps", "1", "--out", str(tmp_path))
     warned = _run("generate", PROMPT, *options).stderr
@@ -177,6 +180,55 @@ def test_bad_input_is_one_sentence(arguments: list[str], message: str, tmp_path:
     assert result.stderr.count("\n") == 1
     assert not result.stdout
     assert not list(tmp_path.rglob("*.png"))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("model_index.json", b"[" * 10**5, "model_index.json' cannot be used: it is nested too deep"),
+        ("model_index.json", b"5", "model_index.json' cannot be used: it holds a number"),
+        ("model_index.json", b'{"_class_name": "Nope"}', "Nope is not served"),
+        ("unet/config.json", b"\xff", "unet/config.json' is no text in UTF-8, from byte 0 on"),
+        ("unet/config.json", b"", "unet/config.json' is not JSON"),
+        ("attend_excite.json", b'{"attention_downsampling": "x"}', "attention_downsampling is 'x'"),
+        ("attend_excite.json", b'{"layers": 5}', "layers must be a list of names"),
+        ("tokenizer/tokenizer.json", b"{}", "is not whole: something in it is of the wrong kind"),
+        ("tokenizer/tokenizer.json", None, "it has no tokenizer"),
+    ],
+)
+def test_a_damaged_model_is_named(
+    tiny_folder: Path, tmp_path: Path, file: str, content: bytes | None, message: str
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_folder, model)
+    if content is None:
+        (model / file).unlink()
+    else:
+        (model / file).write_bytes(content)
+    result = _run("generate", PROMPT, "--model", str(model), "--out", str(tmp_path / "out"), status=2)
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\xfe", "is no text in UTF-8"),
+        (b"[" * 10**5, "nested too deep"),
+        (b'{"step_size": %s}' % (b"9" * 5000), "a number in it is too long"),
+        (b"[1, 2]", "it holds a list"),
+    ],
+)
+def test_a_recipe_that_is_none_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "recipe.json").write_bytes(content)
+    options = ("--recipe", str(tmp_path / "recipe.json"), "--out", str(tmp_path / "out"))
+    assert message in _run("generate", PROMPT, *options, status=2).stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [["generate", PROMPT, "--out", ""], ["explain", ""], ["study", "serve", " "]]
+)
+def test_an_empty_path_is_not_the_current_folder(arguments: list[str]) -> None:
+    assert "it is empty" in _run(*arguments, status=2).stderr
 
 
 def test_tokens_shows_what_is_made_of_a_prompt() -> None:

@@ -11,7 +11,13 @@ import typer
 from attend_excite.cli.bench import bench
 from attend_excite.cli.benchmark import benchmark
 from attend_excite.cli.explain import explain
-from attend_excite.cli.messages import end_tidily, failures_as_sentences, quieten_imports, quieten_libraries
+from attend_excite.cli.messages import (
+    end_tidily,
+    failures_as_sentences,
+    given_path,
+    quieten_imports,
+    quieten_libraries,
+)
 from attend_excite.cli.study import study
 from attend_excite.cli.study_analysis import analyse, simulate
 from attend_excite.cli.verify import verify
@@ -89,7 +95,10 @@ def generate(
     source: Annotated[
         Path | None,
         typer.Option(
-            "--from", help="Make this picture again, from the settings in its PNG; other options override."
+            "--from",
+            help="Make this picture again, from the settings in its PNG; other options override.",
+            parser=given_path,
+            metavar="PATH",
         ),
     ] = None,
     seeds: Annotated[
@@ -189,9 +198,12 @@ def generate(
             "--maps", help="Write a sheet of each subject's attention too.", rich_help_panel=_OUTPUT
         ),
     ] = False,
-    out: Annotated[Path, typer.Option(help="Folder for the pictures.", rich_help_panel=_OUTPUT)] = Path(
-        "out"
-    ),
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder for the pictures.", rich_help_panel=_OUTPUT, parser=given_path, metavar="PATH"
+        ),
+    ] = Path("out"),
     as_json: AsJson = False,
 ) -> None:
     """Draw a prompt: one picture a seed, each PNG carrying all that it was made with."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from attend_excite.cli.messages import MESSAGES, warn
 from attend_excite.cli.words import check_subjects
+from attend_excite.documents import read_object
 from attend_excite.generate import Generation, StepEvent
 from attend_excite.guidance.schedule import Recipe
 from attend_excite.metadata import (
@@ -355,11 +355,11 @@ def _recipe(name: str, recommended: Recipe | None = None) -> Recipe:
     if not name.endswith(".json"):
         return Recipe.named(name, recommended)
     try:
-        return Recipe.from_dict(json.loads(Path(name).read_text(encoding="utf-8")), recommended)
-    except OSError as error:
-        raise ValueError(f"the recipe '{name}' cannot be read: {error.strerror}") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"the recipe '{name}' is not JSON: {error}") from error
+        numbers = read_object(Path(name))
+    except ValueError as error:
+        raise ValueError(f"the recipe '{name}' {error}") from error
+    try:
+        return Recipe.from_dict(numbers, recommended)
     except (ValueError, TypeError) as error:
         raise ValueError(f"the recipe '{name}' cannot be used: {error}") from error
 

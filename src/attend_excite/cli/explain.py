@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from attend_excite.cli.messages import MESSAGES, failures_as_sentences, quieten_libraries, warn
+from attend_excite.cli.messages import MESSAGES, failures_as_sentences, given_path, quieten_libraries, warn
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,9 +22,17 @@ _SHOWN = {
 
 
 def explain(
-    picture: Annotated[Path, typer.Argument(help="A PNG that `attend-excite generate` wrote.")],
+    picture: Annotated[
+        Path, typer.Argument(help="A PNG that `attend-excite generate` wrote.", parser=given_path)
+    ],
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the pictures.", show_default="PICTURE_explained")
+        Path | None,
+        typer.Option(
+            help="Folder for the pictures.",
+            show_default="PICTURE_explained",
+            parser=given_path,
+            metavar="PATH",
+        ),
     ] = None,
     animation: Annotated[
         Literal["webp", "gif"], typer.Option(help="What the animation is written as.")

@@ -7,6 +7,7 @@ import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -19,6 +20,16 @@ BAD_INPUT = 2
 FAILED = 1
 STOPPED = 130
 
+# Of Python's own, and no sentences for people.
+_UNFORESEEN = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NameError,
+    RecursionError,
+    TypeError,
+)
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "allocate memory")
 
 
@@ -73,10 +84,19 @@ def failures_as_sentences(
             raise _exit(stopped, status) from None
         except (typer.Exit, BrokenPipeError):
             raise
+        except UnicodeEncodeError:
+            raise _exit("something that was typed is no text in UTF-8: type it again", BAD_INPUT) from None
         except ValueError as error:
             raise _exit(str(error), BAD_INPUT) from None
         except Exception as error:
             raise _exit(_explained(error, out_of_memory), FAILED) from None
+
+
+def given_path(text: str) -> Path:
+    """A path as it was typed. An empty one, as from a variable that isn't set, is not the current folder."""
+    if not text.strip():
+        raise typer.BadParameter("it is empty: give a path, or . for the current folder")
+    return Path(text)
 
 
 def quieten_libraries() -> None:
@@ -113,4 +133,8 @@ def _explained(error: Exception, out_of_memory: str) -> str:
     message = str(error).strip().split("\n", 1)[0]
     if isinstance(error, MemoryError) or any(sign in message for sign in _OUT_OF_MEMORY):
         return out_of_memory
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"'{error.filename}' cannot be used: {error.strerror}"
+    if isinstance(error, _UNFORESEEN):
+        return f"the program met what it wasn't made for, {type(error).__name__}: {message}"
     return message or type(error).__name__

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from attend_excite.cli.messages import failures_as_sentences
+from attend_excite.cli.messages import failures_as_sentences, given_path
 
 study = typer.Typer(help="Ask people which system draws best, as in Table 2.", no_args_is_help=True)
 
-StudyFolder = Annotated[Path, typer.Argument(help="Folder of the study.", metavar="STUDY")]
+StudyFolder = Annotated[Path, typer.Argument(help="Folder of the study.", metavar="STUDY", parser=given_path)]
 Database = Annotated[
     str | None,
     typer.Option(
@@ -27,7 +27,10 @@ _RULES = "Who is left out of the analysis"
 @study.command()
 def create(
     run: Annotated[str, typer.Argument(help="Folder of a benchmark run.")],
-    out: Annotated[Path, typer.Option(help="Folder for the study; must not exist.")] = Path("study"),
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder for the study; must not exist.", parser=given_path, metavar="PATH"),
+    ] = Path("study"),
     prompts_per_subset: Annotated[int, typer.Option(help="Prompts drawn from each subset.")] = 10,
     seeds: Annotated[int, typer.Option(help="Images of each set.")] = 4,
     system: Annotated[
@@ -65,7 +68,7 @@ def create(
             repeats=repeats,
             allow_none=allow_none,
             rules=Rules(least_checks, least_seconds, least_answered),
-            consent=CONSENT if consent is None else consent.read_text(encoding="utf-8").strip(),
+            consent=CONSENT if consent is None else _consent(consent),
             draw_seed=draw_seed,
         )
         print(
@@ -74,6 +77,15 @@ def create(
             f"seeds: {', '.join(map(str, made.seeds))}\n"
             f"frozen as {made.hash}"
         )
+
+
+def _consent(file: Path) -> str:
+    from attend_excite.documents import read_text
+
+    try:
+        return read_text(file).strip()
+    except ValueError as error:
+        raise ValueError(f"the consent '{file}' {error}") from error
 
 
 @study.command()

@@ -6,11 +6,16 @@ from collections.abc import Sequence
 
 
 def check_prompt(prompt: str | None, behind: Sequence[str]) -> None:
-    """Refuse a prompt that stands without quotes, whose further words the shell takes for arguments.
+    """Refuse a prompt that stands without quotes, whose further words the shell takes for arguments, and one
+    of bytes that are no text.
 
     Raises:
-        ValueError: words stand behind the prompt.
+        ValueError: words stand behind the prompt, or it is no text.
     """
+    try:
+        (prompt or "").encode()
+    except UnicodeEncodeError:
+        raise ValueError("the prompt is no text in UTF-8: type it again") from None
     if behind:
         words = " ".join([prompt or "", *behind]).strip()
         raise ValueError(f'put the prompt in quotes: "{words}"')

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from huggingface_hub import file_exists, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
+
+_LONGEST_NAME = 1000
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 
 SETTINGS_FILE = "attend_excite.json"
 """A model's own advice, beside its model_index.json: `attention_downsampling`, `layers` and a `recipe`."""
@@ -63,7 +65,13 @@ def load_tokenizer(model: str | Path, *, revision: str | None = None) -> CLIPTok
     from transformers import CLIPTokenizer
 
     source = generator(str(model))
+    folder = Path(source) / "tokenizer"
     with sought(source, str(model), revision):
+        if Path(source).is_dir() and not any((folder / file).is_file() for file in _TOKENIZER_FILES):
+            # transformers makes an empty one instead, which knows no word.
+            raise FileNotFoundError(
+                f"it has no tokenizer, none of {', '.join(_TOKENIZER_FILES)} in '{folder}'"
+            )
         return CLIPTokenizer.from_pretrained(source, subfolder="tokenizer", revision=revision or "main")
 
 
@@ -76,6 +84,8 @@ def generator(name: str) -> str | Path:
     entry = catalogue().get(name)
     if entry and entry.kind != "generator":
         raise ValueError(f"'{name}' looks at pictures and makes none: choose one of {_generators()}")
+    if len(name) > _LONGEST_NAME:
+        raise ValueError(f"no model '{name[:40]}…': no name is as long")
     if entry is None and "/" not in name and not Path(name).exists():
         close = difflib.get_close_matches(name, catalogue(), n=1)
         if close:
@@ -117,8 +127,10 @@ def seek(source: str | Path, file: str, revision: str | None = None) -> None:
 def sought(source: str | Path, name: str, revision: str | None) -> Iterator[None]:
     """Where a model is read: says in a ValueError that there is none."""
     if Path(source).is_dir() and not (Path(source) / "model_index.json").is_file():
+        part = (Path(source) / "config.json").is_file()
+        alone = ", only a config.json, as one part of a model has, or a judge" if part else ""
         raise ValueError(
-            f"the folder '{source}' is not a model in diffusers layout: it has no model_index.json"
+            f"the folder '{source}' is not a model in diffusers layout: it has no model_index.json{alone}"
         )
     try:
         seek(source, "model_index.json", revision)
@@ -131,10 +143,18 @@ def sought(source: str | Path, name: str, revision: str | None) -> Iterator[None
         ) from error
     try:
         yield
-    except (OSError, HFValidationError, HfHubHTTPError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:
+        # What a damaged or strange model makes of diffusers, transformers and safetensors, and of torch.
+        if "out of memory" in str(error) or "allocate memory" in str(error):
+            raise
+        reason = first_line(error) or type(error).__name__
+        if isinstance(error, KeyError | TypeError | AttributeError | IndexError):
+            reason = f"something in it is of the wrong kind or missing ({type(error).__name__}: {reason})"
         if Path(source).is_dir():
-            raise ValueError(f"the model in '{source}' is not whole: {first_line(error)}") from error
-        raise ValueError(f"the model '{name}' cannot be read: {first_line(error)}") from error
+            raise ValueError(f"the model in '{source}' is not whole: {reason}") from error
+        raise ValueError(f"the model '{name}' cannot be read: {reason}") from error
 
 
 def first_line(error: Exception) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
+from attend_excite.documents import read_object
 from attend_excite.guidance.schedule import Recipe
 from attend_excite.models.catalogue import SETTINGS_FILE, generator, sought
 from attend_excite.models.families import Family, family_class, is_served
@@ -115,19 +115,27 @@ def _best_device() -> torch.device:
 
 
 def _read_family(source: str | Path, name: str, dtype: torch.dtype, revision: str | None) -> Family:
+    # What can't be served is told before its weights are read.
     with sought(source, name, revision):
-        # What can't be served is told before its weights are read.
-        configs: dict[str, Any] = {}
-        index = DiffusionPipeline.load_config(source, revision=revision)
-        family = family_class(str(index.get("_class_name")))
-        if Path(source).is_dir():
-            for part in index:
-                path = Path(source) / part / "config.json"
-                configs[part] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-            if reason := family.refusal(configs):
-                raise ValueError(f"the model in '{source}' is not served: {reason}")
+        index: Any = {} if Path(source).is_dir() else DiffusionPipeline.load_config(source, revision=revision)
+    if Path(source).is_dir():
+        index = _config(Path(source) / "model_index.json")
+    family = family_class(str(index.get("_class_name")))
+    if Path(source).is_dir():
+        paths = {part: Path(source) / part / "config.json" for part in index}
+        configs = {part: _config(path) if path.is_file() else {} for part, path in paths.items()}
+        if reason := family.refusal(configs):
+            raise ValueError(f"the model in '{source}' is not served: {reason}")
+    with sought(source, name, revision):
         pipeline = DiffusionPipeline.from_pretrained(source, dtype=dtype, revision=revision)
     return _family_of(pipeline)
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        return read_object(path)
+    except ValueError as error:
+        raise ValueError(f"'{path}' {error}") from error
 
 
 def _read_settings(source: str | Path, revision: str | None) -> dict[str, Any]:
@@ -139,10 +147,17 @@ def _read_settings(source: str | Path, revision: str | None) -> dict[str, Any]:
             return {}
     if not path.is_file():
         return {}
+    settings = _config(path)
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
         if unknown := sorted(settings.keys() - {"attention_downsampling", "layers", "recipe"}):
             raise ValueError(f"unknown: {unknown[0]}")
+        downsampling, layers = settings.get("attention_downsampling", 1), settings.get("layers") or []
+        if type(downsampling) is not int or downsampling < 1:
+            raise ValueError(
+                f"attention_downsampling is {downsampling!r}: it must be a whole number, 1 or more"
+            )
+        if not isinstance(layers, list) or not all(isinstance(layer, str) for layer in layers):
+            raise ValueError("layers must be a list of names")
         if "recipe" in settings:
             settings["recipe"] = Recipe.from_dict(settings["recipe"])
     except (ValueError, TypeError, AttributeError) as error:

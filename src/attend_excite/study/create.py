@@ -18,6 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from attend_excite.benchmark import store
+from attend_excite.documents import read_object
 from attend_excite.study.votes import Kind
 
 STUDY_FILE, IMAGES = "study.json", "images"
@@ -128,12 +129,12 @@ def read_study(folder: Path) -> Study:
     Raises:
         ValueError: there is no study, or something in it has changed since it was created.
     """
+    if not (folder / STUDY_FILE).exists():
+        raise ValueError(f"'{folder}' is not a study: it has no {STUDY_FILE}")
     try:
-        content = json.loads((folder / STUDY_FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"'{folder}' is not a study: it has no {STUDY_FILE}") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"the study in '{folder}' cannot be read: {error}") from error
+        content = read_object(folder / STUDY_FILE)
+    except ValueError as error:
+        raise ValueError(f"'{folder / STUDY_FILE}' {error}") from error
     try:
         frozen = content.pop("hash")
         content |= {

@@ -33,6 +33,7 @@ from fastapi.testclient import TestClient
 from limits import RateLimitItemPerMinute
 from PIL import Image, ImageChops, ImageStat
 from sqlalchemy import event
+from sqlalchemy.exc import OperationalError
 from typer.testing import CliRunner
 
 from attend_excite.benchmark import store
@@ -619,7 +620,7 @@ def test_without_its_database_the_study_says_so(client: TestClient, method: str)
 
     @event.listens_for(site.engine, "before_cursor_execute")
     def full(*_: Any) -> None:
-        raise sa.exc.OperationalError("", {}, Exception("database or disk is full"))
+        raise OperationalError("", {}, Exception("database or disk is full"))
 
     form = {"token": token, "choice": "1"} if method == "POST" else None
     answer = client.request(method, "/page/1", data=form)

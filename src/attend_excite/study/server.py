@@ -26,6 +26,7 @@ try:
     from limits import RateLimitItemPerMinute
     from limits.storage import MemoryStorage
     from limits.strategies import SlidingWindowCounterRateLimiter
+    from sqlalchemy.exc import SQLAlchemyError
     from starlette.datastructures import Headers, MutableHeaders
     from starlette.exceptions import HTTPException as StarletteHTTPException
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -127,7 +128,7 @@ def create_app(folder: Path, url: str) -> FastAPI:
     app.add_middleware(_Guard)
     app.add_exception_handler(StarletteHTTPException, _told)
     app.add_exception_handler(RequestValidationError, _told)
-    app.add_exception_handler(sa.exc.SQLAlchemyError, _without_database)
+    app.add_exception_handler(SQLAlchemyError, _without_database)
     app.add_exception_handler(Exception, _broken)
     return app
 

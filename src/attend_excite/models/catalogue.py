@@ -20,8 +20,9 @@ from huggingface_hub import file_exists, try_to_load_from_cache
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
-_LONGEST_NAME = 1000
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
+_LONGEST_NAME, _LONGEST_PATH = 200, 4000
+VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
+"""The files of a tokenizer, of which any will do."""
 
 SETTINGS_FILE = "attend_excite.json"
 """A model's own advice, beside its model_index.json: `attention_downsampling`, `layers` and a `recipe`."""
@@ -67,11 +68,9 @@ def load_tokenizer(model: str | Path, *, revision: str | None = None) -> CLIPTok
     source = generator(str(model))
     folder = Path(source) / "tokenizer"
     with sought(source, str(model), revision):
-        if Path(source).is_dir() and not any((folder / file).is_file() for file in _TOKENIZER_FILES):
+        if Path(source).is_dir() and not any((folder / file).is_file() for file in VOCABULARIES):
             # transformers makes an empty one instead, which knows no word.
-            raise FileNotFoundError(
-                f"it has no tokenizer, none of {', '.join(_TOKENIZER_FILES)} in '{folder}'"
-            )
+            raise FileNotFoundError(f"it has no tokenizer, none of {', '.join(VOCABULARIES)} in '{folder}'")
         return CLIPTokenizer.from_pretrained(source, subfolder="tokenizer", revision=revision or "main")
 
 
@@ -84,7 +83,7 @@ def generator(name: str) -> str | Path:
     entry = catalogue().get(name)
     if entry and entry.kind != "generator":
         raise ValueError(f"'{name}' looks at pictures and makes none: choose one of {_generators()}")
-    if len(name) > _LONGEST_NAME:
+    if len(name) > _LONGEST_PATH or any(len(part) > _LONGEST_NAME for part in Path(name).parts):
         raise ValueError(f"no model '{name[:40]}…': no name is as long")
     if entry is None and "/" not in name and not Path(name).exists():
         close = difflib.get_close_matches(name, catalogue(), n=1)
@@ -125,7 +124,15 @@ def seek(source: str | Path, file: str, revision: str | None = None) -> None:
 
 @contextmanager
 def sought(source: str | Path, name: str, revision: str | None) -> Iterator[None]:
-    """Where a model is read: says in a ValueError that there is none."""
+    """Where a model is read: says in a ValueError that there is none, or that it isn't whole.
+
+    A ValueError whose sentence names the model, as ours do, passes as it is.
+    """
+    if Path(source).is_file():
+        raise ValueError(
+            f"'{source}' is a single file: load it with diffusers' from_single_file, and pass the pipeline "
+            "to load"
+        )
     if Path(source).is_dir() and not (Path(source) / "model_index.json").is_file():
         part = (Path(source) / "config.json").is_file()
         alone = ", only a config.json, as one part of a model has, or a judge" if part else ""
@@ -148,6 +155,8 @@ def sought(source: str | Path, name: str, revision: str | None) -> Iterator[None
     except Exception as error:
         # What a damaged or strange model makes of diffusers, transformers and safetensors, and of torch.
         if "out of memory" in str(error) or "allocate memory" in str(error):
+            raise
+        if isinstance(error, ValueError) and f"'{source}'" in str(error):
             raise
         reason = first_line(error) or type(error).__name__
         if isinstance(error, KeyError | TypeError | AttributeError | IndexError):

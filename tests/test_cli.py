@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -104,6 +105,23 @@ def test_the_table_names_the_file(tmp_path: Path) -> None:
     assert not result.stderr
 
 
+def test_the_table_names_the_file_of_the_maps(tmp_path: Path) -> None:
+    options = ("--maps", "--method", "stable-diffusion", "--steps", "1", "--out", str(tmp_path))
+    result = _run("generate", PROMPT, *options)
+    (maps,) = tmp_path.glob("*_maps.png")
+    assert str(maps) in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("size", "said"), [("256", "4 times as long"), ("64", "is far from that"), ("160", "")]
+)
+def test_a_size_far_from_the_models_is_warned_of(size: str, said: str, tmp_path: Path) -> None:
+    options = ("--size", size, "--method", "stable-diffusion", "--steps", "1", "--out", str(tmp_path))
+    warned = _run("generate", PROMPT, *options).stderr
+    assert said in warned
+    assert ("was made for 128x128 pixels" in warned) == bool(said)
+
+
 def test_a_warning_is_said_once(tmp_path: Path) -> None:
     prompt = " and ".join(["a cat", *["a frog"] * 9])
     options = ("--subject", "cat", "--steps", "1", "--recipe", "no-refinement", "--out", str(tmp_path))
@@ -119,6 +137,8 @@ def test_a_warning_is_said_once(tmp_path: Path) -> None:
         ([], "give a prompt"),
         (["very beautiful"], "no noun"),
         ([PROMPT, "--subject", "dog"], "'dog' is not in the prompt"),
+        ([PROMPT, "--subject", "cat,frog"], 'write --subject "cat" --subject "frog"'),
+        (PROMPT.split(), 'put the prompt in quotes: "a cat and a frog"'),
         ([PROMPT, "--subject", "frog=2"], "out of range"),
         ([" and ".join(["a cat"] * 9), "--subject", "cat#9"], "beyond the model's context of 16 tokens"),
         ([PROMPT, "--model", "no/such/model"], "no model 'no/such/model'"),
@@ -166,6 +186,55 @@ def test_bad_input_is_one_sentence(arguments: list[str], message: str, tmp_path:
     assert result.stderr.count("\n") == 1
     assert not result.stdout
     assert not list(tmp_path.rglob("*.png"))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("model_index.json", b"[" * 10**5, "model_index.json' cannot be used: it is nested too deep"),
+        ("model_index.json", b"5", "model_index.json' cannot be used: it holds a number"),
+        ("model_index.json", b'{"_class_name": "Nope"}', "Nope is not served"),
+        ("unet/config.json", b"\xff", "unet/config.json' is no text in UTF-8, from byte 0 on"),
+        ("unet/config.json", b"", "unet/config.json' is not JSON"),
+        ("attend_excite.json", b'{"attention_downsampling": "x"}', "attention_downsampling is 'x'"),
+        ("attend_excite.json", b'{"layers": 5}', "layers must be a list of names"),
+        ("tokenizer/tokenizer.json", b"{}", "is not whole: something in it is of the wrong kind"),
+        ("tokenizer/tokenizer.json", None, "it has no tokenizer"),
+    ],
+)
+def test_a_damaged_model_is_named(
+    tiny_folder: Path, tmp_path: Path, file: str, content: bytes | None, message: str
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_folder, model)
+    if content is None:
+        (model / file).unlink()
+    else:
+        (model / file).write_bytes(content)
+    result = _run("generate", PROMPT, "--model", str(model), "--out", str(tmp_path / "out"), status=2)
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\xfe", "is no text in UTF-8"),
+        (b"[" * 10**5, "nested too deep"),
+        (b'{"step_size": %s}' % (b"9" * 5000), "a number in it is too long"),
+        (b"[1, 2]", "it holds a list"),
+    ],
+)
+def test_a_recipe_that_is_none_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "recipe.json").write_bytes(content)
+    options = ("--recipe", str(tmp_path / "recipe.json"), "--out", str(tmp_path / "out"))
+    assert message in _run("generate", PROMPT, *options, status=2).stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [["generate", PROMPT, "--out", ""], ["explain", ""], ["study", "serve", " "]]
+)
+def test_an_empty_path_is_not_the_current_folder(arguments: list[str]) -> None:
+    assert "it is empty" in _run(*arguments, status=2).stderr
 
 
 def test_tokens_shows_what_is_made_of_a_prompt() -> None:
@@ -218,6 +287,20 @@ def test_models_lists_the_catalogue() -> None:
     assert "stickers" in _run("models").stdout
 
 
+def test_words_need_no_torch() -> None:
+    program = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from attend_excite.cli import app\n"
+        "for command in (['--help'], ['generate', '--help'], ['models'], ['tokens', 'a cat and a frog']):\n"
+        "    result = CliRunner().invoke(app, command)\n"
+        "    assert result.exit_code == 0, result.output\n"
+        "    slow = {'torch', 'diffusers', 'matplotlib', 'scipy'} & sys.modules.keys()\n"
+        "    assert not slow, (command, slow)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_help_names_every_method() -> None:
     shown = " ".join(_run("generate", "--help").stdout.split())
     assert all(method in shown for method in METHODS)
@@ -225,5 +308,6 @@ def test_help_names_every_method() -> None:
 
 def test_the_program_is_installed() -> None:
     program = Path(sys.executable).with_name("attend-excite")
-    result = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
-    assert result.stdout == f"attend-excite {version('attend-excite')}\n"
+    for started in ([program], [sys.executable, "-m", "attend_excite"]):
+        result = subprocess.run([*started, "--version"], capture_output=True, text=True, check=True)
+        assert result.stdout == f"attend-excite {version('attend-excite')}\n"

@@ -123,7 +123,7 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_picture_is_explained_from_its_metadata(picture: Path) -> None:
     result = CliRunner().invoke(app, ["explain", str(picture), "--json"])
     assert result.exit_code == 0, result.output
-    assert "another picture" not in result.output
+    assert not result.stderr
     files = {name: Path(file) for name, file in json.loads(result.stdout).items()}
     assert sorted(files) == ["animation", "curves", "evolution", "maps"]
     assert all(file.parent == picture.with_name(f"{picture.stem}_explained") for file in files.values())
@@ -136,8 +136,29 @@ def test_a_changed_picture_is_told_of(picture: Path, tmp_path: Path) -> None:
     write_png(changed, Image.new("RGB", (128, 128), "red"), read_origin(picture))
     result = CliRunner().invoke(app, ["explain", str(changed), "--out", str(tmp_path / "why")])
     assert result.exit_code == 0, result.output
-    assert "draws another picture" in result.output
+    assert "is not" in result.stderr
+    assert "to the bit" in result.stderr
+    assert "cat: highest attention at the last step" in result.stdout
+    assert "curves.png (how much, step by step" in result.stdout
     assert (tmp_path / "why" / "curves.png").is_file()
+
+
+def test_a_damaged_picture_is_named_before_anything_is_drawn(picture: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.png"
+    damaged.write_bytes(picture.read_bytes()[:-500])
+    result = CliRunner().invoke(app, ["explain", str(damaged), "--out", str(tmp_path / "why")])
+    assert result.exit_code == 2
+    assert "damaged.png' is damaged" in result.stderr
+    assert not (tmp_path / "why").exists()
+
+
+def test_other_threads_are_told_as_the_cause(picture: Path, tmp_path: Path) -> None:
+    changed = tmp_path / "changed.png"
+    origin = replace(read_origin(picture), threads=torch.get_num_threads() + 1)
+    write_png(changed, Image.new("RGB", (128, 128), "red"), origin)
+    result = CliRunner().invoke(app, ["explain", str(changed), "--out", str(tmp_path / "why")])
+    assert "it was drawn on 2 threads, and here it is on 1 thread" in result.stderr
+    assert "by the other number of threads" in result.stderr
 
 
 def test_a_method_without_subjects_is_explained_by_nursing(picture: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -30,10 +31,14 @@ SETTINGS = Settings(
 PICTURE = Image.new("RGB", (8, 8), "teal")
 
 
+def _here(origin: Origin) -> Origin:
+    return replace(origin, threads=torch.get_num_threads())
+
+
 def test_settings_survive_the_file(tmp_path: Path) -> None:
     origin = Origin(SETTINGS, seed=3, batch=(2, 3))
     write_png(tmp_path / "cat.png", PICTURE, origin)
-    assert read_origin(tmp_path / "cat.png") == origin
+    assert read_origin(tmp_path / "cat.png") == _here(origin)
     assert not origin.other_versions
     assert [path.name for path in tmp_path.iterdir()] == ["cat.png"]
 
@@ -42,7 +47,17 @@ def test_settings_survive_the_file(tmp_path: Path) -> None:
 def test_every_method_survives_the_file(name: str, tmp_path: Path) -> None:
     origin = Origin(replace(SETTINGS, method=METHODS[name]()), seed=0, batch=(0,))
     write_png(tmp_path / "cat.png", PICTURE, origin)
-    assert read_origin(tmp_path / "cat.png") == origin
+    assert read_origin(tmp_path / "cat.png") == _here(origin)
+
+
+def test_a_picture_drawn_on_other_threads_is_told_of(tmp_path: Path) -> None:
+    here = torch.get_num_threads()
+    for threads, told in ((here, None), (here + 1, here + 1), (None, None)):
+        origin = Origin(SETTINGS, seed=0, batch=(0,), threads=threads)
+        write_png(tmp_path / "cat.png", PICTURE, origin)
+        assert read_origin(tmp_path / "cat.png").other_threads == told
+    elsewhere = Origin(replace(SETTINGS, device="cuda"), seed=0, batch=(0,), threads=here + 1)
+    assert elsewhere.other_threads is None
 
 
 def test_fingerprints_tell_settings_apart() -> None:

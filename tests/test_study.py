@@ -9,10 +9,13 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -23,16 +26,20 @@ import httpx
 import psycopg
 import pytest
 import sqlalchemy as sa
+import uvicorn
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from fastapi.testclient import TestClient
 from limits import RateLimitItemPerMinute
 from PIL import Image, ImageChops, ImageStat
+from sqlalchemy import event
+from sqlalchemy.exc import OperationalError
 from typer.testing import CliRunner
 
 from attend_excite.benchmark import store
 from attend_excite.cli import app
 from attend_excite.study import database, server
+from attend_excite.study.connections import PunctualProtocol
 from attend_excite.study.create import IMAGES, Rules, Study, create_study, read_study
 from attend_excite.study.export import (
     csv_text,
@@ -579,6 +586,100 @@ def test_too_many_requests_are_refused(
         image = f"/images/{next(iter(_site(client).study.files))}"
         statuses = [client.get(path).status_code for path in ("/static/style.css", image, "/", "/")]
         assert statuses == [200, 429, 200, 429]
+
+
+@pytest.mark.parametrize("field", ["least_checks", "least_seconds", "least_answered"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+def test_rules_that_are_no_number_are_refused(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=field):
+        Rules(**{field: value})
+
+
+def test_a_taken_or_impossible_address_is_refused_before_a_token_is_printed(
+    study_folder: Path, sqlite: str
+) -> None:
+    with server.listen("127.0.0.1", 0) as taken:
+        port = str(taken.getsockname()[1])
+        for host, there in (("127.0.0.1", port), ("127.0.0.1", "70000"), ("nowhere.invalid", "0")):
+            options = ["--host", host, "--port", there, "--database", sqlite]
+            result = CliRunner().invoke(app, ["study", "serve", str(study_folder), *options])
+            assert result.exit_code == 2, result.output
+            assert "token" not in result.output
+            assert there in result.stderr
+
+
+@pytest.mark.parametrize("path", ["/", "/page/1", "/review", "/static/style.css", "/progress"])
+def test_head_is_answered_as_get_without_the_body(client: TestClient, path: str) -> None:
+    _start(client)
+    assert client.head(path).status_code == client.get(path).status_code
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_without_its_database_the_study_says_so(client: TestClient, method: str) -> None:
+    _start(client)
+    token, site = _hidden(client.get("/page/1").text), _site(client)
+    respondent = re.search(r"<code>(\w+)</code>", client.get("/page/1").text)
+    assert respondent is not None
+
+    @event.listens_for(site.engine, "before_cursor_execute")
+    def full(*_: Any) -> None:
+        raise OperationalError("", {}, Exception("database or disk is full"))
+
+    form = {"token": token, "choice": "1"} if method == "POST" else None
+    answer = client.request(method, "/page/1", data=form)
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"] == "60"
+    assert answer.headers["content-security-policy"].startswith("default-src 'none'")
+    assert respondent[1] in answer.text
+    event.remove(site.engine, "before_cursor_execute", full)
+    assert client.get("/page/1").status_code == 200
+
+
+def test_an_error_that_nobody_foresaw_is_a_page_too(
+    study_folder: Path, sqlite: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError
+
+    with TestClient(create_app(study_folder, sqlite), raise_server_exceptions=False) as client:
+        _start(client)
+        monkeypatch.setattr(database, "sheet", broken)
+        answer = client.get("/page/1")
+    assert answer.status_code == 500
+    assert "x-frame-options" in answer.headers
+    assert "Your number in this study" in answer.text
+
+
+def test_a_database_that_is_none_is_named(study_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "votes.sqlite").write_bytes(b"no database at all" * 100)
+    for url in (f"sqlite:///{tmp_path}/votes.sqlite", f"sqlite:///{tmp_path}/nowhere/votes.sqlite"):
+        with pytest.raises(ValueError, match=r"votes\.sqlite' cannot be used"):
+            create_app(study_folder, url)
+
+
+_FORM = "Content-Type: application/x-www-form-urlencoded"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    ["", "GET / HTTP/1.1\r\n", f"POST /start HTTP/1.1\r\nHost: x\r\n{_FORM}\r\nContent-Length: 9\r\n\r\nab"],
+)
+def test_connections_that_stall_are_closed(
+    study_folder: Path, sqlite: str, monkeypatch: pytest.MonkeyPatch, sent: str
+) -> None:
+    monkeypatch.setattr(PunctualProtocol, "request_seconds", 0.3)
+    with server.listen("127.0.0.1", 0) as listener:
+        config = uvicorn.Config(create_app(study_folder, sqlite), http=PunctualProtocol, log_level="error")
+        running = uvicorn.Server(config)
+        thread = threading.Thread(target=running.run, args=([listener],), daemon=True)
+        thread.start()
+        with socket.create_connection(listener.getsockname(), timeout=20) as connection:
+            connection.sendall(sent.encode())
+            with suppress(ConnectionResetError):
+                while connection.recv(1000):
+                    pass
+        running.should_exit = True
+        thread.join(20)
 
 
 def test_a_saved_vote_survives_a_killed_server(

@@ -36,9 +36,9 @@ from attend_excite.generate import denoise
 from attend_excite.guidance.schedule import Recipe
 from attend_excite.methods.attend_excite import AttendAndExcite
 from attend_excite.methods.base import Run
-from attend_excite.models.catalogue import family_of
 from attend_excite.models.families import Family
 from attend_excite.models.families.stable_diffusion import StableDiffusion as StableDiffusionFamily
+from attend_excite.models.loading import family_of
 from attend_excite.models.model import Model, offloaded_afterwards
 from attend_excite.subjects import Prompt, TokenGroup
 

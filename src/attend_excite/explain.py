@@ -158,6 +158,35 @@ def curves_figure(
     return figure
 
 
+def account(runs: Mapping[str, Generation], image: int = 0) -> list[str]:
+    """What the figures show, in sentences: each subject's highest attention at the last step, and the nursing.
+
+    The arguments and the errors are those of `maps_figure`.
+    """
+    sentences = []
+    for group in _prompt(runs, image).groups:
+        peaks = {
+            label: float(run.maps.of_tokens(group.positions).at(image).max()) for label, run in runs.items()
+        }
+        told = ", ".join(f"{peak:.2f} ({label})" for label, peak in peaks.items())
+        wanted = f", where at most {group.target:g} is wanted" if group.negated else ""
+        sentences.append(f"{subject_name(group)}: highest attention at the last step {told}{wanted}")
+    for label, run in runs.items():
+        trace = run.trace[image]
+        if not trace.losses:
+            continue
+        nursed = [step for step in trace.steps if step.updates]
+        updates = [update for step in nursed for update in step.updates]
+        least, word = min((value, word) for word, value in updates[-1].attention.items())
+        refined = f", refined at {', '.join(map(str, trace.refinements))}" if trace.refinements else ""
+        sentences.append(
+            f"{label}: {sum(update.shift > 0 for update in updates)} updates in {len(nursed)} of "
+            f"{len(trace.steps)} steps{refined}; when it ended, {word} was attended to least, with {least:.2f} "
+            "as nursing measures it"
+        )
+    return sentences
+
+
 def _maps_sheet(
     runs: Mapping[str, Generation], image: int, step: int | None, subtitle: str, highest: float | None = None
 ) -> Image.Image:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FunctionType, NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -37,6 +38,7 @@ MAX_GUIDANCE = 1e4
 # Metadata comes from anywhere: beyond these a picture would only fill memory.
 _MAX_STEPS = 1000
 _MAX_SIDE = 8192
+_MAX_THREADS = 4096
 
 # And a picture makes nobody run code that it names.
 _SOMEBODYS_OWN = "{} is somebody's own, {}: name what drew it with --method"
@@ -122,6 +124,8 @@ class Origin:
         batch: the seeds drawn in one pass with it, its own among them. They shift it by a rounding
             error, so the very same pixels need the very same batch.
         versions: of the packages that drew it.
+        threads: of the CPU that it was drawn with: sums are split among them, and so rounded in another
+            way with another number. None: it isn't known.
 
     Raises:
         ValueError: a seed is out of range or not in its batch.
@@ -131,12 +135,21 @@ class Origin:
     seed: int
     batch: tuple[int, ...]
     versions: dict[str, str] = field(default_factory=_versions)
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         _require(len(self.batch) <= MAX_BATCH, "the batch", len(self.batch), f"at most {MAX_BATCH}")
         for seed in self.batch:
             _require(0 <= seed <= MAX_SEED, "a seed", seed, f"0 to {MAX_SEED}")
         _require(self.seed in self.batch, "the seed", self.seed, "in its batch")
+        if self.threads is not None:
+            _require(1 <= self.threads <= _MAX_THREADS, "threads", self.threads, f"1 to {_MAX_THREADS}")
+
+    @property
+    def other_threads(self) -> int | None:
+        """The number of threads that it was drawn with, where that isn't the number here and may show."""
+        same = self.settings.device != "cpu" or self.threads in (None, torch.get_num_threads())
+        return None if same else self.threads
 
     @property
     def other_versions(self) -> list[str]:
@@ -146,9 +159,10 @@ class Origin:
 
 
 def write_png(path: Path, picture: Image.Image, origin: Origin | None = None) -> None:
-    """Save a picture with where it comes from: whole, or not at all."""
+    """Save a picture that was drawn just now with where it comes from: whole, or not at all."""
     chunks = PngInfo()
     if origin is not None:
+        origin = replace(origin, threads=origin.threads or torch.get_num_threads())
         chunks.add_itxt(KEY, json.dumps({"format": FORMAT} | as_plain_data(origin), ensure_ascii=False))
     with written_whole(path) as partial:
         picture.save(partial, pnginfo=chunks)

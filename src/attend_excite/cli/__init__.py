@@ -11,11 +11,18 @@ import typer
 from attend_excite.cli.bench import bench
 from attend_excite.cli.benchmark import benchmark
 from attend_excite.cli.explain import explain
-from attend_excite.cli.messages import failures_as_sentences, quieten_imports, quieten_libraries
+from attend_excite.cli.messages import (
+    end_tidily,
+    failures_as_sentences,
+    given_path,
+    quieten_imports,
+    quieten_libraries,
+)
 from attend_excite.cli.study import study
 from attend_excite.cli.study_analysis import analyse, simulate
 from attend_excite.cli.verify import verify
 from attend_excite.cli.web import web_page
+from attend_excite.cli.words import check_prompt, check_subjects
 from attend_excite.guidance.schedule import method_recipes, recipe_names
 from attend_excite.schedulers import scheduler_names
 
@@ -53,12 +60,15 @@ Subjects = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+# A prompt without quotes: the commands say so.
+_WORDS_BEHIND = {"allow_extra_args": True}
 _DRAWING, _MODEL, _OUTPUT = "Drawing", "Model and machine", "Output"
 
 
 def main() -> None:
     """Run the program."""
     quieten_imports()
+    end_tidily()
     app()
 
 
@@ -78,14 +88,18 @@ def _program(
     pass
 
 
-@app.command()
+@app.command(context_settings=_WORDS_BEHIND)
 def generate(
+    context: typer.Context,
     prompt: Annotated[str | None, typer.Argument(help='What to draw: "a cat and a frog".')] = None,
     subject: Subjects = None,
     source: Annotated[
         Path | None,
         typer.Option(
-            "--from", help="Make this picture again, from the settings in its PNG; other options override."
+            "--from",
+            help="Make this picture again, from the settings in its PNG; other options override.",
+            parser=given_path,
+            metavar="PATH",
         ),
     ] = None,
     seeds: Annotated[
@@ -201,9 +215,12 @@ def generate(
             "--maps", help="Write a sheet of each subject's attention too.", rich_help_panel=_OUTPUT
         ),
     ] = False,
-    out: Annotated[Path, typer.Option(help="Folder for the pictures.", rich_help_panel=_OUTPUT)] = Path(
-        "out"
-    ),
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder for the pictures.", rich_help_panel=_OUTPUT, parser=given_path, metavar="PATH"
+        ),
+    ] = Path("out"),
     as_json: AsJson = False,
 ) -> None:
     """Draw a prompt: one picture a seed, each PNG carrying all that it was made with."""
@@ -211,6 +228,7 @@ def generate(
         stopped="stopped: the pictures that were finished are kept",
         out_of_memory="out of memory: lower --batch-size or --size, or use --dtype float16",
     ):
+        check_prompt(prompt, context.args)
         from attend_excite.cli.drawing import Request, draw
         from attend_excite.cli.summary import drawing_document, print_drawing, print_json
 
@@ -247,8 +265,9 @@ def generate(
             print_drawing(drawing)
 
 
-@app.command()
+@app.command(context_settings=_WORDS_BEHIND)
 def tokens(
+    context: typer.Context,
     prompt: Annotated[str, typer.Argument(help="The prompt to look at.")],
     model: ModelName = None,
     subject: Subjects = None,
@@ -256,11 +275,12 @@ def tokens(
 ) -> None:
     """Show a prompt's tokens, the nouns found and the subjects chosen."""
     with failures_as_sentences():
+        check_prompt(prompt, context.args)
+        check_subjects(subject, prompt)
         from attend_excite.cli.summary import print_json, print_tokens, tokens_document
         from attend_excite.models import load_tokenizer
         from attend_excite.subjects import parse
 
-        quieten_libraries()
         tokenizer = load_tokenizer(model or "stickers")
         parsed = parse(prompt, tokenizer, subject)
         if as_json:

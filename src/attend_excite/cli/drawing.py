@@ -10,10 +10,12 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from attend_excite.cli.messages import MESSAGES, plain, warn
+from attend_excite.cli.words import check_subjects
 from attend_excite.generate import Generation, StepEvent
 from attend_excite.guidance.schedule import Recipe, read_recipe
 from attend_excite.metadata import (
@@ -38,7 +40,7 @@ from attend_excite.methods import (
 )
 from attend_excite.methods.own import find_method
 from attend_excite.models import Model, catalogue, load, load_tokenizer
-from attend_excite.models.catalogue import is_usable
+from attend_excite.models.loading import is_usable
 from attend_excite.models.model import fitting_batch_size
 from attend_excite.sheets import comparison_sheet, maps_sheet
 from attend_excite.subjects import Prompt, Subject, parse, unmarked
@@ -181,6 +183,7 @@ def prepare(request: Request) -> Plan:
     """
     method = None if request.method is None else find_method(request.method)
     origin = read_origin(request.source, method) if request.source else None
+    check_subjects(request.subjects, request.prompt or "")
     seeds, in_one_pass = _seeds(request, origin), _in_one_pass(request)
     chosen = _chosen(request, origin, method)
     methods: list[Method] = [StableDiffusion()] if request.compare else []
@@ -205,6 +208,7 @@ def prepare(request: Request) -> Plan:
     with MESSAGES.status(plain(f"loading {chosen['model']}")):
         model = _loaded(chosen)
     runs = [_settings(model, chosen, _with_recipe(method, request.recipe, model)) for method in methods]
+    _warn_of_size(model, runs[0])
     fingerprint(*runs)  # What cannot be written down shows before anything is drawn.
     if request.compile:
         model.compile()
@@ -219,7 +223,8 @@ def prepare(request: Request) -> Plan:
 def generations(plan: Plan) -> Iterator[tuple[Settings, tuple[int, ...], Generation]]:
     """Draw, with a bar: (settings, seeds, what came of them), batch by batch, and of a batch run by run."""
     runs, batches = plan.runs, plan.batches
-    with _progress(len(batches) * len(runs), len(plan.wanted) * len(runs)) as advance:
+    passes, pictures = len(batches) * len(runs), len(plan.wanted) * len(runs)
+    with _progress(passes, pictures, runs[-1].steps) as advance:
         for batch in batches:
             for settings in runs:
                 result = draw_as(plan.model, settings, batch, maps=plan.maps, callback=advance)
@@ -235,6 +240,21 @@ def _best_seed(plan: Plan, made: Iterable[tuple[Settings, tuple[int, ...], Gener
         for seed, verdict in zip(batch, verdicts(result.images, plan.prompt, plan.model.name), strict=True)
     }
     return list(seen)[best(list(seen.values()), plan.prompt)]
+
+
+def _warn_of_size(model: Model, settings: Settings) -> None:
+    """Say before anything is drawn that a size is far from the model's: twice each side, or half."""
+    height, width = model.default_size
+    times = settings.height * settings.width / (height * width)
+    if 0.25 < times < 4:
+        return
+    size = f"{settings.width}x{settings.height}"
+    # Convolutions grow with the pixels, self-attention with their square.
+    costs = f"a step takes {times:.0f} times as long or more, and " if times > 1 else ""
+    warn(
+        f"'{model.name}' was made for {width}x{height} pixels, and {size} is far from that: {costs}what it "
+        "draws may be no picture; leave --size out for its own"
+    )
 
 
 def _seeds(request: Request, origin: Origin | None) -> list[int]:
@@ -296,6 +316,12 @@ def _chosen(request: Request, origin: Origin | None, method: Method | None) -> d
             recorded["device"] = None
         if origin.other_versions:
             warn(f"it was drawn with {', '.join(origin.other_versions)}: the pixels may differ")
+        if origin.other_threads is not None and recorded.get("device", "cpu") == "cpu":
+            warn(
+                f"it was drawn on {_threads(origin.other_threads)}, and here it is on "
+                f"{_threads(torch.get_num_threads())}: some pixels may differ by one; "
+                f"OMP_NUM_THREADS={origin.other_threads} in front of the command draws it as it was"
+            )
     elif request.prompt is None:
         raise ValueError("there is nothing to draw: give a prompt, or a picture with --from")
     if request.device is not None and not is_usable(request.device):
@@ -328,6 +354,10 @@ def _chosen(request: Request, origin: Origin | None, method: Method | None) -> d
     stand_ins = {"height": 1, "width": 1, "dtype": DTYPES[0], "device": "cpu"}
     Settings(**chosen | {name: chosen[name] or value for name, value in stand_ins.items()})
     return chosen
+
+
+def _threads(number: int) -> str:
+    return f"{number} {'thread' if number == 1 else 'threads'}"
 
 
 def _with_options(method: Method, request: Request) -> Method:
@@ -393,7 +423,7 @@ def _settings(model: Model, chosen: dict[str, Any], method: Method) -> Settings:
 
 
 @contextmanager
-def _progress(passes: int, pictures: int) -> Iterator[Any]:
+def _progress(passes: int, pictures: int, steps: int) -> Iterator[Any]:
     """A bar of all steps; gives the callback that advances it."""
     columns = (
         TextColumn("drawing"),
@@ -402,7 +432,7 @@ def _progress(passes: int, pictures: int) -> Iterator[Any]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=MESSAGES, transient=True, disable=not MESSAGES.is_terminal) as bar:
-        task = bar.add_task("", total=None)
+        task = bar.add_task("", total=passes * steps)  # A scheduler may make more of them.
 
         def advance(event: StepEvent) -> None:
             bar.update(task, total=passes * event.iterations, advance=1)

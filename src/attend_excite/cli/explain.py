@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from attend_excite.cli.messages import MESSAGES, failures_as_sentences, plain, quieten_libraries, warn
+from attend_excite.cli.messages import (
+    MESSAGES,
+    failures_as_sentences,
+    given_path,
+    plain,
+    quieten_libraries,
+    warn,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
 
 
+_SHOWN = {
+    "maps": "where each subject was attended to at the last step",
+    "evolution": "the same from the first step to the last",
+    "curves": "how much, step by step, and what nursing did",
+    "animation": "the maps as a film",
+}
+
+
 def explain(
-    picture: Annotated[Path, typer.Argument(help="A PNG that `attend-excite generate` wrote.")],
+    picture: Annotated[
+        Path, typer.Argument(help="A PNG that `attend-excite generate` wrote.", parser=given_path)
+    ],
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the pictures.", show_default="PICTURE_explained")
+        Path | None,
+        typer.Option(
+            help="Folder for the pictures.",
+            show_default="PICTURE_explained",
+            parser=given_path,
+            metavar="PATH",
+        ),
     ] = None,
     animation: Annotated[
         Literal["webp", "gif"], typer.Option(help="What the animation is written as.")
@@ -37,20 +59,23 @@ def explain(
 
         quieten_libraries()
         out = out or picture.with_name(f"{picture.stem}_explained")
-        files = _explained(picture, out, animation, method, device)
+        files, sentences = _explained(picture, out, animation, method, device)
         if as_json:
             print_json({name: str(path) for name, path in files.items()})
         else:
+            for sentence in sentences:
+                RESULTS.print(sentence, markup=False, highlight=False)
             for name, path in files.items():
-                RESULTS.print(plain(f"{name}: {path}"))
+                RESULTS.print(plain(f"{name}: {path} ({_SHOWN[name]})"))
 
 
 def _explained(
     picture: Path, out: Path, animation: str, method: str | None, device: str | None
-) -> dict[str, Path]:
-    """The files that were written, by what they show."""
+) -> tuple[dict[str, Path], list[str]]:
+    """The files that were written, by what they show, and what came out in words."""
     from attend_excite.cli.drawing import Request, generations, method_label, prepare, settings_label
     from attend_excite.explain import (
+        account,
         animation_frames,
         curves_figure,
         evolution_figure,
@@ -63,6 +88,7 @@ def _explained(
     from attend_excite.methods.own import find_method
 
     origin = read_origin(picture, None if method is None else find_method(method))
+    kept = _pixels(picture)  # What is damaged shows before anything is drawn.
     # A picture whose method knows no subjects is explained by the one that nursing would have made.
     drawn_by = origin.settings.method
     if drawn_by.attends_to_prompt and not drawn_by.uses_subjects:
@@ -70,8 +96,11 @@ def _explained(
     plan = prepare(Request(out, source=picture, method=method, device=device, compare=True, maps=True))
     runs = {method_label(settings): result for settings, _, result in generations(plan)}
     image = plan.batches[0].index(origin.seed)
-    if not _is_among(picture, [run.images[image] for run in runs.values()]):
-        warn(f"the model now draws another picture than '{picture}': what is explained is the new one")
+    if kept not in [_comparable(run.images[image]) for run in runs.values()]:
+        threads = "" if origin.other_threads is None else ", by the other number of threads"
+        warn(
+            f"what is drawn now is not '{picture}' to the bit{threads}: what is explained is the new picture"
+        )
 
     nursed = plan.runs[-1]
     subtitle = f"seed {origin.seed} · {settings_label(nursed)}"
@@ -91,12 +120,18 @@ def _explained(
         with written_whole(files["curves"]) as partial:
             curves_figure(runs, recipe, image, subtitle=subtitle).savefig(partial)
         save_animation(files["animation"], animation_frames(runs, image, subtitle=subtitle))
-    return files
+    return files, account(runs, image)
 
 
-def _is_among(path: Path, images: Sequence[Image.Image]) -> bool:
-    """Whether the picture in a file is one of these to the bit."""
+def _pixels(path: Path) -> tuple[Any, ...]:
     from PIL import Image
 
-    with Image.open(path) as picture:
-        return any(picture.size == image.size and picture.tobytes() == image.tobytes() for image in images)
+    try:
+        with Image.open(path) as picture:
+            return _comparable(picture)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"the picture '{path}' is damaged: {error}") from error
+
+
+def _comparable(picture: Image.Image) -> tuple[Any, ...]:
+    return picture.size, picture.mode, picture.tobytes()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -19,7 +21,37 @@ BAD_INPUT = 2
 FAILED = 1
 STOPPED = 130
 
+# Of Python's own, and no sentences for people.
+_UNFORESEEN = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NameError,
+    RecursionError,
+    TypeError,
+)
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "allocate memory")
+
+
+class Terminated(KeyboardInterrupt):
+    """The system asked the program to end: all that was begun is cleaned up, as after Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+def end_tidily() -> None:
+    """SIGTERM and SIGHUP clean up before they end the program; one that is ignored, as by nohup, stays so."""
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP.
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _terminate)
+
+
+def _terminate(number: int, _: Any) -> None:
+    raise Terminated(number)
 
 
 @contextmanager
@@ -48,14 +80,24 @@ def failures_as_sentences(
         warnings.showwarning = say_once
         try:
             yield
-        except KeyboardInterrupt:
-            raise _exit(stopped, STOPPED) from None
+        except KeyboardInterrupt as stop:
+            status = 128 + stop.number if isinstance(stop, Terminated) else STOPPED
+            raise _exit(stopped, status) from None
         except (typer.Exit, BrokenPipeError):
             raise
+        except UnicodeEncodeError:
+            raise _exit("something that was typed is no text in UTF-8: type it again", BAD_INPUT) from None
         except ValueError as error:
             raise _exit(str(error), BAD_INPUT) from None
         except Exception as error:
             raise _exit(_explained(error, out_of_memory), FAILED) from None
+
+
+def given_path(text: str) -> Path:
+    """A path as it was typed. An empty one, as from a variable that isn't set, is not the current folder."""
+    if not text.strip():
+        raise typer.BadParameter("it is empty: give a path, or . for the current folder")
+    return Path(text)
 
 
 def quieten_libraries() -> None:
@@ -107,4 +149,8 @@ def _explained(error: Exception, out_of_memory: str) -> str:
     message = str(error).strip().split("\n", 1)[0]
     if isinstance(error, MemoryError) or any(sign in message for sign in _OUT_OF_MEMORY):
         return out_of_memory
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"'{error.filename}' cannot be used: {error.strerror}"
+    if isinstance(error, _UNFORESEEN):
+        return f"the program met what it wasn't made for, {type(error).__name__}: {message}"
     return message or type(error).__name__

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from attend_excite.cli.messages import failures_as_sentences, printable
+from attend_excite.cli.messages import failures_as_sentences, given_path, printable
 
 study = typer.Typer(help="Ask people which system draws best, as in Table 2.", no_args_is_help=True)
 
-StudyFolder = Annotated[Path, typer.Argument(help="Folder of the study.", metavar="STUDY")]
+StudyFolder = Annotated[Path, typer.Argument(help="Folder of the study.", metavar="STUDY", parser=given_path)]
 Database = Annotated[
     str | None,
     typer.Option(
@@ -27,7 +27,10 @@ _RULES = "Who is left out of the analysis"
 @study.command()
 def create(
     run: Annotated[str, typer.Argument(help="Folder of a benchmark run.")],
-    out: Annotated[Path, typer.Option(help="Folder for the study; must not exist.")] = Path("study"),
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder for the study; must not exist.", parser=given_path, metavar="PATH"),
+    ] = Path("study"),
     prompts_per_subset: Annotated[int, typer.Option(help="Prompts drawn from each subset.")] = 10,
     seeds: Annotated[int, typer.Option(help="Images of each set.")] = 4,
     system: Annotated[
@@ -65,7 +68,7 @@ def create(
             repeats=repeats,
             allow_none=allow_none,
             rules=Rules(least_checks, least_seconds, least_answered),
-            consent=CONSENT if consent is None else consent.read_text(encoding="utf-8").strip(),
+            consent=CONSENT if consent is None else _consent(consent),
             draw_seed=draw_seed,
         )
         print(
@@ -76,25 +79,35 @@ def create(
         )
 
 
+def _consent(file: Path) -> str:
+    from attend_excite.documents import read_text
+
+    try:
+        return read_text(file).strip()
+    except ValueError as error:
+        raise ValueError(f"the consent '{file}' {error}") from error
+
+
 @study.command()
 def serve(
     folder: StudyFolder,
     database: Database = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0: any that is free.")] = 8000,
 ) -> None:
     """Serve a study's pages until stopped."""
     with failures_as_sentences():
         from attend_excite.study.database import default_url
-        from attend_excite.study.server import create_app, run
+        from attend_excite.study.server import create_app, listen, run
 
         app = create_app(folder, database or default_url(folder))
-        print(
-            f"the study: http://{host}:{port}/\n"
-            f"its progress: http://{host}:{port}/progress?token={app.state.site.owner_token}",
-            flush=True,
-        )
-        run(app, host, port)
+        with listen(host, port) as listener:
+            address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+            print(
+                f"the study: {address}/\nits progress: {address}/progress?token={app.state.site.owner_token}",
+                flush=True,
+            )
+            run(app, listener)
 
 
 @study.command()

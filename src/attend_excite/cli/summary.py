@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from attend_excite.cli.drawing import Drawing, Picture
 from attend_excite.cli.messages import plain, printable
 from attend_excite.nouns import find_nouns
 from attend_excite.subjects import Prompt, TokenGroup
-from attend_excite.trace import Trace, Update
-from attend_excite.verdict import sentence
+
+if TYPE_CHECKING:
+    from attend_excite.cli.drawing import Drawing, Picture
+    from attend_excite.trace import Trace, Update
 
 # Wide enough for any table: the name of a file is of use in one piece only.
 RESULTS = Console(width=1000)
@@ -35,9 +36,12 @@ def table(*columns: str) -> Table:
 
 def print_drawing(drawing: Drawing) -> None:
     """A line a picture, then the sheet."""
+    from attend_excite.verdict import sentence
+
     shown = [sentence(picture.verdict, drawing.prompt) for picture in drawing.pictures]
     verdict = ["shows"] if any(shown) else []
-    pictures = table("seed", "method", *verdict, "lowest attention", "updates", "seconds", "file")
+    maps = ["maps"] if any(picture.maps_path for picture in drawing.pictures) else []
+    pictures = table("seed", "method", *verdict, "lowest attention", "updates", "seconds", "file", *maps)
     for picture, shows in zip(drawing.pictures, shown, strict=True):
         pictures.add_row(
             str(picture.origin.seed),
@@ -47,6 +51,7 @@ def print_drawing(drawing: Drawing) -> None:
             str(_updates_made(picture.trace)),
             f"{picture.seconds:.1f}",
             plain(str(picture.path)),
+            *[plain(str(picture.maps_path)) for _ in maps],
         )
     RESULTS.print(pictures)
     for note in _notes(drawing):

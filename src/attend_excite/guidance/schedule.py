@@ -11,6 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+from attend_excite.documents import read_object
 from attend_excite.guidance.objectives import Need, Objective, Term, term_named
 from attend_excite.guidance.objectives.most_neglected import MostNeglected
 
@@ -338,13 +339,11 @@ def read_recipe(name: str, recommended: Recipe | None = None) -> Recipe:
     if not name.endswith(".json"):
         return Recipe.named(name, recommended)
     try:
-        return Recipe.from_dict(json.loads(Path(name).read_text(encoding="utf-8")), recommended)
-    except OSError as error:
-        raise ValueError(f"the recipe '{name}' cannot be read: {error.strerror}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"the recipe '{name}' is not JSON: {error}") from error
-    except RecursionError as error:
-        raise ValueError(f"the recipe '{name}' is nested too deeply") from error
+        numbers = read_object(Path(name))
+    except ValueError as error:
+        raise ValueError(f"the recipe '{name}' {error}") from error
+    try:
+        return Recipe.from_dict(numbers, recommended)
     except (ValueError, TypeError) as error:
         raise ValueError(f"the recipe '{name}' cannot be used: {error}") from error
 

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map_only
 
 from attend_excite.attention.places import Place
 from attend_excite.guidance.schedule import Recipe
+from attend_excite.interrupts import to_the_end
 from attend_excite.models.families import Family
 from attend_excite.models.page_faults import sparing_page_faults
 
@@ -180,6 +181,13 @@ def frozen(module: nn.Module) -> Iterator[None]:
         if parameter.requires_grad
     ]
     training = [child for child in module.modules() if child.training]
+
+    def restore() -> None:
+        for child, name in wanted:
+            getattr(child, name).requires_grad_(True)
+        for child in training:
+            child.training = True
+
     try:
         for child, name in wanted:
             getattr(child, name).requires_grad_(False)
@@ -187,10 +195,7 @@ def frozen(module: nn.Module) -> Iterator[None]:
             child.training = False
         yield
     finally:
-        for child, name in wanted:
-            getattr(child, name).requires_grad_(True)
-        for child in training:
-            child.training = True
+        to_the_end(restore)
 
 
 @contextmanager

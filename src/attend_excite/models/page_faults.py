@@ -12,6 +12,8 @@ from diffusers.models.attention import FeedForward
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from attend_excite.interrupts import to_the_end
+
 # Blocks above this size glibc takes from the system and gives back each time, and to map their pages costs
 # more than to fill them.
 _LARGE = 32 * 2**20
@@ -32,13 +34,17 @@ def sparing_page_faults(network: nn.Module) -> Iterator[None]:
     compiled = any(module._compiled_call_impl is not None for module in network.modules())
     layers = [] if compiled else [(layer, _other_way(layer)) for layer in network.modules()]
     layers = [(layer, forward) for layer, forward in layers if forward is not None]
+
+    def restore() -> None:
+        for layer, _ in layers:
+            vars(layer).pop("forward", None)
+
     try:
         for layer, forward in layers:
             layer.forward = MethodType(forward, layer)
         yield
     finally:
-        for layer, _ in layers:
-            vars(layer).pop("forward", None)
+        to_the_end(restore)
 
 
 def _other_way(layer: nn.Module) -> Callable[..., Tensor] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 import secrets
 import tempfile
@@ -17,6 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from attend_excite.benchmark import store
+from attend_excite.documents import read_object
 from attend_excite.files import put_in_place, write_whole, written_whole
 from attend_excite.study.votes import Kind
 
@@ -58,8 +60,8 @@ class Rules:
         for name in ("least_checks", "least_answered"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: a share is 0 to 1")
-        if self.least_seconds < 0:
-            raise ValueError(f"least_seconds is {self.least_seconds}: it must be 0 or more")
+        if not (math.isfinite(self.least_seconds) and self.least_seconds >= 0):
+            raise ValueError(f"least_seconds is {self.least_seconds}: it must be a number, 0 or more")
 
 
 @dataclass(frozen=True)
@@ -128,12 +130,12 @@ def read_study(folder: Path) -> Study:
     Raises:
         ValueError: there is no study, or something in it has changed since it was created.
     """
+    if not (folder / STUDY_FILE).exists():
+        raise ValueError(f"'{folder}' is not a study: it has no {STUDY_FILE}")
     try:
-        content = json.loads((folder / STUDY_FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"'{folder}' is not a study: it has no {STUDY_FILE}") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"the study in '{folder}' cannot be read: {error}") from error
+        content = read_object(folder / STUDY_FILE)
+    except ValueError as error:
+        raise ValueError(f"'{folder / STUDY_FILE}' {error}") from error
     try:
         frozen = content.pop("hash")
         content |= {

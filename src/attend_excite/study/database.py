@@ -23,7 +23,7 @@ try:
     from alembic.config import Config
     from sqlalchemy import event
     from sqlalchemy.dialects import postgresql, sqlite
-    from sqlalchemy.exc import ArgumentError
+    from sqlalchemy.exc import ArgumentError, DBAPIError
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(f"the study needs {error.name}: pip install 'attend-excite[study]'") from error
 
@@ -116,6 +116,7 @@ _STORED = (
 _VOTE = [field.name for field in fields(Vote)]
 _MIXED = "people's votes and simulated ones don't go into one database: use another"
 _INSERTS: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+_CONNECT_SECONDS = 10
 _PRAGMAS = (
     "journal_mode = WAL",
     "synchronous = FULL",  # A commit is on the disk before it is answered.
@@ -189,7 +190,8 @@ def open_database(url: str, study: Study | None = None, *, create: bool = True) 
         create: make a database for the study where there is none.
 
     Raises:
-        ValueError: the URL is no database's, or the database belongs to another study or to none.
+        ValueError: the URL is no database's, or the database can't be reached or written to, or belongs to
+            another study or to none.
     """
     new = study if create else None
     try:
@@ -199,12 +201,16 @@ def open_database(url: str, study: Study | None = None, *, create: bool = True) 
             f"'{url}' is no database's URL: write it like sqlite:////path/votes.sqlite"
         ) from None
     if address.get_backend_name() == "postgresql":
-        engine = sa.create_engine(address.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
+        engine = sa.create_engine(
+            address.set(drivername="postgresql+psycopg"),
+            pool_pre_ping=True,
+            connect_args={"connect_timeout": _CONNECT_SECONDS},
+        )
     elif address.get_backend_name() == "sqlite" and address.database:
         engine = _sqlite(address, Path(address.database), create=new is not None)
     else:
         raise ValueError(f"'{address}' is neither SQLite nor PostgreSQL")
-    with engine.begin() as connection:
+    with _usable(address), engine.begin() as connection:
         config = Config()
         config.set_main_option("script_location", "attend_excite.study:migrations")
         config.attributes["connection"] = connection
@@ -405,17 +411,30 @@ def count(engine: sa.Engine) -> list[Count]:
 def _transaction(url: str, study: Study | None = None, *, create: bool = True) -> Iterator[sa.Connection]:
     engine = open_database(url, study, create=create)
     try:
-        with engine.begin() as connection:
+        with _usable(engine.url), engine.begin() as connection:
             yield connection
     finally:
         engine.dispose()
+
+
+@contextmanager
+def _usable(address: sa.URL) -> Iterator[None]:
+    """What a database or its driver says at a failure, as one sentence with the database's name."""
+    try:
+        yield
+    except DBAPIError as error:
+        reason = str(error.orig).strip().split("\n", 1)[0]
+        raise ValueError(f"the database '{address}' cannot be used: {reason}") from error
 
 
 def _sqlite(address: sa.URL, file: Path, *, create: bool) -> sa.Engine:
     if not file.is_file():
         if not create:
             raise ValueError(f"there are no votes yet: no database '{file}'")
-        file.touch(mode=0o600)
+        try:
+            file.touch(mode=0o600)
+        except OSError as error:
+            raise ValueError(f"the database '{address}' cannot be used: {error.strerror}") from error
     # One connection, for which the threads queue up: SQLite writes one at a time anyhow, and a queue
     # is fairer and faster than to try again and again.
     engine = sa.create_engine(address, pool_size=1, max_overflow=0)

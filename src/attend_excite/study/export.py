@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from attend_excite.documents import read_text
 from attend_excite.files import write_whole
 from attend_excite.study.create import BETWEEN, NONE, Page, Study
 from attend_excite.study.votes import Vote
@@ -68,9 +69,9 @@ def votes_in_csv(file: Path, study: Study, key: str) -> list[Vote]:
         ValueError: names the line and what is wrong with it.
     """
     try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"'{file}' cannot be read: {error}") from None
+        text = read_text(file)
+    except ValueError as error:
+        raise ValueError(f"'{file}' {error}") from error
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     names = [_OTHER_NAMES.get(name, name) for name in reader.fieldnames or ()]
     if missing := [name for name in _NEEDED if name not in names]:

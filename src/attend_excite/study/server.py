@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hmac
+import logging
 import secrets
+import socket
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -24,6 +26,7 @@ try:
     from limits import RateLimitItemPerMinute
     from limits.storage import MemoryStorage
     from limits.strategies import SlidingWindowCounterRateLimiter
+    from sqlalchemy.exc import SQLAlchemyError
     from starlette.datastructures import Headers, MutableHeaders
     from starlette.exceptions import HTTPException as StarletteHTTPException
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -31,6 +34,7 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError(f"the study needs {error.name}: pip install 'attend-excite[study]'") from error
 
 from attend_excite.study import database
+from attend_excite.study.connections import PunctualProtocol
 from attend_excite.study.create import IMAGES, NONE, Study, read_study
 from attend_excite.study.database import Answer, Sheet
 
@@ -58,7 +62,13 @@ _HEADERS = {
 }
 _FILES = ("/images/", "/static/")
 _TOO_FAST, _WAIT = "That was too fast: wait a minute and go on.", {"Retry-After": "60"}
+_NO_DATABASE = (
+    "The study cannot store anything right now. Your earlier answers are safe: wait a minute, then load the "
+    "page again, or go back and choose once more."
+)
+_BROKEN = "Something went wrong on our side. Your answers so far are kept: go on from the first page."
 _FOREVER = "private, max-age=31536000, immutable"
+_LOG = logging.getLogger("uvicorn.error")
 
 
 @dataclass(frozen=True)
@@ -118,13 +128,39 @@ def create_app(folder: Path, url: str) -> FastAPI:
     app.add_middleware(_Guard)
     app.add_exception_handler(StarletteHTTPException, _told)
     app.add_exception_handler(RequestValidationError, _told)
+    app.add_exception_handler(SQLAlchemyError, _without_database)
+    app.add_exception_handler(Exception, _broken)
     return app
 
 
-def run(app: FastAPI, host: str, port: int) -> None:
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens at an address.
+
+    Args:
+        host: a name or number; "" or "0.0.0.0": every address of this machine.
+        port: 0: any that is free.
+
+    Raises:
+        ValueError: nobody can listen there, or another program does.
+    """
+    if not 0 <= port <= 65535:
+        raise ValueError(f"the port is {port}: it must be 0 to 65535")
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, *_, address = found[0]
+        return socket.create_server(address[:2], family=family, backlog=2048)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"nobody can listen at {host}, port {port} ({reason}): choose another") from error
+
+
+def run(app: FastAPI, listener: socket.socket) -> None:
     """Serve until stopped. One process, so that the rates are counted in one place; no log of addresses."""
-    with suppress(KeyboardInterrupt):
-        uvicorn.run(app, host=host, port=port, access_log=False, server_header=False, log_level="warning")
+    config = uvicorn.Config(
+        app, http=PunctualProtocol, access_log=False, server_header=False, log_level="warning"
+    )
+    with suppress(KeyboardInterrupt), listener:
+        uvicorn.Server(config).run([listener])
 
 
 class _Guard:
@@ -148,24 +184,53 @@ class _Guard:
 def _refusal(scope: Scope) -> Response | None:
     kind, limit = ("files", FILES_PER_ADDRESS) if scope["path"].startswith(_FILES) else ("pages", PER_ADDRESS)
     if not scope["app"].state.site.limiter.hit(limit, kind, _address(scope)):
-        return _page("error.html", 429, _WAIT, sentence=_TOO_FAST)
+        return _error_page(Request(scope), 429, _TOO_FAST, _WAIT)
     if scope["method"] in ("GET", "HEAD"):
         return None
     headers = Headers(scope=scope)
     length = headers.get("content-length", "")
     # A body in chunks has no length that could be held against it.
     if "transfer-encoding" in headers or not (length.isdecimal() and int(length) <= _LARGEST_BODY):
-        return _page("error.html", 413, sentence="That is too long for a form.")
+        return _error_page(Request(scope), 413, "That is too long for a form.")
     if headers.get("sec-fetch-site", "same-origin") != "same-origin":
-        return _page("error.html", 403, sentence="The form was sent from another site.")
+        return _error_page(Request(scope), 403, "The form was sent from another site.")
     return None
 
 
-def _told(_: Request, error: Exception) -> Response:
+def _told(request: Request, error: Exception) -> Response:
     """An error as a page."""
     if isinstance(error, StarletteHTTPException):
-        return _page("error.html", error.status_code, error.headers, sentence=error.detail)
-    return _page("error.html", 400, sentence="Something is missing in the form.")
+        return _error_page(request, error.status_code, error.detail, error.headers)
+    return _error_page(request, 400, "Something is missing in the form.")
+
+
+def _without_database(request: Request, error: Exception) -> Response:
+    """The database is down, full or busy. The reason is for whoever runs the study."""
+    reason = getattr(error, "orig", None) or error
+    _LOG.error("the database cannot be used: %s", str(reason).strip().split("\n", 1)[0])
+    return _error_page(request, 503, _NO_DATABASE, _WAIT)
+
+
+def _broken(request: Request, _: Exception) -> Response:
+    """Anything else; the server writes the trace. This answer is made outside of `_Guard`."""
+    return _error_page(request, 500, _BROKEN, _HEADERS)
+
+
+def _error_page(
+    request: Request, status: int, sentence: str, headers: Mapping[str, str] | None = None
+) -> Response:
+    """A respondent who asks for help, or to be forgotten, finds the number also here."""
+    respondent = _signed_in(request)
+    return _page("error.html", status, headers, sentence=sentence, respondent=respondent)
+
+
+def _signed_in(request: Request) -> str | None:
+    """The id in the cookie, if we signed it."""
+    site: Site = request.scope["app"].state.site
+    try:
+        return site.cookies.loads(request.cookies.get(COOKIE, ""))
+    except BadSignature:
+        return None
 
 
 # Dependencies that wait for nothing are coroutines: others cost a hop to a thread each.
@@ -178,12 +243,8 @@ async def _site(request: Request) -> Site:
 SiteHere = Annotated[Site, Depends(_site)]
 
 
-async def _respondent(request: Request, site: SiteHere) -> str | None:
-    """The id in the cookie, if we signed it."""
-    try:
-        return site.cookies.loads(request.cookies.get(COOKIE, ""))
-    except BadSignature:
-        return None
+async def _respondent(request: Request) -> str | None:
+    return _signed_in(request)
 
 
 RespondentHere = Annotated[str | None, Depends(_respondent)]
@@ -218,8 +279,11 @@ def _address(scope: Scope) -> str:
 _pages = APIRouter(dependencies=[Depends(_limited)])
 _files = APIRouter()
 
+# FastAPI answers HEAD only where it is told to.
+_READ: Any = {"methods": ["GET", "HEAD"]}
 
-@_pages.get("/")
+
+@_pages.api_route("/", **_READ)
 def _home(site: SiteHere, respondent: RespondentHere) -> Response:
     """Consent and instructions, or the way back in."""
     sheet = None if respondent is None else database.sheet(site.engine, respondent)
@@ -264,7 +328,7 @@ def _start(request: Request, site: SiteHere, respondent: RespondentHere, token: 
     return response
 
 
-@_pages.get("/page/{number}")
+@_pages.api_route("/page/{number}", **_READ)
 def _show(number: int, site: SiteHere, respondent: RespondentHere) -> Response:
     """One prompt and the sets of images."""
     sheet = _sheet(site, respondent)
@@ -301,7 +365,7 @@ def _vote(number: int, site: SiteHere, respondent: RespondentHere, token: Field,
     return _to(_next_unanswered(sheet, after=number))
 
 
-@_pages.get("/review")
+@_pages.api_route("/review", **_READ)
 def _review(site: SiteHere, respondent: RespondentHere) -> Response:
     """Which pages have been answered, and the way to hand them in."""
     sheet = _sheet(site, respondent)
@@ -319,14 +383,14 @@ def _submit(site: SiteHere, respondent: RespondentHere, token: Field) -> Respons
     return _to("/done" if database.submit(site.engine, str(respondent)) else "/review")
 
 
-@_pages.get("/done")
+@_pages.api_route("/done", **_READ)
 def _done(site: SiteHere, respondent: RespondentHere) -> Response:
     """Thanks."""
     submitted = _sheet(site, respondent).submitted
     return _page("done.html", respondent=respondent) if submitted else _to("/review")
 
 
-@_pages.get("/progress")
+@_pages.api_route("/progress", **_READ)
 def _progress(site: SiteHere, token: str = "") -> Response:
     """How far the respondents are, for the owner. What they prefer stays unknown until the analysis."""
     if not hmac.compare_digest(token.encode(), site.owner_token.encode()):
@@ -335,7 +399,7 @@ def _progress(site: SiteHere, token: str = "") -> Response:
     return _page("progress.html", counts=counts, pages=len(site.study.pages), hash=site.study.hash)
 
 
-@_files.get("/images/{name}")
+@_files.api_route("/images/{name}", **_READ)
 async def _image(name: str, site: SiteHere) -> Response:
     """An image of the study. No date goes with it: the order in which files were written tells tales."""
     if name not in site.study.files:

@@ -1,0 +1,21 @@
+"""Ctrl-C while a caller's model is given back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+
+def to_the_end(undo: Callable[[], None]) -> None:
+    """Run a clean-up that can be repeated: Ctrl-C in its midst begins it anew, and is raised at the end.
+
+    So whoever presses Ctrl-C twice gets the model back as it was all the same.
+    """
+    interrupted: KeyboardInterrupt | None = None
+    while True:
+        try:
+            undo()
+            break
+        except KeyboardInterrupt as again:
+            interrupted = again
+    if interrupted is not None:
+        raise interrupted

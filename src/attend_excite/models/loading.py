@@ -1,0 +1,233 @@
+"""Make a model ready, found by name, folder or Hub id."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from torch import nn
+
+from attend_excite.documents import read_object
+from attend_excite.guidance.schedule import Recipe
+from attend_excite.models.catalogue import SETTINGS_FILE, VOCABULARIES, generator, sought
+from attend_excite.models.families import Family, family_class, is_served
+from attend_excite.models.model import Model
+
+
+@torch.inference_mode(False)  # weights that are made in a caller's could never be nursed with
+def load(
+    model: str | Path | DiffusionPipeline,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
+    revision: str | None = None,
+) -> Model:
+    """Make a model ready.
+
+    Args:
+        model: a short name ("stickers", "sd-1.4", ...: see `catalogue`), a folder in diffusers layout, a
+            Hub id, or a diffusers text-to-image pipeline of a family that is served, which is used where it
+            is and as it is and left as it was.
+        device: "cpu", "cuda", "mps", ...; None: the first of CUDA, MPS and CPU that is there.
+        dtype: of the weights, as torch.float16 or "float16"; None: float16 on CUDA, else float32.
+        revision: branch, tag or commit of a model on the Hub.
+
+    Raises:
+        ValueError: there is no such model, device or dtype, its architecture or task isn't served, weights or
+            files of it are missing, or a device or dtype is given for a pipeline.
+    """
+    if isinstance(model, DiffusionPipeline):
+        if device is not None or dtype is not None or revision is not None:
+            raise ValueError(
+                "device, dtype and revision are for models loaded by name: move the pipeline itself"
+            )
+        folder = model.config.get("_name_or_path") or "pipeline"
+        settings = _read_settings(folder, None) if Path(folder).is_dir() else {}
+        return _ready(family_of(model), folder, settings)
+
+    if not isinstance(model, str | Path):
+        raise ValueError(
+            f"load takes a name, a folder or a diffusers pipeline, and this is a {type(model).__name__}: "
+            "pass the pipeline that it is a part of"
+        )
+    name = str(model)
+    source = generator(name)
+    if device is not None and not is_usable(device):
+        raise ValueError(f"the device '{device}' is not here: leave it out, or use cpu")
+    device = torch.device(device) if device is not None else _best_device()
+    dtype = _dtype(dtype or ("float16" if device.type == "cuda" else "float32"))
+    family = _read_family(source, name, dtype, revision)
+    family.pipeline.to(device)
+    return _ready(family, name, _read_settings(source, revision))
+
+
+def is_usable(device: str | torch.device) -> bool:
+    """Whether a device is here, and torch can use it."""
+    try:
+        torch.empty(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
+        return False
+    return True
+
+
+def _dtype(dtype: torch.dtype | str) -> torch.dtype:
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"the dtype is {dtype}: give float32, float16 or bfloat16")
+    return found
+
+
+def _ready(family: Family, name: str, settings: dict[str, Any]) -> Model:
+    """A model with its own settings, and for the rest those of its family."""
+    defaults = family.defaults
+    return Model(
+        family,
+        name,
+        recipe=settings.get("recipe") or Recipe.from_dict(defaults.recipe),
+        attention_downsampling=settings.get("attention_downsampling", defaults.attention_downsampling),
+        layers=None if settings.get("layers") is None else tuple(settings["layers"]),
+    )
+
+
+def family_of(pipeline: DiffusionPipeline) -> Family:
+    """The family that serves a caller's pipeline.
+
+    Raises:
+        ValueError: none does, or it lacks a part.
+    """
+    name = next(
+        (c.__name__ for c in type(pipeline).__mro__ if is_served(c.__name__)), type(pipeline).__name__
+    )
+    family = family_class(name)
+    parts = pipeline.components
+    if missing := [part for part in (family.network_part, "vae", "scheduler") if parts.get(part) is None]:
+        raise ValueError(f"this {type(pipeline).__name__} has no {', '.join(missing)}: load it whole")
+    configs = {part: getattr(module, "config", None) or {} for part, module in parts.items()}
+    if reason := family.refusal(configs) or _unusable(parts[family.network_part]):
+        raise ValueError(f"this {type(pipeline).__name__} is not served: {reason}")
+    return family(pipeline)
+
+
+def _unusable(network: Any) -> str | None:
+    """Why a network, of whatever family, can't be nursed as it is."""
+    if getattr(network, "encoder_hid_proj", None) is not None:
+        return "an IP-Adapter is loaded into it: take it out with unload_ip_adapter()"
+    if any(parameter.is_inference() for parameter in network.parameters()):
+        return "its weights were made within torch.inference_mode, which forbids gradients: load it outside"
+    return None
+
+
+def _best_device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def _read_family(source: str | Path, name: str, dtype: torch.dtype, revision: str | None) -> Family:
+    # What can't be served, or isn't whole, is told before its weights are read.
+    with sought(source, name, revision):
+        index: Any = {} if Path(source).is_dir() else DiffusionPipeline.load_config(source, revision=revision)
+    if Path(source).is_dir():
+        index = _config(Path(source) / "model_index.json")
+    kinds = {part: kind for part, kind in index.items() if isinstance(kind, list) and None not in kind}
+    family = family_class(str(index.get("_class_name")))
+    if Path(source).is_dir():
+        configs = {part: _read_config(Path(source), part) for part in kinds}
+        if reason := family.refusal(configs):
+            raise ValueError(f"the model in '{source}' is not served: {reason}")
+    with sought(source, name, revision):
+        parts = {
+            part: _read_weights(kind, source, part, dtype, revision)
+            for part, kind in kinds.items()
+            if kind[0] in ("diffusers", "transformers") and issubclass(_class_of(kind), nn.Module)
+        }
+        pipeline = DiffusionPipeline.from_pretrained(source, dtype=dtype, revision=revision, **parts)
+    return family_of(pipeline)
+
+
+def _class_of(kind: Sequence[str]) -> Any:
+    """A part's class by its library and name, as model_index.json has them."""
+    library = import_module(kind[0])
+    if not hasattr(library, kind[1]):
+        raise ValueError(
+            f"its model_index.json names {kind[1]}, which {kind[0]} doesn't have: update {kind[0]}"
+        )
+    return getattr(library, kind[1])
+
+
+def _read_config(folder: Path, part: str) -> dict[str, Any]:
+    if not (folder / part).is_dir():
+        raise ValueError(f"the model in '{folder}' is not whole: it has no folder '{part}'")
+    if "tokenizer" in part:
+        if not any((folder / part / file).is_file() for file in VOCABULARIES):
+            raise ValueError(
+                f"the model in '{folder}' is not whole: '{part}' has no vocabulary "
+                f"({', '.join(VOCABULARIES)})"
+            )
+        return {}
+    path = folder / part / "config.json"
+    return _config(path) if path.is_file() else {}
+
+
+def _read_weights(
+    kind: Sequence[str], source: str | Path, part: str, dtype: torch.dtype, revision: str | None
+) -> Any:
+    """A part with all of its weights; libraries only warn where some aren't there, and draw with noise."""
+    named = {"dtype": dtype} if kind[0] == "transformers" else {"torch_dtype": dtype}
+    module, found = _class_of(kind).from_pretrained(
+        source, subfolder=part, revision=revision, output_loading_info=True, **named
+    )
+    for what, key in (
+        ("lacks", "missing_keys"),
+        ("has unknown", "unexpected_keys"),
+        ("has misshapen", "mismatched_keys"),
+    ):
+        if names := sorted(str(name) for name in found.get(key) or ()):
+            shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            raise ValueError(
+                f"the weights of '{part}' in '{source}' are not those of a {kind[1]}: the file {what} "
+                f"{len(names)} of them ({shown}); get the model again, or update {kind[0]}"
+            )
+    return module
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        return read_object(path)
+    except ValueError as error:
+        raise ValueError(f"'{path}' {error}") from error
+
+
+def _read_settings(source: str | Path, revision: str | None) -> dict[str, Any]:
+    path = Path(source) / SETTINGS_FILE
+    if not Path(source).is_dir():
+        try:
+            path = Path(hf_hub_download(str(source), SETTINGS_FILE, revision=revision))
+        except (OSError, EntryNotFoundError):
+            return {}
+    if not path.is_file():
+        return {}
+    settings = _config(path)
+    try:
+        if unknown := sorted(settings.keys() - {"attention_downsampling", "layers", "recipe"}):
+            raise ValueError(f"unknown: {unknown[0]}")
+        downsampling, layers = settings.get("attention_downsampling", 1), settings.get("layers") or []
+        if type(downsampling) is not int or downsampling < 1:
+            raise ValueError(
+                f"attention_downsampling is {downsampling!r}: it must be a whole number, 1 or more"
+            )
+        if not isinstance(layers, list) or not all(isinstance(layer, str) for layer in layers):
+            raise ValueError("layers must be a list of names")
+        if "recipe" in settings:
+            settings["recipe"] = Recipe.from_dict(settings["recipe"])
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"'{path}' cannot be used: {error}") from error
+    return settings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, ClassVar
 
 from diffusers.models.attention_processor import Attention
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -14,16 +14,15 @@ from attend_excite.attention.places import Place
 from attend_excite.attention.texts import attend_to_sets
 from attend_excite.models.families.base import Family
 
-# What a guidance pass keeps for the way back, in activations of the UNet's first level: 190 in Stable
-# Diffusion 1.4, 230 in the bundled model. Twice that, for what else comes and goes.
-_ACTIVATIONS_AN_IMAGE = 2 * 230
-
 
 class UNetFamily(Family):
     """Around a `UNet2DConditionModel`, whose cross-attention layers have different resolutions."""
 
     network_part = "unet"
     sets_refusal = None
+    activations: ClassVar[int] = 230
+    """What a guidance pass keeps for the way back, in activations of the UNet's first level: 190 in Stable
+    Diffusion 1.4, 230 in the bundled model."""
 
     def places(self, downsampling: int) -> tuple[Place, ...]:
         return cross_attention_places(self.network, downsampling)
@@ -43,8 +42,22 @@ class UNetFamily(Family):
     def textless_modules(self) -> tuple[nn.Module, ...]:
         return tuple(textless_modules(self.network))
 
+    def all_places(self) -> tuple[Place, ...]:
+        return tuple(all_places(self.network))
+
+    def downsamplings(self) -> tuple[int, ...]:
+        return downsamplings(self.network)
+
+    def attend_to_sets(self, sets: int, width: int) -> AbstractContextManager[None]:
+        return attend_to_sets(self.network, sets, width)
+
+    def textless_modules(self) -> tuple[nn.Module, ...]:
+        return tuple(textless_modules(self.network))
+
     def activation_bytes(self, size: tuple[int, int]) -> int:
-        return activation_bytes(self.network, size)
+        first_level = size[0] * size[1] * self.network.config["block_out_channels"][0]
+        # Twice what is kept, for what else comes and goes.
+        return 2 * self.activations * first_level * self.network.dtype.itemsize
 
 
 def refusal(config: Mapping[str, Any], addition: str | None = None) -> str | None:

@@ -42,18 +42,6 @@ class UNetFamily(Family):
     def textless_modules(self) -> tuple[nn.Module, ...]:
         return tuple(textless_modules(self.network))
 
-    def all_places(self) -> tuple[Place, ...]:
-        return tuple(all_places(self.network))
-
-    def downsamplings(self) -> tuple[int, ...]:
-        return downsamplings(self.network)
-
-    def attend_to_sets(self, sets: int, width: int) -> AbstractContextManager[None]:
-        return attend_to_sets(self.network, sets, width)
-
-    def textless_modules(self) -> tuple[nn.Module, ...]:
-        return tuple(textless_modules(self.network))
-
     def activation_bytes(self, size: tuple[int, int]) -> int:
         first_level = size[0] * size[1] * self.network.config["block_out_channels"][0]
         # Twice what is kept, for what else comes and goes.
@@ -131,12 +119,6 @@ def textless_modules(module: nn.Module) -> Iterator[nn.Module]:
             yield from textless_modules(child)
         elif next(child.children(), None) is not None:
             yield child
-
-
-def activation_bytes(unet: UNet2DConditionModel, size: tuple[int, int]) -> int:
-    """About how much memory a guidance pass takes for each image of a latent's (height, width)."""
-    first_level = size[0] * size[1] * unet.config["block_out_channels"][0] * unet.dtype.itemsize
-    return _ACTIVATIONS_AN_IMAGE * first_level
 
 
 def all_places(unet: UNet2DConditionModel) -> Iterator[Place]:

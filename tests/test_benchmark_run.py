@@ -401,6 +401,8 @@ def test_systems_with_recipes_of_ones_own(tmp_path: Path) -> None:
         replace(official, step_size=5),
         replace(official, step_size=10),
     ]
+    (other,) = systems_named(["syngen step_size=7"], official)
+    assert (other.method.name, other.method.recipe.step_size) == ("syngen", 7)  # type: ignore[attr-defined]
     assert sweep("bare altered=0.25,1") == ["attend-excite bare altered=0.25", "attend-excite bare altered=1"]
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.json").write_text('{"base": "recommended"}')

@@ -1,8 +1,9 @@
 """Reading joint attention at FLUX's shape for 1024 pixels: the whole matrix, or indicator columns.
 
-`python benchmarks/joint_attention.py` prints peak memory and time of one layer, forward and backward, on the CPU:
-of the layer's own fused attention, of the matrix written out, and of `attention.record.text_attention`, each in a
-process of its own, the times of all three in turns. 4096 image and 512 text tokens, 24 heads of 128, float32.
+`python benchmarks/joint_attention.py` prints peak memory and time of one layer, forward and backward, on
+the CPU: of the layer's own fused attention, of the matrix written out, and of
+`attention.record.text_attention`, each in a process of its own, all three in turns. 4096 image and 512 text
+tokens, 24 heads of 128, float32.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ def run(way: str, image: int, text: int, heads: int, width: int, columns: int) -
 
 def main() -> None:
     """Measure each way by turns."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--way", choices=WAYS, help="one pass of one way, in this process")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--image", type=int, default=4096, help="image tokens")
@@ -68,7 +71,9 @@ def main() -> None:
     for way in WAYS:
         seconds, peaks = zip(*sorted(figures[way]), strict=True)
         middle = len(seconds) // 2
-        print(f"{way:>6}: {seconds[middle]:.2f} s ({seconds[0]:.2f} to {seconds[-1]:.2f}), {max(peaks):.0f} MiB")
+        print(
+            f"{way:>6}: {seconds[middle]:.2f} s ({seconds[0]:.2f} to {seconds[-1]:.2f}), {max(peaks):.0f} MiB"
+        )
 
 
 if __name__ == "__main__":

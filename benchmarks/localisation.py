@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attend_excite import AttendAndExcite, Model, StableDiffusion, load
-from attend_excite.metadata import written_whole
+from attend_excite.files import written_whole
 from attend_excite.methods import Method
 from attend_excite.models.catalogue import source_of
 from attend_excite.models.judge import Judge, pixels

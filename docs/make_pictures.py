@@ -1,8 +1,16 @@
-"""Draw the pictures of the docs: python docs/make_pictures.py gallery, methods, or explain."""
+"""Draw the pictures of the docs: python docs/make_pictures.py gallery, methods, explain, opening, or web.
+
+`opening` looks for what the web page opens with, and writes it into the package's data: of the benchmark's
+prompts in their order, and of each the seeds 0 to 3, the first where the plain picture lacks a subject by the
+bundled judge. So it is chosen by what the plain model does, whatever becomes of it with Attend-and-Excite.
+Run it again whenever the bundled weights change, and `web` after it, which takes pictures of the page with
+Chromium.
+"""
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import random
 from collections.abc import Mapping, Sequence
@@ -13,9 +21,12 @@ from pathlib import Path
 from PIL import Image
 
 from attend_excite import AttendAndExcite, Generation, Model, StableDiffusion, load
+from attend_excite.benchmark.prompts import paper_prompts
 from attend_excite.explain import curves_figure, evolution_figure, maps_figure
 from attend_excite.methods import METHODS
 from attend_excite.sheets import PAPER, comparison_sheet
+from attend_excite.subjects import parse
+from attend_excite.verdict import verdicts
 
 HERE = Path(__file__).parent
 SEEDS = range(4)
@@ -76,6 +87,61 @@ def explain(model: Model, steps: int) -> None:
     print(f"{path.name}: {path.stat().st_size // 1024} kB")
 
 
+def opening(model: Model, steps: int) -> None:
+    """What the web page opens with: see above."""
+    methods = {f"{model.name}, plain": StableDiffusion(), AttendAndExcite().title: AttendAndExcite()}
+    plain, _ = methods.values()
+    for prompt in paper_prompts():
+        run = model.generate(prompt.text, method=plain, seeds=SEEDS, steps=steps)
+        parsed = parse(prompt.text, model.tokenizer)
+        lacking = [
+            seed
+            for seed, verdict in zip(SEEDS, verdicts(run.images, parsed, model.name), strict=True)
+            if not all(verdict.values())
+        ]
+        if lacking:
+            break
+    else:
+        raise SystemExit("the plain model lacks nothing: choose an opening by another rule")
+    seed, seen, data = lacking[0], {}, Path(str(files("attend_excite"))) / "data"
+    for index, (label, method) in enumerate(methods.items()):
+        run = model.generate(prompt.text, method=method, seeds=seed, steps=steps)
+        save(data / f"opening-{index}.webp", run.images[0])
+        (seen[label],) = verdicts(run.images, parsed, model.name)
+    path = data / "examples.json"
+    examples = json.loads(path.read_text(encoding="utf-8"))
+    examples["opening"] = {
+        "model": model.name,
+        "prompt": prompt.text,
+        "seed": seed,
+        "steps": steps,
+        "verdicts": {label: dict(verdict) for label, verdict in seen.items()},
+    }
+    prompts = ",\n".join(f"    {json.dumps(example)}" for example in examples["prompts"])
+    told = json.dumps(examples["opening"], indent=2).replace("\n", "\n  ")
+    path.write_text(f'{{\n  "opening": {told},\n  "prompts": [\n{prompts}\n  ]\n}}\n', encoding="utf-8")
+    print(f"{prompt.text}, seed {seed}: {seen}")
+
+
+def web() -> None:
+    """The web page with what it opens with: drawn, on a desktop; and on a phone, in the dark."""
+    from playwright.sync_api import sync_playwright
+
+    from attend_excite.app.page import serving
+
+    with serving(["stickers"]) as served, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        for name, scheme, size in (("desktop", "light", (1360, 900)), ("phone", "dark", (390, 844))):
+            viewport = {"width": size[0], "height": size[1]}
+            page = browser.new_page(viewport=viewport, color_scheme=scheme)
+            page.goto(served.local_url)
+            page.locator("#ae-draw").click()
+            page.locator("#ae-maps img").first.wait_for()
+            page.wait_for_timeout(1000)
+            whole = Image.open(io.BytesIO(page.screenshot(full_page=name == "desktop")))
+            save(HERE / f"web-{name}.webp", whole.convert("RGB"))
+
+
 def save(path: Path, picture: Image.Image) -> None:
     picture.save(path, quality=80, method=6)
     print(f"{path.name}: {path.stat().st_size // 1024} kB")
@@ -83,13 +149,19 @@ def save(path: Path, picture: Image.Image) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("picture", choices=("gallery", "methods", "explain"))
+    parser.add_argument("picture", choices=("gallery", "methods", "explain", "opening", "web"))
     parser.add_argument("--model", default="stickers", help="name, folder or Hub id")
     parser.add_argument("--steps", type=int, default=50, help="denoising steps")
     arguments = parser.parse_args()
+    if arguments.picture == "web":
+        web()
+        return
     model = load(arguments.model)
     if arguments.picture == "explain":
         explain(model, arguments.steps)
+        return
+    if arguments.picture == "opening":
+        opening(model, arguments.steps)
         return
     prompts: Sequence[str] = METHODS_PROMPTS
     names: Sequence[str] = tuple(METHODS)

@@ -3,22 +3,39 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
+from diffusers.models.transformers.sana_transformer import SanaTransformer2DModel
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.pipelines.pixart_alpha.pipeline_pixart_alpha import PixArtAlphaPipeline
+from diffusers.pipelines.pixart_alpha.pipeline_pixart_sigma import PixArtSigmaPipeline
+from diffusers.pipelines.sana.pipeline_sana import SanaPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_edm_dpmsolver_multistep import EDMDPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import nn
 from transformers import (
     CLIPTextConfig,
+    CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Gemma2Config,
+    Gemma2Model,
     PreTrainedTokenizerFast,
     T5Config,
     T5EncoderModel,
@@ -31,9 +48,9 @@ WORDS = "a an and the with of cat frog dog lion bowl red yellow green crown in o
 
 
 @functools.cache
-def clip_tokenizer(length: int = 77) -> CLIPTokenizer:
+def clip_tokenizer(length: int = 77, **options: Any) -> CLIPTokenizer:
     """CLIP's own."""
-    return CLIPTokenizer.from_pretrained(BUNDLED / "tokenizer", model_max_length=length)
+    return CLIPTokenizer.from_pretrained(BUNDLED / "tokenizer", model_max_length=length, **options)
 
 
 @functools.cache
@@ -42,37 +59,54 @@ def t5_tokenizer() -> PreTrainedTokenizerFast:
 
     It cuts "sombrero" in two where CLIP's has one piece more.
     """
+    return _unigram("$A </s>", WORDS.split())
+
+
+@functools.cache
+def gemma_tokenizer() -> PreTrainedTokenizerFast:
+    """One as Gemma's: `<s>` before the text and no token behind it, padding in front. It has the words of
+    Sana's instruction, so that this isn't long."""
+    instruction = signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
+    words = {*WORDS.split(), *" ".join(instruction).split()}
+    return _unigram("<s> $A", sorted(words), bos_token="<s>", padding_side="left")
+
+
+def _unigram(template: str, words: Sequence[str], **options: Any) -> PreTrainedTokenizerFast:
     letters = "abcdefghijklmnopqrstuvwxyz,.'-"
-    pieces = [f"▁{word}" for word in WORDS.split()] + ["▁som", "brero", "▁", *letters]
-    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0)]
+    pieces = [f"▁{word}" for word in words] + ["▁som", "brero", "▁", *letters]
+    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), ("<s>", 0.0)]
     vocabulary += [(piece, -1.0 - 2 * (len(piece) < 2)) for piece in pieces]
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=2, byte_fallback=False))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    tokenizer.post_processor = processors.TemplateProcessing("$A </s>", "$A $B </s>", [("</s>", 1)])
+    tokenizer.post_processor = processors.TemplateProcessing(template, None, [("</s>", 1), ("<s>", 3)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
         eos_token="</s>",
         unk_token="<unk>",
         model_max_length=512,
+        **options,
+    )
+
+
+def clip_config(width: int, feedforward: int = 16, **options: Any) -> CLIPTextConfig:
+    """That of a small CLIP text encoder."""
+    return CLIPTextConfig(
+        vocab_size=49408,
+        hidden_size=width,
+        intermediate_size=feedforward,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        bos_token_id=49406,
+        eos_token_id=49407,
+        **options,
     )
 
 
 def clip_encoder(width: int, projection: int) -> CLIPTextModelWithProjection:
     """A random CLIP text encoder."""
-    return CLIPTextModelWithProjection(
-        CLIPTextConfig(
-            vocab_size=49408,
-            hidden_size=width,
-            intermediate_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            projection_dim=projection,
-            bos_token_id=49406,
-            eos_token_id=49407,
-        )
-    )
+    return CLIPTextModelWithProjection(clip_config(width, projection_dim=projection))
 
 
 def t5_encoder(width: int) -> T5EncoderModel:
@@ -86,6 +120,7 @@ def t5_encoder(width: int) -> T5EncoderModel:
             num_layers=2,
             num_heads=2,
             feed_forward_proj="gated-gelu",
+            dropout_rate=0.0,
         )
     )
 
@@ -107,6 +142,185 @@ def sharpened(network: nn.Module, parts: tuple[str, ...], times: float = 4.0) ->
     for name, parameter in network.named_parameters():
         if any(part in name for part in parts):
             parameter.data.mul_(times)
+
+
+LATENT_DIFFUSION: Mapping[str, Any] = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+}
+"""The schedule of Stable Diffusion's training."""
+
+
+def stable_diffusion() -> StableDiffusionPipeline:
+    """A random SD 1.x of four levels, 128x128 pixels.
+
+    Its maps at a quarter of the latent's size are 4x4, from one layer on the way down and two on the
+    way up.
+    """
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(8, 16, 16, 16),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        attention_head_dim=2,
+        cross_attention_dim=16,
+        norm_num_groups=4,
+    )
+    sharpened(unet, ("attn2.to_q", "attn2.to_k"))
+    return StableDiffusionPipeline(
+        unet=unet,
+        text_encoder=CLIPTextModel(clip_config(16, feedforward=32)),
+        tokenizer=clip_tokenizer(),
+        vae=autoencoder(4, sample_size=128),
+        scheduler=DDIMScheduler(clip_sample=False, set_alpha_to_one=False, **LATENT_DIFFUSION),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def stable_diffusion_xl() -> StableDiffusionXLPipeline:
+    """Stable Diffusion XL's three levels, the first without attention to the text."""
+    torch.manual_seed(0)
+    return _stable_diffusion_xl(
+        EulerDiscreteScheduler(timestep_spacing="leading", **LATENT_DIFFUSION),
+        {"transformer_layers_per_block": (1, 1, 2)},
+        {"force_upcast": True},
+    )
+
+
+def stable_diffusion_xl_relative() -> StableDiffusionXLPipeline:
+    """SSD-1B's network, which has nothing in its middle and fewer layers on the way down than up;
+    Playground's scheduler and autoencoder."""
+    torch.manual_seed(0)
+    return _stable_diffusion_xl(
+        EDMDPMSolverMultistepScheduler(sigma_min=0.002, sigma_max=80.0, sigma_data=0.5),
+        {
+            "mid_block_type": "UNetMidBlock2D",
+            "transformer_layers_per_block": [1, [1], [2]],
+            "reverse_transformer_layers_per_block": [[2, 1], [1, 1], 1],
+        },
+        {"latents_mean": [-1.5, 1.0, 0.25, 0.0], "latents_std": [8.5, 6.0, 7.0, 5.25], "scaling_factor": 0.5},
+    )
+
+
+def _stable_diffusion_xl(
+    scheduler: Any, network: Mapping[str, Any], vae: Mapping[str, Any]
+) -> StableDiffusionXLPipeline:
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(8, 16, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=(1, 2, 2),
+        cross_attention_dim=32,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 24,
+        norm_num_groups=4,
+        **network,
+    )
+    sharpened(unet, ("attn2.to_q", "attn2.to_k"))
+    return StableDiffusionXLPipeline(
+        unet=unet,
+        scheduler=scheduler,
+        vae=autoencoder(4, **vae),
+        text_encoder=CLIPTextModel(clip_config(16)),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=clip_encoder(16, 24),
+        tokenizer_2=clip_tokenizer(pad_token="!"),
+    )
+
+
+def pixart_sigma() -> PixArtSigmaPipeline:
+    """PixArt-Σ."""
+    return PixArtSigmaPipeline(**_pixart(sample_size=16))
+
+
+def pixart_alpha() -> PixArtAlphaPipeline:
+    """PixArt-α for 1024x1024 pixels, which is told the size of its pictures."""
+    return PixArtAlphaPipeline(**_pixart(sample_size=128))
+
+
+def _pixart(**options: Any) -> dict[str, Any]:
+    torch.manual_seed(0)
+    transformer = PixArtTransformer2DModel(
+        num_layers=2,
+        patch_size=2,
+        attention_head_dim=8,
+        num_attention_heads=3,
+        caption_channels=32,
+        in_channels=4,
+        cross_attention_dim=24,
+        out_channels=8,
+        **options,
+    )
+    sharpened(transformer, ("attn2.to_q", "attn2.to_k"))
+    return {
+        "transformer": transformer,
+        "scheduler": DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02),
+        "vae": autoencoder(4),
+        "text_encoder": t5_encoder(32),
+        "tokenizer": t5_tokenizer(),
+    }
+
+
+def sana() -> SanaPipeline:
+    """Sana, its autoencoder with 8 pixels a cell instead of 32."""
+    torch.manual_seed(0)
+    transformer = SanaTransformer2DModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=8,
+        cross_attention_dim=16,
+        caption_channels=16,
+        qk_norm="rms_norm_across_heads",
+    )
+    sharpened(transformer, ("attn2.norm_q", "attn2.norm_k"))
+    encoder = Gemma2Config(
+        vocab_size=len(gemma_tokenizer()),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+    )
+    blocks = ("ResBlock",) * 4
+    vae = AutoencoderDC(
+        latent_channels=4,
+        encoder_block_types=blocks,
+        decoder_block_types=blocks,
+        encoder_block_out_channels=(8,) * 4,
+        decoder_block_out_channels=(8,) * 4,
+        encoder_layers_per_block=(1,) * 4,
+        decoder_layers_per_block=(1,) * 4,
+        encoder_qkv_multiscales=((),) * 4,
+        decoder_qkv_multiscales=((),) * 4,
+        downsample_block_type="conv",
+        upsample_block_type="interpolate",
+        scaling_factor=0.4,
+    )
+    return SanaPipeline(
+        transformer=transformer,
+        scheduler=DPMSolverMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
+        vae=vae,
+        text_encoder=Gemma2Model(encoder),
+        tokenizer=gemma_tokenizer(),
+    )
 
 
 def stable_diffusion_3(t5: bool = True) -> StableDiffusion3Pipeline:
@@ -142,7 +356,25 @@ def stable_diffusion_3(t5: bool = True) -> StableDiffusion3Pipeline:
 
 
 FAMILIES: Mapping[str, Callable[[], DiffusionPipeline]] = {
+    "pixart": pixart_sigma,
+    "sana": sana,
+    "stable-diffusion": stable_diffusion,
     "stable-diffusion-3": stable_diffusion_3,
     "stable-diffusion-3 without T5": functools.partial(stable_diffusion_3, t5=False),
+    "stable-diffusion-xl": stable_diffusion_xl,
+    "stable-diffusion-xl's relatives": stable_diffusion_xl_relative,
 }
 """What is to pass every test of the contract (`test_families.py`), by a name for people."""
+
+SCHEDULERS: Mapping[str, Callable[[], Any]] = {
+    "DDIM": functools.partial(DDIMScheduler, clip_sample=False, **LATENT_DIFFUSION),
+    "DPM++": functools.partial(DPMSolverMultistepScheduler, **LATENT_DIFFUSION),
+}
+"""What diffusion models draw with beside their default."""
+
+PIPELINE_OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "PixArtAlphaPipeline": {"use_resolution_binning": False, "clean_caption": False},
+    "PixArtSigmaPipeline": {"use_resolution_binning": False, "clean_caption": False},
+    "SanaPipeline": {"use_resolution_binning": False, "clean_caption": False},
+}
+"""With what a pipeline, by its class, is to be called to draw a prompt as it is, in the size asked for."""

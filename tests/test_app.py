@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,16 +20,27 @@ from typer.testing import CliRunner
 
 from attend_excite import Model, Recipe, Subject
 from attend_excite.cli import app
+from attend_excite.generate import unread_tokens
 from attend_excite.metadata import read_origin, write_png
 from attend_excite.methods import AttendAndExcite
 
 pytest.importorskip("gradio", reason="the web page needs gradio")
 
 from attend_excite.app import history, views
-from attend_excite.app.actions import Drawn, Progress, Redrawn, Server, compare, draw, draw_again, overlays
+from attend_excite.app.actions import (
+    Drawn,
+    Progress,
+    Redrawn,
+    Server,
+    compare,
+    draw,
+    draw_again,
+    kept,
+    overlays,
+)
 from attend_excite.app.forms import Form
-from attend_excite.app.jobs import reports
-from attend_excite.app.limits import MAX_PROMPT
+from attend_excite.app.jobs import Line, Stops, reports
+from attend_excite.app.limits import MAX_BODY, MAX_PROMPT
 from attend_excite.app.models import Models
 from attend_excite.app.words import subjects_of, words_document, words_from, words_of
 
@@ -78,11 +91,39 @@ def test_nouns_are_chosen_and_token_splits_shown(tokenizer: CLIPTokenizer) -> No
 def test_what_was_clicked_stays_while_the_prompt_is_edited(tokenizer: CLIPTokenizer) -> None:
     words, _ = words_of("a cat and a cat", tokenizer)
     words = tuple(
-        replace(word, negated=True, target=0.25, touched=True) if word.name == "cat#2" else word
+        replace(word, negated=True, target=0.25, clicked_in="a cat and a cat")
+        if word.name == "cat#2"
+        else word
         for word in words
     )
     again, _ = words_of("a cat and a cat, a frog", tokenizer, earlier=words_from(words_document(words, "")))
     assert subjects_of(again) == (Subject("cat", 1.0), Subject("cat#2", 0.25, True), Subject("frog", 1.0))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "stays"),
+    [
+        ("a horse and a doghouse", True),
+        ("a big horse and a dog", True),
+        ("a cat and a frog", False),
+        ("a", False),
+    ],
+)
+def test_a_click_goes_with_the_prompt_that_it_belonged_to(
+    tokenizer: CLIPTokenizer, prompt: str, stays: bool
+) -> None:
+    words, _ = words_of("a horse and a dog", tokenizer)
+    clicked = [replace(word, chosen=True, clicked_in="a horse and a dog") for word in words[:1]]
+    again, _ = words_of(prompt, tokenizer, earlier=clicked)
+    assert again[0].chosen is stays
+
+
+def test_words_that_the_model_never_read_are_marked(stickers: Model) -> None:
+    words, note = words_of(
+        "a cat and a purple wombat", stickers.tokenizer, unread_of=partial(unread_tokens, stickers)
+    )
+    assert [word.text for word in words if word.unread] == ["wombat"]
+    assert "never read “wombat”" in note
 
 
 @pytest.mark.parametrize("subjects", [(Subject("cat", 1.0),), ()])
@@ -108,6 +149,9 @@ def test_a_link_says_everything() -> None:
         method="reweight",
         sigma=0.7071067811865476,
         pictures=3,
+        best=True,
+        negative="a hat, “blurred”",
+        scheduler="dpm++",
         seed=2**40,
         width=96,
     )
@@ -155,7 +199,13 @@ def test_all_methods_are_compared_and_refusals_told(server: Server) -> None:
         ({"subjects": (Subject("dog"),)}, "not in the prompt"),
         ({"prompt": "a " + " cat" * 17, "subjects": tuple(map(Subject, _CATS))}, "subjects is 17"),
         ({"steps": 1000}, "steps is 1000"),
+        ({"steps": 0}, "steps is 0: it must be 1 to 100"),
         ({"guidance": float("nan")}, "guidance"),
+        ({"negative": "hat " * MAX_PROMPT}, "the negative prompt has 2000 characters"),
+        ({"subjects": (Subject("cat" * MAX_PROMPT),)}, "a subject has 1500 characters"),
+        ({"recipe": "official" * MAX_PROMPT}, "a name has 4000 characters"),
+        ({"scheduler": "euler?"}, "unknown scheduler"),
+        ({"best": True}, "nobody can tell which picture is the best"),
         ({"seed": -1}, "a seed is -1"),
         ({"width": 4096}, "at most 32768 pixels"),
         ({"max_refinements": 10**9}, "at most 50"),
@@ -256,9 +306,42 @@ def test_texts_of_others_are_only_shown(drawn: Drawn) -> None:
     bad = "<img src=x onerror=alert(1)>"
     prompt = replace(drawn.prompt, text=bad)
     assert bad not in views.drawn_view(replace(drawn, prompt=prompt), 0)
-    entries = history.with_run([], replace(drawn, prompt=prompt))
-    assert bad not in views.history_view(history.entries(entries))
-    assert history.entries([{**entries[0], "pictures": ["http://elsewhere/x.png"]}, "nonsense"]) == []
+    entry = history.entry_of(replace(drawn, prompt=prompt))
+    entries = history.entries(f"[{entry}]")
+    assert len(entries) == 1
+    assert bad not in views.history_view(entries)
+    assert (
+        history.entries(json.dumps([{**entries[0], "pictures": ["http://elsewhere/x.png"]}, "nonsense"]))
+        == []
+    )
+    assert history.entries(json.dumps([{**entries[0], "files": {"plain": "x"}}])) == []
+    assert history.entries("[" * 100_000) == []
+
+
+def test_history_brings_pictures_back_and_nothing_else(server: Server, drawn: Drawn) -> None:
+    (entry,) = history.entries(f"[{history.entry_of(drawn)}]")
+    back = kept(server, entry["folder"], entry["files"])
+    assert back is not None
+    assert (back.files, list(back.seeds), back.prompt) == (drawn.files, [0, 1], drawn.prompt)
+    folder = Path(__file__).parent.parent / "docs" / "results" / "stickers" / "figures"
+    assert kept(server, f"../../../..{folder}", {"plain": ["pairs.png"]}) is None
+    assert kept(server, entry["folder"], {"plain": [f"../../../..{folder}/pairs.png"]}) is None
+    assert kept(server, entry["folder"], {"recipe": ["recipe.json"]}) is None
+
+
+def test_a_picture_fills_the_form_in(server: Server, drawn: Drawn) -> None:
+    model = server.models.get("")
+    origin = read_origin(drawn.files["Attend-and-Excite"][1])
+    form = Form.from_settings(origin.settings, origin.seed, model)
+    assert (form.recipe, form.sigma, form.seed) == ("no-refinement", None, 1)
+    assert form.settings(model) == origin.settings
+    changed = replace(form, sigma=0.25, scheduler="euler", negative="a hat")
+    assert Form.from_settings(changed.settings(model), 1, model) == changed
+    assert isinstance(origin.settings.method, AttendAndExcite)
+    assert isinstance(origin.settings.method.recipe, Recipe)
+    other = replace(origin.settings.method, recipe=replace(origin.settings.method.recipe, temperature=3.0))
+    with pytest.raises(ValueError, match="no place for"):
+        Form.from_settings(replace(origin.settings, method=other), 1, model)
 
 
 def test_the_server_keeps_only_the_latest_runs(
@@ -268,6 +351,35 @@ def test_the_server_keeps_only_the_latest_runs(
     server = Server(Models([str(tiny_folder)]), tmp_path)
     folders = [server.new_folder() for _ in range(5)]
     assert sorted(tmp_path.iterdir()) == sorted(folders[-3:])
+
+
+def test_the_line_keeps_its_order_and_nobody_fills_it() -> None:
+    line = Line(most=3, most_each=1)
+    with ExitStack() as stack:
+        first, second, _ = (stack.enter_context(line.place(who)) for who in ("ann", "bob", "ann"))
+        assert (line.before(first), line.before(second)) == (0, 1)
+        with pytest.raises(ValueError, match="from your address"), line.place("ann"):
+            pass
+        with (
+            line.place("eve"),
+            pytest.raises(ValueError, match="too many runs are waiting"),
+            line.place("joe"),
+        ):
+            pass
+    with line.place("ann") as again:
+        assert line.before(again) == 0
+
+
+def test_stop_is_for_what_was_asked_before_it() -> None:
+    stops = Stops()
+    early = stops.ticket()
+    stops.press("ann")
+    late = stops.ticket()
+    assert [stops.wanted("ann", ticket) for ticket in (early, late)] == [False, True]
+    assert stops.wanted("bob", early)
+    for number in range(2000):
+        stops.press(f"visitor {number}")
+    assert len(vars(stops)["_pressed"]) == 1000
 
 
 @pytest.fixture(scope="module")
@@ -305,6 +417,105 @@ def test_programs_call_the_same_functions(address: str, tmp_path: Path) -> None:
         client.predict({"path": "/etc/passwd"}, api_name="/reproduce")
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "told"),
+    [
+        ("words", {"prompt": "a cat", "model": 5}, "model is 5: it must be a text"),
+        ("words", {"prompt": {"a": "cat"}}, "prompt is {'a': 'cat'}: it must be a text"),
+        ("generate", {"prompt": "a cat", "pictures": "two"}, "pictures is 'two': it must be a whole number"),
+        ("generate", {"prompt": "a cat", "seed": 0.5}, "seed is 0.5: it must be a whole number"),
+        ("generate", {"prompt": "a cat", "steps": True}, "steps is True"),
+        ("generate", {"prompt": "a cat", "steps": 0}, "steps is 0: it must be 1 to 100"),
+        ("generate", {"prompt": "a cat", "guidance": None}, "guidance is None: it must be a number"),
+        (
+            "generate",
+            {"prompt": "a cat", "width": [64]},
+            "width is [64]: it must be a whole number, or nothing",
+        ),
+        ("generate", {"prompt": "a cat", "subjects": [1, 2]}, "subjects must be a list of texts"),
+        ("generate", {"prompt": "a cat", "subjects": {"cat": 1}}, "subjects must be a list of texts"),
+        ("generate", {"prompt": "a cat", "subjects": ["cat" * 1000]}, "a subject has 3000 characters"),
+        ("compare", {"prompt": 1}, "prompt is 1: it must be a text"),
+        ("reproduce", {"picture": "me.png"}, "the picture is no file"),
+        ("reproduce", {"picture": {"path": 3}}, "the picture is no file"),
+        ("reproduce", {"picture": None}, "the picture is no file"),
+    ],
+)
+def test_wrong_types_are_answered_in_a_sentence(
+    address: str, name: str, values: dict[str, Any], told: str
+) -> None:
+    import httpx
+
+    call = f"{address}gradio_api/call"
+    event = httpx.post(f"{call}/v2/{name}", json=values).json()["event_id"]
+    answer = httpx.get(f"{call}/{name}/{event}", timeout=60).text
+    assert "event: error" in answer
+    assert told in answer
+
+
+@pytest.mark.parametrize(
+    ("path", "values", "told"),
+    [
+        ("words", {"data": ["a cat"]}, "takes a list of 2 values as its data: prompt, model"),
+        ("words", {"data": "a cat"}, "takes a list of 2 values"),
+        ("words", ["a cat", ""], "a call is an object"),
+        ("words", {"data": ["a cat", ""], "session_hash": "mine"}, "leave session_hash out"),
+        ("v2/words", {}, "words needs prompt"),
+        ("v2/words", {"prompt": "a cat", "colour": "red"}, "takes no colour: it takes prompt, model"),
+        ("dream", {"data": []}, "choose one of words, generate, compare, reproduce"),
+    ],
+)
+def test_a_call_of_the_wrong_shape_is_answered_in_a_sentence(
+    address: str, path: str, values: Any, told: str
+) -> None:
+    import httpx
+
+    answer = httpx.post(f"{address}gradio_api/call/{path}", json=values)
+    assert answer.status_code == 400
+    assert told in answer.json()["detail"]
+
+
+def test_requests_are_no_larger_than_the_page_needs(address: str) -> None:
+    import httpx
+
+    join, session = f"{address}gradio_api/queue/join", {"data": [], "fn_index": 0, "session_hash": "s" * 65}
+    large = httpx.post(join, content=b'{"data": ["' + b"x" * MAX_BODY + b'"]}')
+    assert (large.status_code, large.json()["detail"]) == (
+        413,
+        "the request is too large: at most 2097152 bytes are read here",
+    )
+    assert "at most 64 characters" in httpx.post(join, json=session).json()["detail"]
+    assert httpx.post(join, content=b"[" * 100_000).status_code in (400, 422)
+
+
+def test_no_other_page_shows_this_one_in_a_frame(address: str) -> None:
+    import httpx
+
+    headers = httpx.get(address).headers
+    assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
+    assert "default-src 'self'" in headers["Content-Security-Policy"]
+    assert (headers["X-Frame-Options"], headers["X-Content-Type-Options"]) == ("DENY", "nosniff")
+
+
+def test_a_run_that_nobody_listens_to_ends(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import httpx
+
+    ended = threading.Event()
+
+    def endless(_: Server, form: Form, report: Any) -> None:
+        try:
+            while True:
+                report(Progress("", 1, 1, 0, {}))
+                time.sleep(0.01)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr("attend_excite.app.api.draw", endless)
+    monkeypatch.setattr("attend_excite.app.api.SILENCE", 0.3)
+    httpx.post(f"{address}gradio_api/call/v2/generate", json={"prompt": "a cat"}).raise_for_status()
+    assert ended.wait(60)
+
+
 def test_a_login_is_asked_for(tiny_folder: Path) -> None:
     import httpx
 
@@ -316,6 +527,9 @@ def test_a_login_is_asked_for(tiny_folder: Path) -> None:
             assert client.post("/login", data={"username": "ann", "password": "no"}).status_code == 400
             client.post("/login", data={"username": "ann", "password": "secret"}).raise_for_status()
             client.get("/config").raise_for_status()
+            tries = [client.post("/login", data={"username": "ann", "password": str(n)}) for n in range(20)]
+            assert {answer.status_code for answer in tries} == {400, 429}
+            assert tries[-1].headers["Retry-After"] == "60"
 
 
 @pytest.mark.parametrize(
@@ -323,6 +537,9 @@ def test_a_login_is_asked_for(tiny_folder: Path) -> None:
     [
         (["--user", "ann"], "give --user and --password"),
         (["--model", str(Path(__file__).parent)], "not a model in diffusers layout"),
+        (["--host", "nope.invalid"], "nobody knows the host 'nope.invalid'"),
+        (["--host", "192.0.2.1"], "cannot listen on 192.0.2.1"),
+        (["--port", "99999"], "the port is 99999: it must be 1 to 65535"),
     ],
 )
 def test_mistakes_on_the_command_line_are_sentences(arguments: list[str], message: str) -> None:

@@ -146,7 +146,7 @@ def test_another_token_is_chosen_from_the_keyboard(page: Page, address: str) -> 
     expect(_chip(page, "frog")).to_have_attribute("aria-pressed", "false")
     expect(page.locator(".ae-subjects li")).to_have_count(1)
     page.locator(".ae-subjects input").press("ArrowLeft")
-    expect(page.locator(".ae-subjects output")).to_have_text("at least 0.95")
+    expect(page.locator(".ae-subjects output")).to_have_text("at least 95 %")
     page.locator("#ae-draw").click()
     page.wait_for_url("**subject=cat%3D0.95*")
     one = page.locator("#ae-stage a").last.evaluate("link => link.href")
@@ -224,7 +224,7 @@ def test_stop_ends_a_run_and_the_next_one_works(page: Page, address: str) -> Non
         expect(page.locator("#ae-stage progress")).to_be_visible()
         page.wait_for_timeout(wait)
         page.locator("#ae-stop").click()
-        expect(page.locator("#ae-stage")).to_have_text("Stopped.")
+        expect(page.locator("#ae-stage")).to_contain_text("Stopped")
     _set_steps(page, 4)
     assert len(_draw(page)) == 2
 
@@ -233,11 +233,11 @@ def test_stop_leaves_other_results_alone(page: Page, address: str) -> None:
     _open(page, address)
     _draw(page)
     _set_steps(page, 100)
-    page.get_by_role("tab", name="Compare methods").click()
+    page.get_by_role("tab", name="Compare").click()
     page.locator("#ae-compare").click()
     expect(page.locator("#ae-compare-stage progress")).to_be_visible()
     page.locator("#ae-stop").click()
-    expect(page.locator("#ae-compare-stage")).to_have_text("Stopped.")
+    expect(page.locator("#ae-compare-stage")).to_contain_text("Stopped")
     page.get_by_role("tab", name="Pictures").click()
     expect(page.locator("#ae-stage a")).to_have_count(2)
 
@@ -249,9 +249,9 @@ def test_stop_holds_also_before_the_run_is_in_the_queue(page: Page, address: str
     page.locator("#ae-draw").click()
     expect(page.locator("#ae-stage")).to_contain_text("Waiting for the model …")
     page.locator("#ae-stop").click()
-    expect(page.locator("#ae-stage")).to_have_text("Stopped.")
+    expect(page.locator("#ae-stage")).to_contain_text("Stopped")
     page.wait_for_timeout(2000)
-    expect(page.locator("#ae-stage")).to_have_text("Stopped.")
+    expect(page.locator("#ae-stage")).to_contain_text("Stopped")
     page.unroute_all()
     _set_steps(page, 2)
     assert len(_draw(page)) == 16
@@ -264,14 +264,14 @@ def test_a_visitor_who_waits_is_told_so(browser: Browser, address: str) -> None:
     second.locator("#ae-draw").click()
     expect(second.locator("#ae-stage")).to_contain_text("Waiting for the model …")
     second.locator("#ae-stop").click()
-    expect(second.locator("#ae-stage")).to_have_text("Stopped.")
+    expect(second.locator("#ae-stage")).to_contain_text("Stopped")
     second.locator("#ae-draw").click()
     expect(second.locator("#ae-stage")).to_contain_text("Waiting for the model …")
     first.locator("#ae-stop").click()
     expect(second.locator("#ae-stage progress")).to_be_visible()
     second.locator("#ae-stop").click()
     for page in (first, second):
-        expect(page.locator("#ae-stage")).to_have_text("Stopped.")
+        expect(page.locator("#ae-stage")).to_contain_text("Stopped")
         page.context.close()
 
 
@@ -283,9 +283,9 @@ def test_stop_while_waiting_does_not_bring_the_earlier_run_back(browser: Browser
     first.locator("#ae-draw").click()
     expect(first.locator("#ae-stage")).to_contain_text("Waiting for the model …")
     first.locator("#ae-stop").click()
-    expect(first.locator("#ae-stage")).to_have_text("Stopped.")
+    expect(first.locator("#ae-stage")).to_contain_text("Stopped")
     first.wait_for_timeout(3000)
-    expect(first.locator("#ae-stage")).to_have_text("Stopped.")
+    expect(first.locator("#ae-stage")).to_contain_text("Stopped")
     second.locator("#ae-stop").click()
     for page in (first, second):
         page.context.close()
@@ -307,7 +307,7 @@ def test_a_visitor_who_finds_the_queue_full_is_told_so(
             expect(page.locator("#ae-stage")).to_contain_text(told)
         for page in visitors[:2]:
             page.locator("#ae-stop").click()
-            expect(page.locator("#ae-stage")).to_have_text("Stopped.")
+            expect(page.locator("#ae-stage")).to_contain_text("Stopped")
         for page in visitors:
             page.context.close()
 
@@ -318,6 +318,11 @@ def test_a_dropped_picture_comes_out_the_same(page: Page, address: str, tmp_path
     page.get_by_role("tab", name="Draw again").click()
     page.locator("#ae-drop input[type=file]").set_input_files(tmp_path / "mine.png")
     expect(page.locator("#ae-again-stage .ae-verdict")).to_have_text("The same picture, to the pixel.")
+    page.goto(address)
+    page.get_by_role("tab", name="Draw again").click()
+    page.locator("#ae-drop input[type=file]").set_input_files(tmp_path / "mine.png")
+    page.locator("#ae-use").click()
+    expect(page.get_by_label("First seed")).to_have_value("5")
 
 
 def test_a_bad_prompt_is_told_in_a_sentence(page: Page, address: str) -> None:
@@ -344,15 +349,84 @@ def test_what_a_link_says_is_shown_and_not_run(page: Page, address: str) -> None
     bad = "a cat ${window.ran = 1} {{x}} <img src=x onerror=window.ran=1>"
     _open(page, address, prompt=bad, subject="-cat=0.25")
     expect(page.locator("#ae-prompt textarea")).to_have_value(bad)
-    expect(page.locator(".ae-subjects output").first).to_have_text("at most 0.25")
+    expect(page.locator(".ae-subjects output").first).to_have_text("at most 25 %")
     _draw(page)
     expect(page.locator("#ae-stage h3")).to_have_text(bad)
     assert page.evaluate("window.ran") is None
 
 
+def test_the_bundled_model_opens_with_what_it_is_and_tells_what_came(browser: Browser) -> None:
+    from attend_excite.app.page import serving
+
+    with serving(["stickers"]) as served:
+        page = _visitor(browser).new_page()
+        page.goto(served.local_url)
+        expect(page.locator(".ae-about")).to_contain_text("24 subjects and 11 colours")
+        # The plain picture of the opening lacks a subject: that is how it is chosen.
+        expect(page.locator("#ae-stage figure").first.locator("[data-fits=no]")).not_to_have_count(0)
+        _open(page, served.local_url, prompt="a cat and a wombat", steps=2, pictures=2, best=1)
+        expect(_chip(page, "wom|bat")).to_have_attribute("data-unread", "")
+        expect(page.locator("#ae-words .ae-note")).to_contain_text("never read “wombat”")
+        assert len(_draw(page)) == 2
+        expect(page.locator("#ae-stage .ae-tally")).to_contain_text("shows the most of the seeds 1 to 2")
+        expect(page.locator("#ae-stage .ae-shows").last).to_have_text(re.compile("cat.[✓✗] *wombat.\\?"))
+        page.locator("#ae-stage .ae-enlarge").last.click()
+        expect(page.get_by_role("link", name="Save the PNG")).to_be_visible()
+        page.context.close()
+
+
+def test_an_example_brings_its_own_words(page: Page, address: str) -> None:
+    _open(page, address)
+    _chip(page, "a").first.click()
+    expect(page.locator(".ae-subjects li")).to_have_count(3)
+    page.locator("#ae-examples").get_by_text("a horse and a dog").click()
+    expect(page.locator("#ae-prompt textarea")).to_have_value("a horse and a dog")
+    expect(page.locator(".ae-subjects b")).to_have_text(["horse", "dog"])
+
+
+def test_draw_waits_until_the_address_has_been_read(page: Page, address: str) -> None:
+    expect.set_options(timeout=PATIENCE)
+    page.route("**/run/predict*", lambda route: (page.wait_for_timeout(700), route.continue_()))
+    page.goto(f"{address}?prompt=a+horse+and+a+bird&steps=2&recipe=no-refinement")
+    page.locator("#ae-draw").click()
+    page.unroute_all(behavior="ignoreErrors")
+    expect(page.locator("#ae-closer")).to_be_visible()
+    expect(page.locator("#ae-stage h3")).to_have_text("a horse and a bird")
+
+
+def test_two_tabs_remember_for_each_other_and_bring_pictures_back(browser: Browser, address: str) -> None:
+    visitor = _visitor(browser)
+    prompts = ["a cat and a frog", "a horse and a bird"]
+    one, other = (_open(visitor.new_page(), address, prompt=prompt, steps=2) for prompt in prompts)
+    first = _draw(one)
+    _draw(other)
+    for page in (one, other):
+        page.get_by_role("tab", name="History").click()
+        expect(page.locator("#ae-history b")).to_have_text(prompts[::-1])
+    other.locator("#ae-history button").last.click()
+    expect(other.locator("#ae-stage h3")).to_have_text(prompts[0])
+    expect(other.locator("#ae-prompt textarea")).to_have_value(prompts[0])
+    urls = other.locator("#ae-stage a").evaluate_all("links => links.map((link) => link.href)")
+    assert [other.request.get(url).body() for url in urls] == first
+    visitor.close()
+
+
+def test_stop_keeps_what_is_there_and_shows_only_while_something_runs(page: Page, address: str) -> None:
+    _open(page, address, steps=100, pictures=8)
+    expect(page.locator("#ae-stop")).to_be_hidden()
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.locator("#ae-draw").click()
+    expect(page.locator("#ae-stage img")).not_to_have_count(0)
+    expect(page.locator("#ae-stop")).to_be_in_viewport()
+    page.locator("#ae-stop").click()
+    expect(page.locator("#ae-stage")).to_contain_text(re.compile("Stopped at step [0-9]+ of 200"))
+    expect(page.locator("#ae-stage img")).not_to_have_count(0)
+    expect(page.locator("#ae-stop")).to_be_hidden()
+
+
 def test_all_methods_stand_in_a_grid(page: Page, address: str) -> None:
     _open(page, address, steps=2)
-    page.get_by_role("tab", name="Compare methods").click()
+    page.get_by_role("tab", name="Compare").click()
     page.locator("#ae-compare").click()
     expect(page.locator("#ae-compare-stage a")).to_have_count(5)
     page.get_by_role("tab", name="History").click()

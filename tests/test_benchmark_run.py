@@ -28,7 +28,7 @@ pytest.importorskip("pyarrow", reason="the benchmark needs pyarrow")
 from attend_excite.benchmark import claims, store
 from attend_excite.benchmark.claims import Claims
 from attend_excite.benchmark.estimate import estimate
-from attend_excite.benchmark.jobs import Batch, conditions_of, plan, systems_named
+from attend_excite.benchmark.jobs import Batch, conditions_of, plan, sweep, systems_named
 from attend_excite.benchmark.prompts import (
     BenchmarkPrompt,
     paper_prompts,
@@ -36,8 +36,9 @@ from attend_excite.benchmark.prompts import (
     sample,
     with_subjects,
 )
-from attend_excite.benchmark.run import Here, Queue, begin, draw
+from attend_excite.benchmark.run import Here, Queue, begin, broken_images, draw
 from attend_excite.guidance.schedule import Recipe
+from attend_excite.methods import AttendAndExcite
 from attend_excite.nouns import find_nouns
 
 WORDS = json.loads((Path(store.__file__).parents[1] / "data" / "benchmark.json").read_text(encoding="utf-8"))
@@ -83,6 +84,12 @@ def test_the_papers_prompts() -> None:
         assert [word for word in prompt.text.split() if word not in WORDS["colours"]] == (
             ["a", first, "and", "a", second]
         )
+    # The authors' list writes "an" before the elephant, and nowhere else.
+    texts = " ".join(prompt.text for prompt in prompts)
+    assert texts.count("an elephant") == texts.count("elephant") == 23
+    assert texts.split().count("an") == 23
+    assert "a orange" in texts
+    assert "a glasses" in texts
     # The nouns found are the subjects that the list gives.
     assert all(tuple(noun.text for noun in find_nouns(p.text)) == p.subjects for p in prompts)
     assert len({prompt.text for prompt in prompts}) == 276
@@ -291,7 +298,7 @@ def test_a_prompt_that_fails_spoils_no_other(model: Model, tmp_path: Path) -> No
     assert all((row["image"] is None) == (row["error"] is not None) for row in rows)
     with Claims(tmp_path) as held:
         queue = Queue(tmp_path, batches, held)
-        left = [job for batch in iter(queue.take, None) for job in batch]
+        left = [job for work in iter(queue.take, None) for job in work.wanted]
     # Done is what has its image: those that failed are tried again.
     assert {(job.system.name, job.prompt.text) for job in left} == {
         key for key, error in errors.items() if error is not None
@@ -348,7 +355,7 @@ def test_a_folder_holds_images_of_one_kind(model: Model, tmp_path: Path) -> None
     ours = systems_named(["attend-excite"], Recipe.named("official"))
     begin(tmp_path, conditions_of(model, 2, 7.5), prompts, range(3), ours)
     begin(tmp_path, conditions_of(model, 2, 7.5), prompts, range(3), ours)
-    changed = systems_named(["attend-excite"], Recipe.named("bare"))
+    changed = systems_named(["attend-excite"], Recipe.named("bare", Recipe.named("official")))
     with pytest.raises(ValueError, match="images of 'attend-excite' with other numbers"):
         begin(tmp_path, conditions_of(model, 2, 7.5), prompts, range(3), changed)
     for content, message in (("{", "cannot be read"), ('{"systems": []}', "older version")):
@@ -369,6 +376,45 @@ def test_two_systems_with_the_same_numbers_have_their_own_images(model: Model, t
     for row in rows:
         assert row["device"] == "cpu"
         assert f"torch {version('torch')}" in row["versions"]
+
+
+def test_systems_with_recipes_of_ones_own(tmp_path: Path) -> None:
+    official = Recipe.named("official")
+    (tmp_path / "mine.json").write_text('{"base": "recommended", "step_size": 3}')
+    file = str(tmp_path / "mine.json")
+    names = [
+        f"attend-excite {file}",
+        "attend-excite paper sigma=0 decay=square-root",
+        *sweep("step_size=5, 10"),
+    ]
+    systems = systems_named(names, official)
+    assert [system.name for system in systems] == [
+        "attend-excite mine.json",
+        "attend-excite paper sigma=0 decay=square-root",
+        "attend-excite step_size=5",
+        "attend-excite step_size=10",
+    ]
+    recipes = [system.method.recipe for system in systems if isinstance(system.method, AttendAndExcite)]
+    assert recipes == [
+        replace(official, step_size=3),
+        replace(Recipe.named("paper"), sigma=0, decay="square-root"),
+        replace(official, step_size=5),
+        replace(official, step_size=10),
+    ]
+    assert sweep("bare altered=0.25,1") == ["attend-excite bare altered=0.25", "attend-excite bare altered=1"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.json").write_text('{"base": "recommended"}')
+    for wrong, message in (
+        ([f"attend-excite {file}", f"attend-excite {tmp_path / 'other' / 'mine.json'}"], "rename one"),
+        (["attend-excite steps=5"], "unknown in a recipe: steps"),
+        (["attend-excite step_size=high"], "step_size is 'high'"),
+        (["attend-excite nowhere.json"], "cannot be read"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            systems_named(wrong, official)
+    for wrong in ("step_size", "=1,2", "step_size=5", "step_size=1,,2"):
+        with pytest.raises(ValueError, match="is no sweep"):
+            sweep(wrong)
 
 
 def test_the_estimate_is_what_a_run_costs(model: Model, batches: list[Batch], tmp_path: Path) -> None:
@@ -399,6 +445,59 @@ def test_the_newest_row_of_a_job_counts_anywhere_that_fsspec_reaches() -> None:
         {"job": "a", "score": 0.5},
         {"job": "b", "score": 0.25},
     ]
+
+
+def test_what_the_disk_lost_is_made_again_in_its_batch(
+    model: Model, batches: list[Batch], tmp_path: Path
+) -> None:
+    whole, lossy = tmp_path / "whole", tmp_path / "lossy"
+    for folder in (whole, lossy):
+        _draw_all(model, batches, folder)
+    files = {path: path.stat().st_mtime_ns for path in lossy.rglob("*.png")}
+    gone, empty, cut = (lossy / store.image_path(batches[at][-1].name) for at in (0, 1, 2))
+    gone.unlink()
+    empty.write_bytes(b"")
+    cut.write_bytes(cut.read_bytes()[:-40])
+    assert set(broken_images(lossy)) == {str(path.relative_to(lossy)) for path in (empty, cut)}
+
+    # Planned otherwise: what was drawn before is drawn again as it was all the same.
+    systems = list(dict.fromkeys(batch[0].system for batch in batches))
+    prompts = list(dict.fromkeys(job.prompt for batch in batches for job in batch))
+    _draw_all(model, plan(prompts, range(3), systems, batches[0][0].conditions, batch_size=1), lossy)
+    _assert_same(lossy, whole, but=["attempt"])
+    again = {row["job"] for row in store.read_rows(lossy).to_pylist() if row["attempt"]}
+    assert again == {path.stem for path in (gone, empty, cut)}
+    assert {path.stem for path in files if path.stat().st_mtime_ns != files[path]} == again
+
+    rows = lossy / "rows" / f"{store.name_of([job.name for job in batches[4]])}.parquet"
+    rows.write_bytes(b"")
+    with pytest.warns(UserWarning, match=f"{rows.name}.*cannot be read: it is set aside"):
+        store.set_aside_broken(lossy, "rows")
+    assert store.read_rows(lossy).num_rows == 27 - len(batches[4])
+    _draw_all(model, batches, lossy)
+    _assert_same(lossy, whole, but=["attempt"])
+
+
+def test_what_is_done_does_not_depend_on_clocks(
+    model: Model, batches: list[Batch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (job,) = batches[3]
+    with monkeypatch.context() as later:
+        later.setattr(time, "time", lambda: 4e9)
+        store.write_rows(tmp_path, [{"job": job.name, "error": "no memory"}])
+    _draw_all(model, batches[3:4], tmp_path)
+    (row,) = store.read_rows(tmp_path).to_pylist()
+    assert (row["error"], row["attempt"]) == (None, 1)
+    with Claims(tmp_path) as held:
+        assert not Queue(tmp_path, batches[3:4], held)
+    with monkeypatch.context() as later:
+        later.setattr(time, "time", lambda: 4e9)
+        store.write_scores(tmp_path, "clip", [{"job": job.name, "full": 0.1, "attempt": 0}, {"job": "other"}])
+    store.write_scores(tmp_path, "clip", [{"job": job.name, "full": 0.2, "attempt": 1}])
+    assert {row["job"]: row["full"] for row in store.read_scores(tmp_path, "clip").to_pylist()} == {
+        job.name: 0.2,
+        "other": None,
+    }
 
 
 def test_the_program_draws_tells_and_goes_on(tiny_folder: Path, tmp_path: Path) -> None:
@@ -471,9 +570,11 @@ def _descendants(pid: int) -> list[int]:
     return found[1:]
 
 
-def _assert_same(run: Path, other: Path) -> None:
-    """The same rows apart from timings, and the same pixels."""
-    rows, others = (store.read_rows(folder).drop_columns(["seconds"]).to_pylist() for folder in (run, other))
+def _assert_same(run: Path, other: Path, but: Sequence[str] = ()) -> None:
+    """The same rows apart from timings and some columns, and the same pixels."""
+    rows, others = (
+        store.read_rows(folder).drop_columns(["seconds", *but]).to_pylist() for folder in (run, other)
+    )
     assert rows == others
     for row in rows:
         pixels, others_pixels = (store.read_image(folder, row["image"]).tobytes() for folder in (run, other))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -149,6 +150,7 @@ def test_a_warning_is_said_once(tmp_path: Path) -> None:
         ([PROMPT, "--recipe", "magic"], "unknown recipe 'magic'"),
         ([PROMPT, "--recipe", "{empty}/none.json"], "cannot be read"),
         ([PROMPT, "--recipe", "{bad_recipe}"], "a threshold is 1.5"),
+        ([PROMPT, "--guidance", "1e308"], "the guidance is 1e+308: it must be 0 to 10000"),
         ([PROMPT, "--recipe", "paper", "--method", "stable-diffusion"], "--recipe is for attend-excite"),
         ([PROMPT, "--compare", "--method", "stable-diffusion"], "choose another --method"),
         (["a cat", "--method", "composable"], "cannot be split into concepts"),
@@ -167,6 +169,10 @@ def test_a_warning_is_said_once(tmp_path: Path) -> None:
         ([PROMPT, "--dtype", "int8"], "unknown dtype 'int8'"),
         ([PROMPT, "--out", "{bad_recipe}/out"], "cannot be written to"),
         (["--from", "{bad_recipe}"], "not a PNG picture"),
+        ([PROMPT, "--scheduler", "magic"], "unknown scheduler 'magic': choose one of ddim"),
+        ([PROMPT, "--best", "2", "--seeds", "2"], "leave out --seeds and --seed"),
+        ([PROMPT, "--best", "0"], "--best is 0"),
+        (["a wombat", "--best", "2"], "nobody can tell which picture is the best"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments: list[str], message: str, tmp_path: Path) -> None:
@@ -241,11 +247,40 @@ def test_tokens_shows_what_is_made_of_a_prompt() -> None:
     assert "no model" in _run("tokens", PROMPT, "--model", "no/such/model", status=2).stderr
 
 
+def test_nothing_steers_the_terminal_that_prints_it(tmp_path: Path) -> None:
+    steering = "a \x1b7\x07 cat \x9b31m and a \u202efrog"
+    told = _run("tokens", steering, "--subject", "cat", "--json").stdout
+    assert json.loads(told)["prompt"] == steering
+    shown = _run("tokens", steering, "--subject", "cat").stdout
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\x1b[2J quickly\n")
+    options = ("--out", str(tmp_path / "run"), "--prompts", str(prompts), "--system", "attend-excite")
+    drawn = _run("benchmark", "run", *options, "--seeds", "1", "--steps", "1", status=1)
+    assert "\\u001b[2J quickly" in drawn.stderr
+    for text in (told, shown, drawn.stderr, drawn.stdout):
+        assert not re.search("[\x1b\x07\x9b\u202e]", text)
+
+
 def test_a_method_s_own_options_are_kept_in_the_picture(tmp_path: Path) -> None:
     options = ["--method", "composable", "--weight", "5", "--weight", "-2"]
     (image,) = _generate(tmp_path, PROMPT, *options, "--steps", "1")["images"]
     method = read_origin(Path(image["file"])).settings.method
     assert method == ComposableDiffusion(weights=(5.0, -2.0))
+
+
+def test_the_best_of_some_seeds_is_kept_with_what_it_shows(tmp_path: Path) -> None:
+    fast = ("--steps", "5", "--recipe", "no-refinement", "--scheduler", "dpm++")
+    every = _generate(tmp_path / "all", PROMPT, "--seeds", "4", *fast)["images"]
+    shown = [sum(image["verdict"].values()) for image in every]
+    (image,) = _generate(tmp_path / "best", PROMPT, "--best", "4", *fast)["images"]
+    assert image["seed"] == shown.index(max(shown))
+    origin = read_origin(Path(image["file"]))
+    assert (origin.batch, origin.settings.scheduler) == ((0, 1, 2, 3), "dpm++")
+    assert Path(image["file"]).read_bytes() == Path(every[image["seed"]]["file"]).read_bytes()
+    again = _run("generate", "--from", image["file"], "--out", str(tmp_path / "again"))
+    marks = ["✓" if there else "✗" for there in image["verdict"].values()]
+    assert f"cat {marks[0]} frog {marks[1]}" in again.stdout
+    assert (tmp_path / "again" / Path(image["file"]).name).read_bytes() == Path(image["file"]).read_bytes()
 
 
 def test_models_lists_the_catalogue() -> None:

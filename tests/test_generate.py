@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from attend_excite import (
     Subject,
     load,
 )
+from attend_excite.methods.base import Denoise, Run, Step
 
 CAT_AND_FROG = "a cat and a frog"
 # A short step keeps a random network from turning the last bit into another picture.
@@ -240,6 +243,20 @@ def test_stable_diffusion_2_normalises_over_the_prompt_only(tiny: Model) -> None
         ({"prompt": "a cat and a [-frog]"}, "is no word"),
         ({"guidance_scale": -1.0}, "guidance_scale is -1.0"),
         ({"guidance_scale": float("inf")}, "guidance_scale is inf"),
+        ({"guidance_scale": "7.5"}, "guidance_scale is '7.5': it must be a number, 0 or more"),
+        ({"steps": "4"}, "steps is '4': it must be a whole number, 1 or more"),
+        ({"seeds": 1.5}, "seeds is 1.5: it must be one or more whole numbers"),
+        ({"seeds": "12"}, "seeds is '12'"),
+        ({"seeds": [0, None]}, "seeds is"),
+        ({"seeds": 2**70}, "none negative or above 18446744073709551615"),
+        ({"prompt": None}, "prompt is None: it must be a text, or several"),
+        ({"prompt": ["a cat", None]}, "it must be a text, or several"),
+        ({"prompt": b"a cat"}, "it must be a text, or several"),
+        ({"prompt": 5}, "prompt is 5"),
+        ({"method": object()}, "give one that is made, as AttendAndExcite"),
+        ({"method": "composable"}, "the method is 'composable': give one that is made"),
+        ({"batch_size": "4"}, "batch_size is '4'"),
+        ({"height": "128"}, "height is '128'"),
         ({"width": 32, "height": 32}, "make it 64 pixels wide and high"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"batch_size": 2.5}, "batch_size is 2.5"),
@@ -248,11 +265,28 @@ def test_stable_diffusion_2_normalises_over_the_prompt_only(tiny: Model) -> None
         ({"subjects": 5}, "with several prompts a list of such lists"),
         ({"prompt": ["a cat", "a dog"], "subjects": [2, 5]}, "with several prompts a list of such lists"),
         ({"prompt": ["a cat", "a dog"], "subjects": [["cat"]]}, "2 prompts but subjects for 1"),
+        (
+            {"prompt": ["a cat", "a dog"], "subjects": ["cat", "dog"]},
+            "with several prompts a list of such lists",
+        ),
+        ({"prompt": ["a cat", "a dog"], "subjects": {"cat": 1}}, "with several prompts a list of such lists"),
+        ({"subjects": {}}, "Attend-and-Excite needs a subject: name at least one"),
     ],
 )
 def test_bad_input_is_refused_at_the_door(tiny: Model, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         _run(tiny, **options)
+
+
+@pytest.mark.parametrize("recipe", [{"step_size": 5.0}, 5, ["official"]])
+def test_a_recipe_of_another_kind_is_refused(recipe: Any) -> None:
+    with pytest.raises(ValueError, match=r"the recipe is of type .*: give the name of one, or make one"):
+        AttendAndExcite(recipe)
+
+
+def test_a_mapping_names_targets_for_each_prompt(tiny: Model) -> None:
+    drawn = _run(tiny, ["a cat", "a dog"], subjects=[{"cat": 0.3}, None], steps=1)
+    assert [[group.target for group in prompt.groups] for prompt in drawn.prompts] == [[0.3], [1.0]]
 
 
 def test_unknown_models_are_named(tmp_path: Path) -> None:
@@ -358,3 +392,63 @@ def test_a_word_that_the_model_has_never_read_is_named(stickers: Model) -> None:
     for method in (StableDiffusion(), AttendAndExcite()):
         with pytest.warns(UserWarning, match="stickers has never read the word 'dragon'"):
             stickers.generate("a cat and a dragon", method=method, steps=1, progress=False)
+
+
+@pytest.mark.parametrize("method", [StableDiffusion(), GENTLE])
+@pytest.mark.parametrize("part", ["unet", "vae"])
+def test_a_broken_weight_is_an_error_and_no_black_picture(tiny_folder: Path, method: Any, part: str) -> None:
+    model = load(tiny_folder, device="cpu")
+    broken = {"unet": model.unet.conv_out, "vae": model.pipeline.vae.decoder.conv_out}[part]
+    with torch.no_grad():
+        broken.bias[0] = torch.nan
+    where = {
+        "unet": "the model's output became NaN or infinite at step 0 of 3",
+        "vae": "the pixels became NaN",
+    }
+    with pytest.raises(ValueError, match=where[part]):
+        model.generate(CAT_AND_FROG, method=method, steps=3, progress=False)
+
+
+def test_the_step_and_the_image_that_broke_are_named(tiny: Model) -> None:
+    class Breaks:
+        name, title, uses_subjects, attends_to_prompt = "breaks", "Breaks", False, True
+
+        @contextmanager
+        def attach(self, run: Run) -> Iterator[Denoise]:
+            def denoise(latents: torch.Tensor, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
+                output = latents.clone()
+                if step.index == 2:
+                    latents = latents.clone()
+                    latents[1] = torch.inf
+                return latents, output
+
+            yield denoise
+
+    message = r"the latents given to the model became NaN or infinite at step 2 of 4, .*image 1 of the batch"
+    with pytest.raises(ValueError, match=message):
+        tiny.generate(CAT_AND_FROG, method=Breaks(), seeds=range(3), steps=4, progress=False)
+
+
+def test_threads_that_share_a_model_take_turns(tiny: Model) -> None:
+    prompts = [CAT_AND_FROG, "a lion with a crown and a clock", "a big red dog", "a cat and a frog or two"]
+    alone = [_run(tiny, prompt, steps=3).latents for prompt in prompts]
+    before = tiny.unet.conv_in.weight.requires_grad
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda prompt: _run(tiny, prompt, steps=3).latents, prompts * 2))
+    for expected, found in zip(alone * 2, together, strict=True):
+        assert torch.equal(expected, found)
+    assert tiny.unet.conv_in.weight.requires_grad == before
+
+
+def test_what_the_context_cuts_of_either_prompt_is_said(stickers: Model) -> None:
+    long = "a red cat and a blue dog and a pink frog and a green bird and a cow"
+    options: dict[str, Any] = {"method": StableDiffusion(), "steps": 1, "decode": False, "progress": False}
+    with pytest.warns(
+        UserWarning, match="the prompt is longer than the model's context of 16 tokens: .* is cut"
+    ):
+        stickers.generate(long, **options)
+    with pytest.warns(UserWarning, match="the negative prompt is longer than .* is cut") as told:
+        stickers.generate("a cat", negative_prompt=long, **options)
+    assert len(told) == 1
+    with pytest.warns(UserWarning, match=r"in the negative prompt, '\(blurry:1\.4\)': other programs"):
+        stickers.generate("a cat", negative_prompt="(blurry:1.4)", **options)

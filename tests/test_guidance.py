@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import Any
 
 import pytest
 import torch
@@ -16,11 +18,13 @@ from attend_excite.guidance.objective import (
     most_neglected,
     smooth,
     subject_attention,
+    subject_leads,
     subject_losses,
     token_probabilities,
     tolerated_losses,
 )
-from attend_excite.guidance.schedule import StepPlan
+from attend_excite.guidance.objectives.most_neglected import MostNeglected
+from attend_excite.guidance.schedule import StepPlan, method_recipes
 
 OFFICIAL, PAPER = Recipe.named("official"), Recipe.named("paper")
 
@@ -94,6 +98,15 @@ def test_shorter_runs_keep_the_fractions(iterations: int, places: list[int]) -> 
         ({"thresholds": ((2.0, 0.5),)}, "a fraction of the run, 0 to 1"),
         ({"step_size": 0.0}, "step_size is 0.0: it must be above 0"),
         ({"decay": "cosine"}, "square-root or linear"),
+        ({"step_size": 1e305}, "step_size is 1e\\+305"),
+        ({"temperature": 10**400}, "temperature is 1000"),
+        ({"max_refinements": 10**9}, "a whole number, 0 to 1000"),
+        ({"summary": 5}, "summary is 5: it must be a text"),
+        ({"start": 0.6}, "start is 0.6: it must be a fraction of the run, 0 to where altering ends"),
+        ({"start": "0.1"}, "start is '0.1': it must be a number"),
+        ({"max_shift": 0.0}, "max_shift is 0.0: it must be above 0"),
+        ({"rest_at": 1.5}, "rest_at is 1.5: it must be 0 to 1"),
+        ({"rest_lead": -2}, "rest_lead is -2: it must be -1 to 1"),
     ],
 )
 def test_a_recipe_out_of_range_is_refused(change: dict, message: str) -> None:
@@ -103,7 +116,7 @@ def test_a_recipe_out_of_range_is_refused(change: dict, message: str) -> None:
 
 def test_recipes_from_plain_data() -> None:
     assert Recipe.from_dict({"base": "official", "step_size": 1.5}) == replace(OFFICIAL, step_size=1.5)
-    assert (Recipe.named("recommended", PAPER), Recipe.named("recommended")) == (PAPER, OFFICIAL)
+    assert Recipe.named("recommended", PAPER) == PAPER
     # An ablation as a base is one of the model's own recipe, too.
     assert Recipe.from_dict({"base": "bare"}, PAPER).decay == "linear"
     with pytest.raises(ValueError, match="unknown in a recipe: steps"):
@@ -119,11 +132,97 @@ def test_recipes_from_plain_data() -> None:
             Recipe.from_dict({"base": "official", key: value})
     with pytest.raises(ValueError, match="missing in a recipe"):
         Recipe.from_dict({"step_size": 1.5})
-    with pytest.raises(ValueError, match="choose one of recommended, official, paper"):
-        Recipe.named("secret")
+    for name in ("secret", None, 3):
+        with pytest.raises(ValueError, match="choose one of recommended, official, paper"):
+            Recipe.named(name)
 
 
-def _subjects(**more: list) -> SubjectTokens:
+@pytest.mark.parametrize("name", ["recommended", "bare", "no-smoothing"])
+def test_what_is_made_of_a_models_recipe_needs_it(name: str) -> None:
+    for make in (Recipe.named, lambda base: Recipe.from_dict({"base": base, "sigma": 0.0})):
+        with pytest.raises(ValueError, match=r"what a model recommends is its own: .*model\.recipe"):
+            make(name)
+
+
+def test_a_later_start_moves_what_was_before_it() -> None:
+    plan = replace(OFFICIAL, start=0.3).plan(50)
+    assert [i for i, step in enumerate(plan) if step.alters] == list(range(15, 25))
+    # What 0 and 0.2 of the run demand is demanded at the start, where the stronger holds.
+    assert {i: step.threshold for i, step in enumerate(plan) if step.threshold} == {15: 0.5, 20: 0.8}
+    assert [step.step_size for step in plan] == [step.step_size for step in OFFICIAL.plan(50)]
+    linear = replace(PAPER, start=0.3).plan(50)
+    assert (linear[15].step_size, linear[24].step_size) == (20, 10)
+    every_third = replace(OFFICIAL, start=0.3, guide_every=3, thresholds=()).plan(50)
+    assert [i for i, step in enumerate(every_third) if step.alters] == [15, 18, 21, 24]
+
+
+def test_without_a_start_or_a_bound_the_plan_is_the_authors() -> None:
+    assert (OFFICIAL.start, OFFICIAL.max_shift, OFFICIAL.rest_after) == (0, None, 0)
+    assert (PAPER.start, PAPER.max_shift, PAPER.rest_after) == (0, None, 0)
+
+
+def test_the_published_methods_are_recipes_in_the_models_measure() -> None:
+    assert set(method_recipes()) >= {"syngen", "ebama", "conform", "divide-and-bind", "initno", "self-cross"}
+    for name in method_recipes():
+        plan = Recipe.named(name, OFFICIAL).plan(50)
+        assert [step.alters for step in plan] == [True] * 25 + [False] * 25
+        assert plan[0].step_size == 20
+        # Another model's own step and temperature stay.
+        own = Recipe.named(name, replace(OFFICIAL, step_size=3.0, temperature=5.0))
+        assert own.plan(50)[0].step_size == 3
+        assert {getattr(term, "temperature", 5.0) for _, term in own.plan(50)[0].terms} == {5.0}
+        assert Recipe.from_dict(json.loads(json.dumps(asdict(own)))) == own
+    assert {step.step_size for step in Recipe.named("syngen", OFFICIAL).plan(50)} == {20}
+    assert [
+        i for i, step in enumerate(Recipe.named("conform", OFFICIAL).plan(50)) if step.threshold == 1
+    ] == [0, 10, 20]
+
+
+def test_terms_have_their_steps_and_say_what_they_need() -> None:
+    bind = Recipe.named("divide-and-bind", OFFICIAL).plan(50)
+    weights = {i: [getattr(term, "binding", None) for _, term in bind[i].terms] for i in (9, 10, 19, 20, 49)}
+    assert weights == {9: [1], 10: [5], 19: [5], 20: [10], 49: [10]}
+    initno = Recipe.named("initno", OFFICIAL).plan(50)
+    assert [term.name for _, term in initno[9].terms] == ["most-neglected"]
+    assert not initno[9].needs
+    assert initno[10].needs == {"self-attention", "step-before"}
+    # A step without a term has nothing to move along.
+    late = replace(OFFICIAL, terms=[{"term": "overlap", "start": 0.3}])
+    assert [i for i, step in enumerate(late.plan(50)) if not step.idle] == list(range(15, 25))
+    short = replace(
+        OFFICIAL, terms=[{"term": "overlap", "end": 0.2}, {"term": "most-neglected", "start": 0.2}]
+    )
+    counted = [[term.name for _, term in step.terms] for step in short.plan(10)]
+    assert counted == [["overlap"]] * 2 + [["most-neglected"]] * 8
+    assert len(short.plan(1)[0].terms) == 2
+    (planned,) = OFFICIAL.plan(1)[0].terms
+    assert planned == (1.0, MostNeglected())
+
+
+@pytest.mark.parametrize(
+    ("terms", "message"),
+    [
+        ([], "terms is empty"),
+        ([{"term": "iou"}], "unknown term 'iou'"),
+        ([{"name": "overlap"}], "terms are a list of objects"),
+        ([{"term": "overlap", "weight": 0}], "the weight of the term overlap is 0: it must be other than 0"),
+        ([{"term": "overlap", "weight": "2"}], "the weight of the term overlap is '2': it must be a number"),
+        ([{"term": "overlap", "options": {"raw": 1}}], "the raw of the term overlap is 1: .* true or false"),
+        (
+            [{"term": "top-patches", "options": {"k": 0}}],
+            "the k of .* is 0: it must be a whole number above 0",
+        ),
+        ([{"term": "contrast", "options": {"tau": -1}}], "must be a number above 0"),
+        ([{"term": "overlap", "options": [1]}], "options of the term overlap are numbers by name"),
+        ([{"term": "overlap", "start": 0.5, "end": 0.2}], "start and end of the term overlap is 0.5 and 0.2"),
+    ],
+)
+def test_terms_that_cannot_be_are_refused(terms: list, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Recipe.from_dict({"base": "official", "terms": terms})
+
+
+def _subjects(**more: Any) -> SubjectTokens:
     return SubjectTokens.stack([[[2], [5]], [[3, 4]]], last=[6, 6], **more)
 
 
@@ -143,6 +242,17 @@ def test_losses_of_targets_and_negations() -> None:
     tolerated = tolerated_losses(subjects, 0.5)
     torch.testing.assert_close(tolerated[:, 0], torch.tensor([0.5, 0.4]))
     torch.testing.assert_close(tolerated[0, 1], torch.tensor(0.1))
+
+
+def test_a_lead_is_over_the_strongest_other_in_the_best_patch() -> None:
+    probabilities = torch.zeros(2, 2, 2, 8)
+    probabilities[0, 0, 0, 2], probabilities[0, 0, 0, 5] = 0.4, 0.45  # the first has no patch to itself
+    probabilities[0, 1, 1, 2], probabilities[0, 1, 1, 5] = 0.3, 0.2
+    probabilities[1, 0, 1, 3], probabilities[1, 1, 0, 4] = 0.1, 0.25  # a subject of two tokens, alone
+    leads = subject_leads(probabilities, _subjects(), sigma=0)
+    torch.testing.assert_close(leads, torch.tensor([[0.1, 0.05], [0.25, 0.0]]))
+    behind = subject_leads(probabilities[:, :1], _subjects(), sigma=0)
+    torch.testing.assert_close(behind[0], torch.tensor([0.0, 0.05]))
 
 
 def test_the_first_of_equally_neglected_subjects_has_the_gradient() -> None:
@@ -197,3 +307,29 @@ def test_an_update_that_is_not_finite_is_left_out_and_told() -> None:
     assert visit.skipped.tolist() == [False, True, False]
     assert torch.equal(shifted[1], START[1].double())
     assert not torch.equal(shifted[0], START[0].double())
+
+
+@pytest.mark.parametrize("bound", [0.05, 0.5, 10.0])
+def test_no_update_is_longer_than_the_bound(bound: float) -> None:
+    free, (unbound,) = nurse(START.double(), _linear, _plan())
+    shifted, (visit,) = nurse(START.double(), _linear, _plan(max_shift=bound))
+    torch.testing.assert_close(visit.shift, unbound.shift.clamp(max=bound))
+    moved, whole = shifted - START, free - START
+    relative = moved.flatten(1).norm(dim=1) / START.double().flatten(1).norm(dim=1)
+    torch.testing.assert_close(relative, visit.shift)
+    # Shortened, not turned; and to the bit what it was where it was short enough.
+    assert torch.nn.functional.cosine_similarity(moved.flatten(1), whole.flatten(1)).min() > 1 - 1e-9
+    assert torch.equal(shifted[unbound.shift <= bound], free[unbound.shift <= bound])
+
+
+def test_an_image_that_rests_is_left_as_it_is() -> None:
+    def resting(latents: Tensor, rows: Tensor) -> Measurement:
+        measured = _linear(latents, rows)
+        return measured._replace(rests=measured.attention[:, 0] >= 0.4)
+
+    shifted, visits = nurse(START.double(), resting, _plan(threshold=0.8), LIMIT - 0.3)
+    assert torch.equal(shifted[1:], START[1:].double())
+    # The first rests in the midst of its refinement.
+    assert shifted[0].mean() == pytest.approx(0.45)
+    assert [visit.due.tolist() for visit in visits[:2]] == [[True, False, False], [True]]
+    assert not visits[-1].due.any()

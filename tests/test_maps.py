@@ -84,3 +84,17 @@ def test_maps_of_other_layers_are_had_by_their_size(tiny: Model) -> None:
     assert fine["cat"].values.shape == (1, 1, 16, 16)
     with pytest.raises(ValueError, match="the sizes here are 16x16, 8x8, 4x4"):
         tiny.generate("a cat", maps=(5, 5), **options)
+
+
+def test_maps_say_which_words_they_have(tiny: Model) -> None:
+    options = {"method": StableDiffusion(), "steps": 1, "decode": False, "progress": False, "maps": True}
+    of_one = tiny.generate("a cat and a [frog]", **options).maps
+    assert "cat" in of_one
+    assert "dog" not in of_one
+    assert 2 not in of_one
+    assert list(of_one) == ["a", "cat", "and", "a#2", "frog"]
+    total = torch.stack([of_one[word].values for word in of_one]).sum(dim=0)
+    torch.testing.assert_close(total, of_one.of_tokens([1, 2, 3, 4, 5]).values)
+    of_two = tiny.generate(["a cat and a frog", "the cat"], **options).maps
+    assert (list(of_two), "frog" in of_two) == (["cat"], False)
+    assert list(of_one.only([2])) == ["cat"]

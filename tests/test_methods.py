@@ -7,9 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from attend_excite import AttendAndExcite, Model, Recipe, StableDiffusion, StepEvent
-from attend_excite.guidance.schedule import recipe_names
+from attend_excite.guidance.schedule import method_recipes, recipe_names
 from attend_excite.methods import (
     METHODS,
+    PAPER_METHODS,
     AttentionReweighting,
     ComposableDiffusion,
     Method,
@@ -19,7 +20,11 @@ from attend_excite.methods import (
 
 
 def test_methods_by_name() -> None:
-    assert list(METHODS) == ["attend-excite", "stable-diffusion", "composable", "structure", "reweight"]
+    assert list(PAPER_METHODS) == ["attend-excite", "stable-diffusion", "composable", "structure", "reweight"]
+    assert [name for name in METHODS if name not in PAPER_METHODS] == list(method_recipes())
+    for name in METHODS:
+        assert method_named(name).name == name
+    assert method_named("syngen").title == "SynGen"
     assert method_named("composable", weights=[1, 2]) == ComposableDiffusion([1, 2])
     with pytest.raises(ValueError, match="unknown method 'magic': choose one of attend-excite, "):
         method_named("magic")
@@ -70,4 +75,4 @@ def test_ablations_change_what_the_model_recommends(stickers: Model) -> None:
             ablated = vars(Recipe.named(name, recommended))
             same = {field for field, value in vars(recommended).items() if ablated[field] == value}
             assert vars(recommended).keys() - same == fields | {"summary"}
-    assert Recipe.named("bare") == Recipe.named("bare", official)
+    assert Recipe.named("bare", official).step_size == official.step_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -110,3 +111,16 @@ def test_what_cannot_be_composed_is_refused(tiny: Model) -> None:
         ComposableDiffusion([1, float("nan")])
     with pytest.raises(ValueError, match="it has no maps of it"):
         _run(tiny, "a cat and a dog", ComposableDiffusion(), maps=True)
+
+
+def test_only_words_that_no_concept_reads_are_warned_of(stickers: Model) -> None:
+    """Each concept has a context of its own, and the operators are read by no one."""
+    read = "a red cat AND a blue dog AND a pink frog AND a green bird NOT a mouse AND a car"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        _run(stickers, read, ComposableDiffusion(), steps=1)
+    cut = f"a mouse AND {read.replace('AND', 'and').replace('NOT', 'and')} and a crown"
+    with pytest.warns(UserWarning, match="a concept is longer than the model's context of 16 tokens"):
+        _run(stickers, cut, ComposableDiffusion(), steps=1)
+    with pytest.warns(UserWarning, match="never read the word 'dragon'"):
+        _run(stickers, "a cat AND a dragon", ComposableDiffusion(), steps=1)

@@ -447,7 +447,7 @@ def test_an_image_whose_file_is_gone_is_left_unjudged(tmp_path: Path) -> None:
     store.write_rows(tmp_path, rows)
     (tmp_path / rows[1]["image"]).unlink()
     metric = _Brightness("one")
-    with pytest.warns(UserWarning, match="files of 1 image are gone.*benchmark run as before"):
+    with pytest.warns(UserWarning, match="1 picture is gone or broken.*images/.*benchmark run as before"):
         tally = score(tmp_path, [metric], batch_size=2)
     assert metric.seen == [rows[0]["job"], rows[2]["job"]]
     assert (tally.scored, tally.before, tally.missing) == (2, 0, 1)
@@ -456,6 +456,40 @@ def test_an_image_whose_file_is_gone_is_left_unjudged(tmp_path: Path) -> None:
     (tmp_path / rows[0]["image"]).unlink()
     tally = score(tmp_path, [metric], batch_size=2)
     assert (tally.scored, tally.before, tally.missing) == (1, 2, 0)
+
+
+def test_a_broken_picture_and_a_broken_table_stop_nobody(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    store.write_settings(tmp_path, {"model": "x"})
+    rows = [_written(tmp_path, number) for number in range(3)]
+    store.write_rows(tmp_path, rows)
+    score(tmp_path, [_Brightness("one")], batch_size=3)
+    (scores,) = (tmp_path / "scores" / "brightness").iterdir()
+    scores.write_bytes(scores.read_bytes()[:-9])
+    broken = tmp_path / rows[1]["image"]
+    broken.write_bytes(broken.read_bytes()[:40])
+    tally = score(tmp_path, [_Brightness("one")], batch_size=3)
+    said = " ".join(str(warning.message) for warning in recwarn)
+    assert f"{scores.name}' of '{tmp_path}' cannot be read: it is set aside" in said
+    assert f"1 picture is gone or broken, so nobody could judge them ({rows[1]['image']})" in said
+    assert (tally.scored, tally.missing) == (2, 1)
+    # Set aside, so that a run draws it again.
+    assert not broken.exists()
+    assert store.image_sizes(tmp_path).keys() == {rows[0]["job"], rows[2]["job"]}
+
+
+def test_a_score_is_of_the_picture_that_was_there(tmp_path: Path) -> None:
+    store.write_settings(tmp_path, {"model": "x", "systems": {}, "prompts": {}})
+    rows = [_written(tmp_path, number) for number in range(2)]
+    store.write_rows(tmp_path, [row | {"digest": "first", "subset": ""} for row in rows])
+    score(tmp_path, [_Brightness("one")])
+    assert score(tmp_path, [_Brightness("one")]).scored == 0
+    store.write_rows(tmp_path, [rows[0] | {"digest": "second", "subset": "", "attempt": 1}])
+    tally = score(tmp_path, [_Brightness("one")])
+    assert (tally.scored, tally.before) == (1, 1)
+    found = {row["job"]: row for row in store.read_scores(tmp_path, "brightness").to_pylist()}
+    assert (found[rows[0]["job"]]["digest"], found[rows[1]["job"]]["digest"]) == ("second", "first")
 
 
 def test_a_folder_of_ones_own_is_another_judge_with_other_files(tmp_path: Path) -> None:

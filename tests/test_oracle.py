@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.deprecated.stable_diffusion_attend_and_excite import (
     pipeline_stable_diffusion_attend_and_excite as deprecated,
 )
@@ -21,6 +24,7 @@ from diffusers.schedulers.scheduling_lms_discrete import LMSDiscreteScheduler
 from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from attend_excite import AttendAndExcite, Model, StableDiffusion, load
 from attend_excite.diffusers import StableDiffusionAttendAndExcitePipeline as Ours
@@ -80,9 +84,30 @@ def _latents(pipeline_class: type, folder: Path, scheduler: type, **options: Any
                 "negative_prompt": ["blurry", "a bird"],
             },
         ),
+        (DDIMScheduler, {"prompt": "a cat and a frog", "token_indices": [2, 9], "attn_res": None}),
+        (DDIMScheduler, {"prompt": "a cat and a frog", "token_indices": [2, 5], "attn_res": (16, 16)}),
+        (
+            DDIMScheduler,
+            {
+                "prompt": "a cat",
+                "token_indices": [2],
+                "thresholds": {-1: 0.1, 1: 1.5, 2: -1, 3.0: 0.3},
+            },
+        ),
+        (DDIMScheduler, {"prompt": "a cat and a frog", "token_indices": [2, 5], "max_iter_to_alter": -1}),
     ],
-    ids=["two subjects", "one subject without guidance", "two subjects, PNDM", "two prompts, two images"],
+    ids=[
+        "two subjects",
+        "one subject without guidance",
+        "two subjects, PNDM",
+        "two prompts, two images",
+        "padding, maps by the size",
+        "maps of 16x16",
+        "odd thresholds",
+        "refinement alone",
+    ],
 )
+@pytest.mark.filterwarnings("ignore:token_indices has 9")
 def test_whole_runs_equal_the_deprecated_class(
     tiny_folder: Path, scheduler: type, options: dict[str, Any]
 ) -> None:
@@ -91,6 +116,108 @@ def test_whole_runs_equal_the_deprecated_class(
     unrefined = _latents(Ours, tiny_folder, scheduler, **(options | {"thresholds": {}}))
     assert (ours - theirs).norm() / theirs.norm() < 1e-8
     assert (ours - unrefined).norm() / theirs.norm() > 1e-4, "no refinement was triggered"
+
+
+def test_a_scale_factor_of_nought_moves_nothing_as_there(tiny_folder: Path) -> None:
+    call: dict[str, Any] = {
+        "prompt": "a cat",
+        "token_indices": [2],
+        "thresholds": {},
+        "num_inference_steps": 2,
+    }
+    theirs = _latents(Oracle, tiny_folder, DDIMScheduler, **call, scale_factor=0)
+    ours = _latents(Ours, tiny_folder, DDIMScheduler, **call, scale_factor=0)
+    assert (ours - theirs).norm() / theirs.norm() < 1e-8
+
+
+@pytest.fixture
+def two_levels(tokenizer: CLIPTokenizer) -> dict[str, Any]:
+    """The parts of a random model of two levels: 64x64 pixels, latents of 32x32, whose only attention maps,
+    16x16, are a half of them. Its scheduler is one that a plain pipeline would change."""
+    torch.manual_seed(0)
+    return {
+        "unet": UNet2DConditionModel(
+            sample_size=32,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            attention_head_dim=2,
+            cross_attention_dim=16,
+            norm_num_groups=4,
+        ),
+        "vae": AutoencoderKL(
+            block_out_channels=(4, 4),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            norm_num_groups=2,
+            sample_size=64,
+        ),
+        "text_encoder": CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=49408,
+                hidden_size=16,
+                intermediate_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                bos_token_id=49406,
+                eos_token_id=49407,
+            )
+        ),
+        "tokenizer": tokenizer,
+        "scheduler": DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012),
+        "safety_checker": None,
+        "feature_extractor": None,
+    }
+
+
+def test_the_documented_call_works_unchanged_on_a_model_of_two_levels(two_levels: dict[str, Any]) -> None:
+    pictures = []
+    for pipeline_class in (Oracle, Ours):
+        pipe = pipeline_class(**two_levels).to(torch.float64)
+        pipe.set_progress_bar_config(disable=True)
+        assert pipe.scheduler is two_levels["scheduler"]
+        prompt = "a cat and a frog"
+        assert pipe.get_indices(prompt)[5] == "frog</w>"
+        output = pipe(
+            prompt=prompt,
+            token_indices=[2, 5],
+            guidance_scale=7.5,
+            generator=torch.Generator().manual_seed(6141),
+            num_inference_steps=4,
+            max_iter_to_alter=25,
+            thresholds={0: 0.7},
+            output_type="np",
+        )
+        pictures.append(output.images)
+    assert pictures[0].shape == (1, 64, 64, 3)
+    np.testing.assert_allclose(pictures[1], pictures[0], atol=1e-6)
+
+
+def test_drop_in_has_the_parts_of_the_deprecated_class(two_levels: dict[str, Any], tmp_path: Path) -> None:
+    ours, theirs = Ours(**two_levels), Oracle(**two_levels)
+    assert set(ours.components) == set(theirs.components) == set(two_levels)
+    assert Ours(**theirs.components).components == Oracle(**ours.components).components
+    assert two_levels["scheduler"].config["steps_offset"] == 0
+    ours.save_pretrained(tmp_path)
+    assert set(Ours.from_pretrained(tmp_path).components) == set(two_levels)
+    assert StableDiffusionPipeline.from_pipe(ours).unet is ours.unet
+
+
+@pytest.mark.parametrize("size", [(192, 192), (128, 256)])
+def test_sizes_at_which_the_deprecated_class_fails_are_drawn(
+    tiny_folder: Path, size: tuple[int, int]
+) -> None:
+    # Whose maps of a quarter are 6x6 and 4x8: 256 cells has none.
+    call: dict[str, Any] = {"prompt": "a cat", "token_indices": [2], "height": size[0], "width": size[1]}
+    outputs = {}
+    for pipeline_class in (Ours, Oracle):
+        pipeline = pipeline_class.from_pretrained(tiny_folder, safety_checker=None)
+        pipeline.set_progress_bar_config(disable=True)
+        call |= {"num_inference_steps": 1, "thresholds": {}, "output_type": "np"}
+        with contextlib.suppress(RuntimeError, ValueError):
+            outputs[pipeline_class] = pipeline(**call).images.shape
+    assert outputs == {Ours: (1, *size, 3)}
 
 
 def test_drop_in_has_the_deprecated_class_s_output_and_pixels(tiny_folder: Path) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 pytest.importorskip("pyarrow", reason="the benchmark's extra is not installed")
@@ -15,10 +21,14 @@ pytest.importorskip("jinja2", reason="the benchmark's extra is not installed")
 
 from pyarrow import parquet
 
-from attend_excite.benchmark import store
+from attend_excite.benchmark import figures, store
+from attend_excite.benchmark.figures import Bar, Curve, Panel
+from attend_excite.benchmark.names import titles
 from attend_excite.benchmark.report import write_report
 from attend_excite.benchmark.results import read_results
 from attend_excite.benchmark.score import UPPER_BOUND
+from attend_excite.benchmark.statistics import Estimate
+from attend_excite.figures import styled
 
 _PROMPTS = {
     "a cat and a dog": ("animals", ["cat", "dog"]),
@@ -176,7 +186,7 @@ def test_of_equal_systems_all_are_best_and_below_nought_nothing_is_per_cent(tmp_
     text = (tmp_path / "report" / "report.md").read_text("utf-8")
     assert "| stickers, plain | **100.0 % (+0.0 ns)**" in text
     assert "| Attend-and-Excite | **100.0 %**" in text
-    assert "Minimum object similarity: -0.200 plain, -0.100 with Attend-and-Excite (–)." in text
+    assert "Minimum object similarity: -0.200 plain, -0.100 with Attend-and-Excite." in text
     found = parquet.read_table(tmp_path / "report" / "numbers" / "findings.parquet").to_pylist()
     assert {row["holds"] for row in found if row["worse"] == "stable-diffusion"} == {"yes"}
 
@@ -298,3 +308,122 @@ def _made_up(
         store.write_scores(run, "clip", similarities)
         store.write_scores(run, "presence", verdicts)
     return run
+
+
+def test_prompts_stay_text_in_every_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evil = "=HYPERLINK() a <img src=x onerror=alert(1)> | cat [x](javascript:y) `z` and $5 & 100 % a_b #1 {c}"
+    others = dict(zip([evil, *list(_PROMPTS)[1:]], _PROMPTS.values(), strict=True))
+    monkeypatch.setitem(globals(), "_PROMPTS", others)
+    run = _made_up(tmp_path / "run", "stickers", {"stable-diffusion": _PLAIN, "attend-excite": _OURS})
+    store.write_settings(run, store.read_settings(run) | {"systems": {"attend-excite": {"note": evil}}})
+    write_report(run, tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text("utf-8")
+    assert "<img" not in text
+    assert r"&lt;img src=x onerror=alert(1)&gt; \| cat \[x\](javascript:y) \`z\`" in text
+    assert "<img src=x" not in (tmp_path / "report" / "report.html").read_text("utf-8")
+    for name in ("prompts", "images"):
+        table = tmp_path / "report" / "numbers" / f"{name}.csv"
+        with table.open(newline="") as lines:
+            assert all(not value.startswith("=") for row in csv.reader(lines) for value in row)
+        assert evil in parquet.read_table(table.with_suffix(".parquet"))["prompt"].to_pylist()
+    latex = (tmp_path / "report" / "tables" / "circumstances-systems.tex").read_text("utf-8")
+    assert r"\$5 \& 100\,\% a\_b \#1 \{c\}" in latex
+    assert latex.count("{") - 2 * latex.count(r"\{") == latex.count("}") - 2 * latex.count(r"\}")
+
+
+def test_a_system_of_ones_own_is_shown_like_any_other(tmp_path: Path) -> None:
+    mine = ([0.30] * 4, [False, False, True, True])
+    swept = {f"attend-excite step_size={value}": _OURS for value in (1, 2.5, 100)}
+    systems = {"stable-diffusion": _PLAIN, "attend-excite": _OURS, "my_methods:Mine": mine}
+    run = _made_up(tmp_path / "run", "stickers", systems | swept)
+    settings = store.read_settings(run)
+    settings["systems"]["attend-excite"] = {
+        "name": "attend-excite",
+        "recipe": {"step_size": 20.0, "sigma": 0.5},
+    }
+    settings["systems"]["my_methods:Mine"] = {
+        "name": "my_methods:Mine",
+        "share": 0.5,
+        "code": "0123456789abcdef",
+    }
+    store.write_settings(run, settings | {"titles": {"my_methods:Mine": "Fading guidance"}})
+    report = tmp_path / "report"
+    write_report(run, report)
+    text = (report / "report.md").read_text("utf-8")
+    assert "my_methods:Mine" not in text.partition("## What ran")[0]
+    assert "by stickers, plain (above the diagonal) and by Fading guidance (below it)" in text
+    assert "The prompts that Attend-and-Excite and Fading guidance helps most against stickers, plain" in text
+    assert "hurt most: all there, in their colours 100.0 % → 0.0 %" in text
+    for kind in ("svg", "png", "pdf"):
+        assert (report / "figures" / f"pairs-2.{kind}").is_file()
+    # The recipe's own value stands between those of the sweep.
+    sweep = text.partition("## Sweep: step size")[2].partition("## ")[0]
+    assert re.findall(r"^\| ([\d.]+)", sweep, re.M) == ["1", "2.5", "20", "100"]
+    assert "20 (the recipe's own)" in sweep
+    ran = text.partition("## What ran")[2]
+    for told in ("| seeds | 0 |", "| step size | 20.0 |", "| digest of its code | – | – | – | – |"):
+        assert told.split(" –")[0] in ran
+    assert "0123456789abcdef" in ran
+
+    write_report(run, report, reference="stable-diffusion", highlight="my_methods:Mine")
+    text = (report / "report.md").read_text("utf-8")
+    assert "A subject is missing: 75.0 % plain, 50.0 % with Fading guidance" in text
+    assert "how far from stickers, plain" in text
+    assert not (report / "figures" / "pairs-2.svg").exists()
+    with pytest.raises(ValueError, match="has no images by 'structure': it has stable-diffusion, "):
+        write_report(run, report, highlight="structure")
+
+
+def test_names_tell_systems_apart() -> None:
+    given = {"mine:A": "Faded", "mine:B": "Faded", "mine:C": "Attend-and-Excite"}
+    found = titles(
+        [*given, "attend-excite no-smoothing", "attend-excite sigma=-1", "stable-diffusion"], "x", given
+    )
+    assert list(found.values()) == [
+        "Faded (A)",
+        "Faded (B)",
+        "Attend-and-Excite (C)",
+        "Attend-and-Excite, no smoothing",
+        "Attend-and-Excite, sigma -1",
+        "Stable Diffusion",
+    ]
+
+
+@pytest.mark.parametrize("subsets", [1, 4])
+@pytest.mark.parametrize("systems", [1, 5])
+def test_nothing_in_a_figure_is_cut_or_overlaps(subsets: int, systems: int) -> None:
+    names = ("Attend-and-Excite", "Composable Diffusion", "A method with a long name, and $more$", "x", "y")
+    made = [Bar(name, Estimate(0.31, 0.29, 0.34), "0.310 (+10.1 % ns)", False) for name in names[:systems]]
+    panels = [Panel("animal and object", made, 0.45) for _ in range(subsets)]
+    points = [(1.0, made[0].estimate), (200.0, made[0].estimate)]
+    curves = [Curve(f"Minimum object similarity {at}", points, 1.0, 0.3) for at in range(systems)]
+    scores = {"Full prompt similarity": (np.linspace(0, 1, 50), np.arange(50) % 2 == 0)}
+    for figure in (
+        figures.bars({"Minimum object similarity (dashed: upper bound)": panels, "Text": panels}),
+        figures.sweep("step size", curves),
+        figures.separation(scores, ("all subjects there", "a subject is missing")),
+        figures.pairs(["cat", "dog", "frog"], {("cat", "dog"): 0.5}, {}, (names[1], names[2])),
+    ):
+        _assert_readable(figure)
+
+
+def _assert_readable(figure: Figure) -> None:
+    """No text goes beyond the figure's edge, and no two of an axis' numbers touch."""
+    with styled():
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        renderer, whole = canvas.get_renderer(), figure.bbox
+        undrawn = set()
+        for axes in figure.axes:
+            for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+                ticks = axis.get_major_ticks()
+                beyond = [tick for tick in ticks if not min(limits) <= tick.get_loc() <= max(limits)]
+                undrawn |= {label for tick in beyond for label in (tick.label1, tick.label2)}
+            texts = [text for text in axes.get_xticklabels() if text.get_text() and text not in undrawn]
+            boxes = sorted((text.get_window_extent(renderer) for text in texts), key=lambda box: box.x0)
+            assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+        for text in set(figure.findobj(Text)) - undrawn:
+            box = text.get_window_extent(renderer)
+            if text.get_visible() and text.get_text().strip() and box.width:
+                assert whole.x0 <= box.x0 <= box.x1 <= whole.x1, text.get_text()
+                assert whole.y0 <= box.y0 <= box.y1 <= whole.y1, text.get_text()

@@ -1,9 +1,9 @@
-"""A shift of the latents is there in the end, whatever the scheduler keeps of the latents before it."""
+"""Schedulers by name; a shift of the latents is there in the end, whatever one keeps of those before it."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,13 +18,14 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteScheduler
 from diffusers.schedulers.scheduling_k_dpm_2_ancestral_discrete import KDPM2AncestralDiscreteScheduler
 from diffusers.schedulers.scheduling_k_dpm_2_discrete import KDPM2DiscreteScheduler
+from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 from diffusers.schedulers.scheduling_sasolver import SASolverScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from torch import Tensor
 
 from attend_excite import Model
 from attend_excite.methods.base import Denoise, Run, Step
-from attend_excite.schedulers import vp_scale
+from attend_excite.schedulers import scheduler_for_run, scheduler_names, vp_scale
 
 STEPS = 20
 LIKE_STABLE_DIFFUSION = {
@@ -110,3 +111,37 @@ def test_latents_of_every_parametrisation_come_to_one_scale(scheduler: Any) -> N
             latents = scheduler.add_noise(picture[None], noise[None], timestep[None])[0]
         scheduler._step_index = None  # as in a run: the loop asks at each step anew
         assert float((latents * vp_scale(scheduler, timestep)).norm()) == pytest.approx(1, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", scheduler_names())
+def test_a_scheduler_by_name_is_as_one_in_the_pipeline(
+    tiny: Model, name: str, same_model: Callable[[Model], Callable[[], None]]
+) -> None:
+    check = same_model(tiny)
+    named = tiny.generate("a cat", steps=4, scheduler=name, decode=False, progress=False).latents
+    check()
+    pipeline = copy.copy(tiny.pipeline)
+    pipeline.scheduler = scheduler_for_run(tiny.pipeline.scheduler, name)
+    put = (
+        replace(tiny, family=type(tiny.family)(pipeline))
+        .generate("a cat", steps=4, decode=False, progress=False)
+        .latents
+    )
+    assert named.isfinite().all()
+    assert torch.equal(named, put)
+
+
+def test_a_scheduler_keeps_the_noise_schedule_and_cuts_nothing() -> None:
+    own = PNDMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True
+    )
+    assert scheduler_for_run(own) is not own
+    assert scheduler_for_run(own, "ddim").config["clip_sample"] is False
+    for name in scheduler_names():
+        torch.testing.assert_close(scheduler_for_run(own, name).alphas_cumprod, own.alphas_cumprod)
+    with pytest.raises(ValueError, match="unknown scheduler 'magic': choose one of ddim, "):
+        scheduler_for_run(own, "magic")
+    with pytest.raises(
+        ValueError, match="can't take the place of this model's FlowMatchEulerDiscreteScheduler"
+    ):
+        scheduler_for_run(FlowMatchEulerDiscreteScheduler(), "ddim")

@@ -17,7 +17,7 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
 
-from attend_excite import AttendAndExcite, Generation, Model, Recipe, StepEvent, load
+from attend_excite import AttendAndExcite, Generation, Model, Recipe, StableDiffusion, StepEvent, load
 from attend_excite.attention.places import cross_attention_places
 from attend_excite.attention.record import record
 from attend_excite.bench.measure import distances, take_turns
@@ -146,7 +146,7 @@ class _Hungry:
 
 
 def test_a_batch_that_does_not_fit_is_halved(tiny: Model) -> None:
-    method = AttendAndExcite(Recipe.named("no-refinement"))
+    method = AttendAndExcite("no-refinement")
     events: list[StepEvent] = []
     drawn = _draw(
         tiny, Recipe.named("official"), 5, method=_Hungry(method), batch_size="auto", callback=events.append
@@ -192,6 +192,29 @@ def test_an_image_whose_subjects_are_there_rests_and_the_others_do_not(tiny: Mod
     alone = [_draw(tiny, recipe, seeds=1, steps=5), _draw(tiny, recipe, 2, steps=5, batch_size=1)]
     torch.testing.assert_close(drawn.latents[:1], alone[0].latents, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(drawn.latents, alone[1].latents, rtol=1e-9, atol=1e-9)
+    # In the last step that is looked at nothing is moved any more.
+    last = drawn.trace[above].steps[1].updates
+    assert [(update.shift, update.due) for update in last] == [(0, False)]
+
+
+def test_an_image_rests_at_once_when_its_subjects_lead(tiny: Model) -> None:
+    recipe = replace(Recipe.named("official"), altered=1.0, max_refinements=0, rest_after=1, rest_at=0.0)
+    plain = _draw(tiny, recipe, method=StableDiffusion())
+    # Every subject is ahead by -1 and more from the start, and by 1 never.
+    assert torch.equal(_draw(tiny, replace(recipe, rest_lead=-1.0)).latents, plain.latents)
+    never = _draw(tiny, replace(recipe, rest_lead=1.0))
+    assert torch.equal(never.latents, _draw(tiny, replace(recipe, rest_after=0)).latents)
+    assert not torch.equal(never.latents, plain.latents)
+
+
+def test_a_bound_holds_over_a_run_and_a_late_start_leaves_the_beginning(tiny: Model) -> None:
+    recipe = replace(Recipe.named("official"), altered=1.0, thresholds=((0.0, 0.2),), max_refinements=3)
+    shifts = [u.shift for t in _draw(tiny, recipe).trace for step in t.steps for u in step.updates]
+    bound = sorted(shifts)[len(shifts) // 2]
+    capped = _draw(tiny, replace(recipe, max_shift=bound))
+    assert max(u.shift for t in capped.trace for step in t.steps for u in step.updates) <= bound * (1 + 1e-9)
+    late = _draw(tiny, replace(recipe, start=0.5), 1, steps=4)
+    assert _guided_steps(late) == [[2, 3]]
 
 
 def test_a_half_precision_run_stays_near_the_float32_one(stickers: Model) -> None:

@@ -175,8 +175,11 @@ def test_what_cannot_be_drawn_is_refused(
 def test_a_missing_image_is_named_and_not_drawn_around(small_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(small_run, run)
-    row = next(row for row in store.read_rows(run).to_pylist() if row["system"] == "plain")
-    store.write_rows(run, [row | {"image": None, "error": "out of memory"}])
+    rows = store.read_rows(run).to_pylist()
+    row = next(row for row in rows if row["system"] == "plain")
+    shutil.rmtree(run / "rows")
+    failed = row | {"image": None, "error": "out of memory"}
+    store.write_rows(run, [failed if each is row else each for each in rows])
     with pytest.raises(
         ValueError, match=f"1 of 72 images .* plain's of '{row['prompt']}' with seed {row['seed']}"
     ):

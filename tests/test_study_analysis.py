@@ -287,10 +287,10 @@ def test_commands_mark_what_is_simulated(study_folder: Path, tmp_path: Path) -> 
     assert set(result["subsets"]) == {"animals", "objects", ALL}
     with (out / "standings.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert {row["simulated"] for row in rows} == {"True"}
+    assert {row["simulated"] for row in rows} == {"true"}
     assert len(rows) == sum(len(systems) for systems in result["subsets"].values())
     assert set(parquet.read_table(out / "prompts.parquet")["simulated"].to_pylist()) == {True}
-    for file in ("table.md", "shares.svg", "strengths.svg", "prompts.svg"):
+    for file in ("table.md", "table.tex", "shares.svg", "strengths.svg", "prompts.svg"):
         assert "SIMULATED" in (out / file).read_text()
     assert Image.open(out / "shares.png").width > 500
     refused = run(app, ["study", "simulate", str(study_folder), *database])

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from attend_excite.files import written_whole
 from attend_excite.generate import Generation
 from attend_excite.guidance.schedule import Recipe
-from attend_excite.metadata import written_whole
 from attend_excite.sheets import INK, MUTED, evolution_sheet, fitted, maps_sheet, subject_colour, subject_name
 from attend_excite.subjects import Prompt
 from attend_excite.trace import Trace
@@ -116,7 +116,8 @@ def curves_figure(
 
     The first panel has the highest value of each subject's map in the passes that denoise, all runs in one.
     The others are of the nursed run: the attention that the objective measures, which is re-weighed among
-    the prompt's tokens and smoothed, and the loss. A step that was refined has a point an update.
+    the prompt's tokens and smoothed, and the loss, with a line a term where it is a sum. A step that was
+    refined has a point an update.
 
     Args:
         runs: see the module.
@@ -255,8 +256,15 @@ def _draw_thresholds(panel: Axes, trace: Trace, prompt: Prompt, recipe: Recipe |
 
 def _draw_losses(panel: Axes, trace: Trace) -> None:
     panel.set_title("loss")
-    losses = [update.loss for step in trace.steps for update in step.updates]
-    panel.plot(_places(trace), losses, ".-", color=INK)
+    updates = [update for step in trace.steps for update in step.updates]
+    panel.plot(_places(trace), [update.loss for update in updates], ".-", color=INK, label="loss")
+    names = list(dict.fromkeys(name for update in updates for name in update.parts))
+    for index, name in enumerate(names):
+        # A term that doesn't count at a step leaves a gap there.
+        values = [update.parts.get(name, float("nan")) for update in updates]
+        panel.plot(_places(trace), values, ".--", color=subject_colour(index), linewidth=1, label=name)
+    if names:
+        panel.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def _mark_nursing(panels: Sequence[Axes], trace: Trace) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import math
 import operator
-import re
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -20,15 +20,19 @@ from tqdm.auto import tqdm
 
 from attend_excite.attention.maps import AttentionMaps
 from attend_excite.attention.places import map_size
+from attend_excite.finite import check_finite
 from attend_excite.methods.attend_excite import AttendAndExcite
 from attend_excite.methods.base import Method, Run, Step
 from attend_excite.methods.stable_diffusion import StableDiffusion
 from attend_excite.models.model import Model, fitting_batch_size, offloaded_afterwards, prepared
-from attend_excite.schedulers import seed_noise, shift_carrier
-from attend_excite.subjects import Prompt, Subject, locate, parse
-from attend_excite.trace import Trace, TraceStep, updates_of
+from attend_excite.models.reading import warn_of_cut, warn_of_unknown_words
+from attend_excite.schedulers import check_scheduler, scheduler_for_run, seed_noise, shift_carrier
+from attend_excite.subjects import Prompt, Subjects, foreign_instructions, locate, parse, words_of
+from attend_excite.trace import Trace, TraceStep, findings_of, updates_of
+from attend_excite.turns import turn_of
 
-Subjects = Sequence[str | int | Sequence[int] | Subject]
+# What torch's generators take.
+_MAX_SEED = 2**64 - 1
 
 # Enough to see where a single word's attention settles, at a few passes a word and model.
 _DOMINANT_STEPS = 8
@@ -90,6 +94,23 @@ class Generation:
             raise ValueError("the attention was not recorded: generate with maps=True")
         return self._maps
 
+    def only(self, index: int) -> Generation:
+        """One of the images alone, with all that is known of it."""
+        maps = self._maps
+        if maps is not None:
+            locate = maps.locate
+            # The words of its own prompt, whatever stood before it.
+            maps = replace(maps, values=maps.values[[index]], locate=lambda _, word: locate(index, word))
+        return Generation(
+            images=self.images[index : index + 1],
+            prompts=[self.prompts[index]],
+            seeds=[self.seeds[index]],
+            nsfw=[self.nsfw[index]],
+            trace=[self.trace[index]],
+            latents=self.latents[[index]],
+            _maps=maps,
+        )
+
 
 @torch.inference_mode(False)  # a caller's would forbid the gradients
 @torch.no_grad()
@@ -101,6 +122,7 @@ def generate(
     subjects: Subjects | Sequence[Subjects | None] | None = None,
     seeds: int | Iterable[int] = (0,),
     steps: int | None = None,
+    scheduler: str | None = None,
     guidance_scale: float | None = None,
     true_cfg_scale: float | None = None,
     negative_prompt: str | None = "",
@@ -125,6 +147,8 @@ def generate(
             them. With several prompts a list of those, one a prompt, or None for its nouns.
         seeds: one or more, each 0 or more.
         steps: denoising steps, 1 or more; None: as many as are usual for the model, 50 for Stable Diffusion.
+        scheduler: another than the model's own, on the same noise schedule: "ddim", "dpm++", ... (see
+            `schedulers.scheduler_names`); None: its own.
         guidance_scale: of classifier-free guidance, 1 or less: none; or of the guidance that is distilled
             into the model, as in FLUX. None: what is usual for the model, 7.5 for Stable Diffusion.
         true_cfg_scale: of classifier-free guidance beside distilled guidance, above 1; None: none.
@@ -139,21 +163,25 @@ def generate(
         progress: show a bar of steps.
         callback: called after every step; what it raises ends the run and leaves the model as it was.
 
+    One generation at a time is made with a model: a second thread waits for its turn. Warns of what will not
+    be read (words beyond the context, words a small model never saw, instructions to other programs), and
+    of nursing that came to nothing (`Trace.findings`).
+
     Raises:
-        ValueError: an argument is out of its range, or a subject cannot be found.
+        ValueError: an argument is out of its range, a subject cannot be found, or what was made is NaN.
     """
-    method = method or AttendAndExcite()
-    if isinstance(method, type | str):
-        raise ValueError(f"the method is {method}: give one that is made, as AttendAndExcite()")
-    # numpy's integers, and arrays of them, are as good.
-    seeds = [operator.index(seed) for seed in (seeds if isinstance(seeds, Iterable) else [seeds])]
+    method = AttendAndExcite() if method is None else method
+    if isinstance(method, type) or not hasattr(method, "attach"):
+        raise ValueError(f"the method is {method!r}: give one that is made, as AttendAndExcite()")
+    seeds = _seeds(seeds)
     size = _latent_size(model, height, width)
-    _require(len(seeds) > 0 and min(seeds) >= 0, "seeds", seeds, "one or more numbers, none negative")
     family = model.family
     steps = family.defaults.steps if steps is None else steps
     guidance_scale = family.defaults.guidance_scale if guidance_scale is None else guidance_scale
     _require(hasattr(steps, "__index__") and steps >= 1, "steps", steps, "a whole number, 1 or more")
-    _require(0 <= guidance_scale < math.inf, "guidance_scale", guidance_scale, "0 or more, and finite")
+    for what, scale in (("guidance_scale", guidance_scale), ("true_cfg_scale", true_cfg_scale or 0)):
+        fine = isinstance(scale, Real) and 0 <= scale < math.inf
+        _require(fine, what, scale, "a number, 0 or more, and finite")
     if true_cfg_scale is not None and not family.distilled_guidance:
         raise ValueError(
             f"true_cfg_scale is for models whose guidance is distilled, and {model.name} has classifier-free "
@@ -163,25 +191,45 @@ def generate(
     distilled = guidance_scale if family.distilled_guidance else None
     negative_prompt = "" if negative_prompt is None else negative_prompt
     _require(isinstance(negative_prompt, str), "negative_prompt", negative_prompt, "one text for all prompts")
+    check_scheduler(scheduler)
     counted = batch_size == "auto" or (hasattr(batch_size, "__index__") and batch_size >= 1)
     _require(counted, "batch_size", batch_size, '1 or more, or "auto"')
     prompts = _parse(model, prompt, subjects, method)
     if method.uses_subjects and min(map_size(size, model.attention_downsampling)) < 2:
         least = 2 * model.attention_downsampling * family.pixels_per_cell
         raise ValueError(f"the picture is too small for attention maps: make it {least} pixels wide and high")
-    if decode:  # there is a picture to be disappointed by
-        _warn_of_unknown_words(model, prompts)
+    if method.attends_to_prompt:  # others say themselves what they encode
+        texts = [parsed.text for parsed in prompts]
+        warn_of_cut(model, texts)
+        if decode:  # there is a picture to be disappointed by
+            warn_of_unknown_words(model, texts)
+    if negative_prompt:
+        warn_of_cut(model, [negative_prompt], "the negative prompt")
+        if instructions := foreign_instructions(negative_prompt):
+            warnings.warn(f"in the negative prompt, {instructions}", stacklevel=1)
     map_downsampling = _map_downsampling(model, size, maps) if maps else None
 
     jobs = [(parsed, seed) for parsed in prompts for seed in seeds]
     in_one_pass = fitting_batch_size(model, size) if batch_size == "auto" else batch_size
     results: list[_Result] = []
-    with tqdm(disable=not progress, unit="step", leave=False) as bar, offloaded_afterwards(model.pipeline):
+    with (
+        turn_of(model.network),
+        tqdm(disable=not progress, unit="step", leave=False) as bar,
+        offloaded_afterwards(model.pipeline),
+    ):
         start = 0
         while start < len(jobs):
             batch = jobs[start : start + in_one_pass]
             done = bar.n
-            run = _encode(model, [parsed for parsed, _ in batch], size, cfg_scale, negative_prompt, distilled)
+            run = _encode(
+                model,
+                [parsed for parsed, _ in batch],
+                size,
+                cfg_scale,
+                negative_prompt,
+                distilled,
+                scheduler_for_run(model.pipeline.scheduler, scheduler),
+            )
             run.map_downsampling = map_downsampling
             family.set_timesteps(run.scheduler, steps, size)
             iterations = len(run.scheduler.timesteps)
@@ -202,12 +250,14 @@ def generate(
             results.append(_Result(images, nsfw, _trace(run, seconds), latents.cpu(), run.maps, run.columns))
             start += len(batch)
 
+    traces = [trace for result in results for trace in result.trace]
+    _warn_of_findings(traces)
     return Generation(
         images=[image for result in results for image in result.images],
         prompts=[parsed for parsed, _ in jobs],
         seeds=[seed for _, seed in jobs],
         nsfw=[flag for result in results for flag in result.nsfw],
-        trace=[trace for result in results for trace in result.trace],
+        trace=traces,
         latents=torch.cat([result.latents for result in results]),
         _maps=_attention_maps(model, [parsed for parsed, _ in jobs], results) if maps else None,
     )
@@ -235,6 +285,9 @@ def denoise(
 
     Returns:
         The denoised latents (B, C, H, W), and the seconds that each iteration took.
+
+    Raises:
+        ValueError: latents became NaN or infinite.
     """
     scheduler = run.scheduler
     accepted = inspect.signature(scheduler.step).parameters
@@ -244,12 +297,22 @@ def denoise(
     latents = noise * getattr(scheduler, "init_noise_sigma", 1.0)
     carry = shift_carrier(scheduler)
     seconds: list[float] = []
-    with prepared(run.model.network), method.attach(run) as step:
+    with turn_of(run.model.network), prepared(run.model.network), method.attach(run) as step:
         for index, timestep in enumerate(scheduler.timesteps):
             began = time.perf_counter()
             shifted, output = step(latents, Step(index, timestep))
             carry(None if shifted is latents else shifted - latents)
             latents = scheduler.step(output, timestep, shifted, **extra, return_dict=False)[0]
+            parts = {
+                "latents given to the model": shifted,
+                "model's output": output,
+                "scheduler's step": latents,
+            }
+            if "eta" in extra and eta > 1 and not latents.isfinite().all():
+                raise ValueError(f"eta is {eta}, and the latents became NaN: give 0 to 1")
+            check_finite(
+                f"at step {index} of {len(scheduler.timesteps)}, timestep {float(timestep):g}", parts
+            )
             seconds.append(time.perf_counter() - began)
             if after_step is not None:
                 after_step(index, timestep, latents)
@@ -275,10 +338,16 @@ def _parse(
     subjects: Subjects | Sequence[Subjects | None] | None,
     method: Method,
 ) -> list[Prompt]:
-    texts = [prompt] if isinstance(prompt, str) else list(prompt)
-    _require(len(texts) > 0, "prompt", texts, "a text, or several")
-    wanted: Sequence[Any] = [subjects] if isinstance(prompt, str) else subjects or [None] * len(texts)
-    if not isinstance(wanted, Iterable) or any(not isinstance(named, Iterable | None) for named in wanted):
+    several = isinstance(prompt, Iterable) and not isinstance(prompt, str)
+    texts: list[Any] = list(prompt) if several else [prompt]
+    fine = len(texts) > 0 and all(isinstance(text, str) for text in texts)
+    _require(fine, "prompt", prompt, "a text, or several")
+    given: Any = (subjects or [None] * len(texts)) if several else [subjects]
+    wanted: list[Any] = list(given) if isinstance(given, Iterable) else [given]
+    fine = isinstance(given, Iterable) and not isinstance(given, str | Mapping)
+    if not fine or any(
+        not isinstance(named, Iterable | None) or (several and isinstance(named, str)) for named in wanted
+    ):
         raise ValueError(
             f"subjects is {subjects}: it must be a list, like ['cat', 'frog'], and with several prompts a "
             "list of such lists, one a prompt"
@@ -287,28 +356,30 @@ def _parse(
         raise ValueError(f"{len(texts)} prompts but subjects for {len(wanted)}: give a list a prompt")
     if not method.uses_subjects:
         wanted = [()] * len(texts)
-    elif any(named is not None and not len(named) for named in wanted):
+    elif any(isinstance(named, Sized) and not len(named) for named in wanted):
         raise ValueError(
             f"{method.title} needs a subject: name at least one, or leave subjects out to take the nouns"
         )
     return [parse(text, model.family.streams(), named) for text, named in zip(texts, wanted, strict=True)]
 
 
-def _warn_of_unknown_words(model: Model, prompts: Sequence[Prompt]) -> None:
-    """A model that was trained on few words, as the bundled one, has noughts for all others."""
-    weights = model.pipeline.text_encoder.get_input_embeddings().weight
-    if weights.is_meta or model.family.name != "stable-diffusion":  # offloaded, or trained on everything
-        return
-    for prompt in dict.fromkeys(prompts):
-        ids = model.tokenizer(prompt.text, truncation=True).input_ids
-        if len(ids) != len(prompt.tokens):  # a learnt word stands for several tokens
-            continue
-        unread = {prompt.spans[at][0] for at in range(1, len(ids) - 1) if not weights[ids[at]].any()}
-        for word in re.finditer(r"[\w'-]+", prompt.text):
-            if unread.intersection(range(*word.span())):
-                warnings.warn(
-                    f"{model.name} has never read the word '{word[0]}', so it cannot draw it", stacklevel=2
-                )
+def _seeds(seeds: Any) -> list[int]:
+    """A list of seeds; numpy's integers, and arrays of them, are as good as Python's."""
+    try:
+        found = [operator.index(seed) for seed in (seeds if isinstance(seeds, Iterable) else [seeds])]
+    except TypeError:
+        raise ValueError(f"seeds is {seeds!r}: it must be one or more whole numbers") from None
+    fine = len(found) > 0 and min(found) >= 0 and max(found) <= _MAX_SEED
+    _require(fine, "seeds", seeds, f"one or more numbers, none negative or above {_MAX_SEED}")
+    return found
+
+
+def _warn_of_findings(traces: Sequence[Trace]) -> None:
+    """Say each thing once, and of how many pictures."""
+    counts = Counter(finding.sentence for trace in traces for finding in trace.findings)
+    for sentence, count in counts.items():
+        of = "" if len(traces) == 1 else f" (in {count} of {len(traces)} pictures)"
+        warnings.warn(f"{sentence}{of}", stacklevel=2)
 
 
 def _latent_size(model: Model, height: int | None, width: int | None) -> tuple[int, int]:
@@ -335,10 +406,12 @@ def _encode(
     guidance_scale: float,
     negative_prompt: str,
     distilled: float | None,
+    scheduler: Any,
 ) -> Run:
     texts = list(dict.fromkeys(prompt.text for prompt in prompts))
     negative = negative_prompt if guidance_scale > 1 else None
-    text, empty = model.family.encode(texts, negative, distilled, size)
+    with turn_of(*(stream.tokenizer for stream in model.family.streams())):
+        text, empty = model.family.encode(texts, negative, distilled, size)
     rows = [texts.index(prompt.text) for prompt in prompts]
     return Run(
         model=model,
@@ -346,7 +419,7 @@ def _encode(
         text=text[rows],
         empty_text=None if empty is None else empty[rows],
         guidance_scale=guidance_scale,
-        scheduler=copy.deepcopy(model.pipeline.scheduler),
+        scheduler=scheduler,
         size=size,
         negative=negative_prompt,
         distilled=distilled,
@@ -391,16 +464,19 @@ def _reporter(
 
 def _trace(run: Run, seconds: list[float]) -> list[Trace]:
     timesteps = [float(timestep) for timestep in run.scheduler.timesteps]
-    subjects = [[group.text for group in prompt.groups] for prompt in run.prompts]
-    return [
-        Trace(
-            tuple(
-                TraceStep(index, timestep, took, updates_of(run.visits.get(index, []), row, names))
-                for index, (timestep, took) in enumerate(zip(timesteps, seconds, strict=True))
-            )
+    traces: list[Trace] = []
+    for row, prompt in enumerate(run.prompts):
+        names = [group.text for group in prompt.groups]
+        steps = tuple(
+            TraceStep(index, timestep, took, updates_of(run.visits.get(index, []), row, names))
+            for index, (timestep, took) in enumerate(zip(timesteps, seconds, strict=True))
         )
-        for row, names in enumerate(subjects)
-    ]
+        if run.nursed is None:
+            traces.append(Trace(steps))
+        else:
+            found = findings_of(steps, prompt.groups, run.nursed.goal)
+            traces.append(Trace(steps, run.nursed.tokens[row], found))
+    return traces
 
 
 def _attention_maps(model: Model, prompts: list[Prompt], results: list[_Result]) -> AttentionMaps:
@@ -412,8 +488,10 @@ def _attention_maps(model: Model, prompts: list[Prompt], results: list[_Result])
     def find(image: int, word: str) -> Sequence[int]:
         return locate(word, prompts[image].text, model.family.streams())
 
+    words = tuple(words_of(prompts[0].text))
     if results[0].columns is None:
-        return AttentionMaps(torch.cat([torch.stack(result.maps, dim=1) for result in results]), find)
+        values = torch.cat([torch.stack(result.maps, dim=1) for result in results])
+        return AttentionMaps(values, find, words=words)
     # Batches keep the columns of their own longest prompts; what a batch hasn't, nobody attended to.
     columns = tuple(sorted({column for result in results for column in result.columns or ()}))
     values = []
@@ -422,9 +500,9 @@ def _attention_maps(model: Model, prompts: list[Prompt], results: list[_Result])
         wide = maps.new_zeros(*maps.shape[:-1], len(columns))
         wide[..., [columns.index(column) for column in result.columns or ()]] = maps
         values.append(wide)
-    return AttentionMaps(torch.cat(values), find, columns)
+    return AttentionMaps(torch.cat(values), find, columns, words)
 
 
 def _require(fine: bool, what: str, value: object, wanted: str) -> None:
     if not fine:
-        raise ValueError(f"{what} is {value}: it must be {wanted}")
+        raise ValueError(f"{what} is {value!r}: it must be {wanted}")

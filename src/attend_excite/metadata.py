@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -19,9 +17,11 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from attend_excite.files import written_whole
 from attend_excite.generate import Generation
 from attend_excite.methods import METHODS, Method
 from attend_excite.models import Model
+from attend_excite.schedulers import check_scheduler
 from attend_excite.subjects import Subject
 
 KEY = "attend-excite"
@@ -33,6 +33,7 @@ FORMAT = 1
 DTYPES = ("float32", "float16", "bfloat16")
 MAX_SEED = 2**63 - 1
 MAX_BATCH = 256
+MAX_GUIDANCE = 1e4
 
 # Metadata comes from anywhere: beyond these a picture would only fill memory.
 _MAX_STEPS = 1000
@@ -60,6 +61,7 @@ class Settings:
         subjects: as they were given; None: the prompt's brackets or nouns.
         negative_prompt: what the unconditional half of the guidance sees.
         revision: the commit of a model from the Hub.
+        scheduler: by its short name; None: the model's own.
 
     Raises:
         ValueError: a number is out of its range.
@@ -77,13 +79,16 @@ class Settings:
     subjects: tuple[Subject, ...] | None = None
     negative_prompt: str = ""
     revision: str | None = None
+    scheduler: str | None = None
 
     def __post_init__(self) -> None:
         _require(1 <= self.steps <= _MAX_STEPS, "steps", self.steps, f"1 to {_MAX_STEPS}")
-        _require(self.guidance_scale >= 0, "the guidance", self.guidance_scale, "0 or more")
+        fine = 0 <= self.guidance_scale <= MAX_GUIDANCE
+        _require(fine, "the guidance", self.guidance_scale, f"0 to {MAX_GUIDANCE:g}")
         for what, pixels in (("the height", self.height), ("the width", self.width)):
             _require(1 <= pixels <= _MAX_SIDE, what, pixels, f"1 to {_MAX_SIDE} pixels")
         _require(self.dtype in DTYPES, "the dtype", self.dtype, f"one of {', '.join(DTYPES)}")
+        check_scheduler(self.scheduler)
 
 
 def draw_as(model: Model, settings: Settings, seeds: Sequence[int], **options: Any) -> Generation:
@@ -94,6 +99,7 @@ def draw_as(model: Model, settings: Settings, seeds: Sequence[int], **options: A
         subjects=settings.subjects,
         seeds=seeds,
         steps=settings.steps,
+        scheduler=settings.scheduler,
         guidance_scale=settings.guidance_scale,
         negative_prompt=settings.negative_prompt,
         height=settings.height,
@@ -160,17 +166,6 @@ def write_png(path: Path, picture: Image.Image, origin: Origin | None = None) ->
         chunks.add_itxt(KEY, json.dumps({"format": FORMAT} | as_plain_data(origin), ensure_ascii=False))
     with written_whole(path) as partial:
         picture.save(partial, pnginfo=chunks)
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Write a file whole, or not at all: under the name that this gives, which becomes `path` at the end."""
-    partial = path.with_name(f".partial-{secrets.token_hex(8)}{path.suffix}")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_origin(path: Path, method: Method | None = None) -> Origin:
@@ -282,7 +277,7 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         name = value.get("name")
         if isinstance(name, str) and name in METHODS:
             options = {key: item for key, item in value.items() if key != "name"}
-            return _decode_dataclass(METHODS[name], options, where)
+            return _decode_dataclass(getattr(METHODS[name], "func", METHODS[name]), options, where)
         if isinstance(name, str) and ":" in name:
             raise ValueError(_SOMEBODYS_OWN.format(where, _shortened(name)))
     if origin is Callable and isinstance(value, str | dict):

@@ -1,15 +1,75 @@
-"""What some schedulers need beside their steps: shifts of latents that they keep, seeds of their noise."""
+"""Schedulers by name, and what some need beside their steps: shifts of latents that they keep, seeds of their
+noise."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import copy
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+# The command line's help names the schedulers: torch and diffusers, which take seconds, are imported late.
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # UniPC and SA-Solver work the latents in hand out anew, from those before and what the model says now.
 _CORRECTORS = ("multistep_uni_c_bh_update", "stochastic_adams_moulton_update")
+
+
+@cache
+def _known() -> Mapping[str, Mapping[str, Any]]:
+    return json.loads(files("attend_excite").joinpath("data/schedulers.json").read_text(encoding="utf-8"))
+
+
+def scheduler_names() -> tuple[str, ...]:
+    """The short names of diffusers' schedulers, as "ddim" or "dpm++"."""
+    return tuple(_known())
+
+
+def fitting_schedulers(own: Any) -> dict[str, str]:
+    """Of the schedulers with a short name, those that can take the place of a model's own: the name -> its
+    title. Flow matching has none of them."""
+    if _is_flow(own):
+        return {}
+    kinds = {kind.__name__ for kind in own.compatibles}
+    return {name: known["title"] for name, known in _known().items() if known["class"] in kinds}
+
+
+def check_scheduler(name: str | None) -> None:
+    """Refuse a scheduler that has no short name.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if name is not None and name not in _known():
+        raise ValueError(f"unknown scheduler {name!r}: choose one of {', '.join(_known())}")
+
+
+def scheduler_for_run(own: Any, name: str | None = None) -> Any:
+    """A scheduler for one run: a copy of a model's own, or another on the same noise schedule and prediction.
+
+    Args:
+        own: the model's, which stays as it is.
+        name: one of `scheduler_names`; None: its own.
+
+    Raises:
+        ValueError: there is no such scheduler, or the model's noise schedule isn't for it.
+    """
+    check_scheduler(name)
+    if name is None:
+        return copy.deepcopy(own)
+    fitting = fitting_schedulers(own)
+    if name not in fitting:
+        raise ValueError(
+            f"the scheduler {name!r} can't take the place of this model's {type(own).__name__}: "
+            f"choose one of {', '.join(fitting) or 'none'}, or leave it out"
+        )
+    import diffusers
+
+    known = _known()[name]
+    return getattr(diffusers, known["class"]).from_config(own.config, **known.get("options", {}))
 
 
 def seed_noise(scheduler: Any, seeds: Sequence[int]) -> None:
@@ -32,6 +92,8 @@ def shift_carrier(scheduler: Any) -> Callable[[Tensor | None], None]:
     Returns:
         To be called before each step with what the latents (B, C, H, W) were shifted by, or None.
     """
+    from torch import Tensor
+
     shift: Tensor | None = None
     name = next((name for name in _CORRECTORS if hasattr(scheduler, name)), None)
     if name is not None:
@@ -68,6 +130,8 @@ def vp_scale(scheduler: Any, timestep: Tensor) -> float:
     x = s x0 + n noise has it after a division by sqrt(s^2 + n^2). For diffusion this is the network's input;
     for flow matching, where s = 1 - sigma and n = sigma, 1 / sqrt((1 - sigma)^2 + sigma^2).
     """
+    import torch
+
     if not _is_flow(scheduler):
         return float(scaled_input(scheduler, torch.ones((), dtype=torch.float64), timestep))
     at = (scheduler.timesteps == timestep.to(scheduler.timesteps)).nonzero().flatten()

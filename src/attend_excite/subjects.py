@@ -8,15 +8,30 @@ import re
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import count, takewhile
 from typing import TYPE_CHECKING, Any
 
-from attend_excite.nouns import WORD, Span, find_nouns, head_of
+from attend_excite.nouns import (
+    WORD,
+    Instruction,
+    Span,
+    find_instructions,
+    find_nouns,
+    head_of,
+    heads_of,
+    modifiers_of,
+    names_a_thing,
+    other_language,
+)
+from attend_excite.turns import turn_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+Subjects = Sequence["str | int | Sequence[int] | Subject"] | Mapping[str, float | None]
+"""The subjects of one prompt, as `parse` takes them."""
 
 _HELP = "name the subjects with subjects=[...] (--subject on the command line) or in [brackets]"
 
@@ -27,14 +42,25 @@ class Subject:
 
     `text` is "cat", "yellow bowl", or "cat#2" for the second "cat". `target` is the attention
     demanded, 0 to 1 (default 1; appendix A.2); for a negated subject the attention that is still
-    allowed (default 0). ValueError if the text is empty or the target out of range.
+    allowed (default 0). `attributes` are words of the prompt that are to show on it, ["yellow"]; None:
+    those that the prompt says of it (`modifiers_of`), (): none. ValueError if the text or an attribute is
+    empty or the target out of range.
     """
 
     text: str
     target: float | None = None
     negated: bool = False
+    attributes: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
+        if self.attributes is not None:
+            if isinstance(self.attributes, str):
+                raise ValueError(
+                    f"the attributes of {self.text!r} must be a list, like [{self.attributes!r}]"
+                )
+            if not all(isinstance(word, str) and word.strip() for word in self.attributes):
+                raise ValueError(f"an attribute of {self.text!r} is empty: give a word of the prompt")
+            object.__setattr__(self, "attributes", tuple(self.attributes))
         if not self.text.strip():
             raise ValueError("a subject is empty: give a word or phrase of the prompt")
         if self.target is not None and not 0 <= self.target <= 1:
@@ -67,7 +93,8 @@ class Stream:
     the model sees, and `width` how many it has there, padding included: of what lies beyond it the model sees
     nothing. `template` is what the prompt is put into at "{}" before it is cut into tokens, and the first
     `skipped` tokens of that are none of the model's. `prompt_tokens_only` says whether attention is compared
-    among the prompt's own words, without <eot> and padding, where a recipe doesn't say.
+    among the prompt's own words, without <eot> and padding, where a recipe doesn't say. `uncapitalised` says
+    that the model reads the text in small letters, and without the white space around it.
     """
 
     name: str
@@ -77,6 +104,16 @@ class Stream:
     skipped: int = 0
     template: str = "{}"
     prompt_tokens_only: bool = True
+    uncapitalised: bool = False
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """A word that is said of a subject, "yellow", and where its tokens lie, as with `TokenGroup`."""
+
+    text: str
+    positions: tuple[int, ...]
+    further: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,7 +124,8 @@ class TokenGroup:
     are those of the head word's tokens ("bear"), 0 being <sot>; several when the tokenizer splits
     the word. `target` is 0 to 1: the attention demanded or, if `negated`, allowed. `further` has the
     positions in each further table of tokens of a model that has several; where a table's context cuts the
-    word, its positions are empty.
+    word, its positions are empty. `attributes` are the words said of it ("grizzly"), none of them another
+    subject.
     """
 
     text: str
@@ -95,6 +133,7 @@ class TokenGroup:
     target: float = 1.0
     negated: bool = False
     further: tuple[tuple[int, ...], ...] = ()
+    attributes: tuple[Attribute, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,13 +141,15 @@ class Prompt:
     """A parsed prompt: its text without brackets, its subjects, its tokens as they appear in the
     text, from <sot> to <eot>, and the span of characters that each was made of, (0, 0) for those two.
     What the model's context cuts is not among the tokens. A character split into several tokens is
-    that of each of them. `further` has the tokens and spans in each further table of tokens."""
+    that of each of them. `further` has the tokens and spans in each further table of tokens, and `cut` the
+    words that no table has room for."""
 
     text: str
     groups: tuple[TokenGroup, ...]
     tokens: tuple[str, ...]
     spans: tuple[Span, ...]
     further: tuple[tuple[tuple[str, ...], tuple[Span, ...]], ...] = ()
+    cut: str = ""
 
     def words(self, stream: int = 0) -> tuple[int, int]:
         """The first and the last position of the text's own tokens in a table, special ones left out."""
@@ -116,11 +157,26 @@ class Prompt:
         own = [position for position, span in enumerate(spans) if span != (0, 0)]
         return (own[0], own[-1]) if own else (1, 0)
 
+    def others(self, stream: int = 0) -> tuple[int, ...]:
+        """The positions in a table of the words that belong to no subject, "a" and "and" among them."""
+        tokens, spans = (self.tokens, self.spans) if stream == 0 else self.further[stream - 1]
+        belonging = {
+            position
+            for group in self.groups
+            for word in (group, *group.attributes)
+            for position in (word.further[stream - 1] if stream else word.positions)
+        }
+        return tuple(
+            position
+            for position, span in enumerate(spans)
+            if span != (0, 0) and position not in belonging and any(c.isalnum() for c in tokens[position])
+        )
+
 
 def parse(
     prompt: str,
     tokenizer: PreTrainedTokenizerBase | Sequence[Stream],
-    subjects: Sequence[str | int | Sequence[int] | Subject] | None = None,
+    subjects: Subjects | None = None,
 ) -> Prompt:
     """Find the subjects of a prompt and the tokens they lie on (paper, appendix A.2).
 
@@ -129,16 +185,23 @@ def parse(
 
     With `subjects` None they are the phrases in brackets, "a [cat] and a [yellow bowl]" (a literal
     bracket is written `\\[`), or else the nouns (`find_nouns`). Otherwise each is a string as in
-    `Subject.from_text`, a `Subject`, a token position, or several positions as one group.
+    `Subject.from_text`, a `Subject`, a token position, or several positions as one group; or they are
+    a mapping of such strings to targets, {"cat": 0.3, "frog": None}.
     A string listed n times means its first n occurrences. A phrase stands for its head, the last
     of its first nouns. With no subjects, (), only the brackets are taken out.
 
-    Raises ValueError, in one sentence that says what to do, if the prompt is empty, has no noun,
-    or has bad brackets; if a subject or its occurrence isn't in the prompt, is given twice or lies
-    beyond `tokenizer.model_max_length`; or if a position or target is out of range. Warns if words
-    are cut that are no subjects.
+    What a prompt from another program has for that program, "(cat:1.3)", "[blurry]", "<lora:x:1>", "BREAK",
+    is warned of and no subject: `find_instructions`, and brackets beside one of those or without a noun.
+
+    Raises ValueError, in one sentence that says what to do, if the prompt is empty, has no noun, isn't
+    English (where the nouns are wanted), or has bad brackets; if a subject or its occurrence isn't in the
+    prompt, is given twice, names several things or lies beyond `tokenizer.model_max_length`; or if a
+    position or target is out of range.
     """
+    if not isinstance(prompt, str):
+        raise ValueError(f"the prompt is {prompt!r}: it must be a text")
     text, brackets = _read_brackets(prompt)
+    brackets, others = _marked_here(text, brackets)
     if brackets and subjects:
         raise ValueError(
             "subjects are given both in [brackets] and by name (subjects=[...], --subject): use one of them "
@@ -150,19 +213,12 @@ def parse(
     elif brackets:
         groups = [_group_at(span, context) for span in brackets]
     else:
-        groups = _automatic(context)
+        groups = _automatic(context, others)
     _refuse_duplicates(groups)
-    for reading in (context, *context.further):
-        if reading.cut:
-            of = f" ({reading.name})" if context.further else ""
-            warnings.warn(
-                f"the prompt is longer than the model's context of {reading.limit} tokens{of}: "
-                f"{reading.cut!r} is cut",
-                stacklevel=2,
-            )
     further = tuple((reading.tokens, reading.offsets) for reading in context.further)
-    groups = _with_distinct_texts(groups)
-    return Prompt(text, tuple(groups), context.tokens, context.offsets, further)
+    groups = _with_distinct_texts(_with_attributes_apart(groups))
+    cut = min((reading.cut for reading in (context, *context.further)), key=len)
+    return Prompt(text, tuple(groups), context.tokens, context.offsets, further, cut)
 
 
 def locate(word: str, text: str, tokenizer: PreTrainedTokenizerBase | Sequence[Stream]) -> tuple[int, ...]:
@@ -180,6 +236,38 @@ def columns_of(group: TokenGroup, starts: Sequence[int]) -> tuple[int, ...]:
     """A subject's columns among all tokens that the model attends to; `starts` are those of its tables."""
     tables = zip((group.positions, *group.further), starts, strict=True)
     return tuple(start + position for positions, start in tables for position in positions)
+
+
+def words_of(text: str) -> Iterator[str]:
+    """The words of a text that has no marked subjects, numbered as `locate` finds them: "cat", "cat#2"."""
+    seen = Counter()
+    for match in WORD.finditer(text):
+        if match[0][0].isalnum():
+            seen[match[0].lower()] += 1
+            number = seen[match[0].lower()]
+            yield f"{match[0]}#{number}" if number > 1 else match[0]
+
+
+def cuts_of(text: str, tokenizer: PreTrainedTokenizerBase | Sequence[Stream]) -> list[tuple[str, int, str]]:
+    """What a model doesn't read of a text: of each table of tokens that cuts it the name, how many tokens it
+    has room for, and the words that are cut."""
+    context = _Context.of_streams(text, tokenizer)
+    return [(each.name, each.limit, each.cut) for each in (context, *context.further) if each.cut]
+
+
+def foreign_instructions(text: str) -> str:
+    """A sentence on what a text has that other programs read as instructions; "" if it has none."""
+    found = [instruction.text for instruction in find_instructions(text)]
+    if "((" in text:
+        found.append("((")
+    if not found:
+        return ""
+    named = " and ".join(f"'{each}'" for each in dict.fromkeys(found))
+    return (
+        f"{named}: other programs read that as an instruction, and here the model reads it as plain text, so "
+        "leave it out (how much attention a subject is to get is said with subjects=['cat=0.7'], "
+        "--subject cat=0.7)"
+    )
 
 
 def unmarked(prompt: str) -> str:
@@ -225,14 +313,40 @@ def _read_brackets(prompt: str) -> tuple[str, list[Span]]:
     return text, spans
 
 
+def _marked_here(text: str, brackets: list[Span]) -> tuple[list[Span], list[Span]]:
+    """The brackets that name a subject, and the others; warns of what the prompt has for other programs."""
+    said = [sentence] if (sentence := foreign_instructions(text)) else []
+    kept = [
+        span
+        for span in brackets
+        if not said and not re.search(r"[:|]", text[slice(*span)]) and names_a_thing(span, text)
+    ]
+    others = [span for span in brackets if span not in kept]
+    if others:
+        named = " and ".join(f"'[{text[slice(*span)]}]'" for span in others)
+        said.append(
+            f"{named} {'is' if len(others) == 1 else 'are'} taken for no subject, but for "
+            "what other programs mean by brackets: to name a subject all the same, use subjects=[...] "
+            "(--subject on the command line)"
+        )
+    if said:
+        warnings.warn("; ".join(said), stacklevel=3)
+    return kept, others
+
+
 @dataclass(frozen=True)
 class _Context:
-    """What the model reads of a text: its tokens and the characters each was made of."""
+    """What the model reads of a text: its tokens and the characters each was made of.
+
+    `end` is the character at which it stops reading. `instructions` are those to other programs.
+    """
 
     text: str
     tokens: tuple[str, ...]
     offsets: tuple[Span, ...]
     limit: int
+    end: int
+    instructions: tuple[Instruction, ...]
     name: str = ""
     start: int = 0
     further: tuple[_Context, ...] = ()
@@ -248,54 +362,75 @@ class _Context:
     @classmethod
     def of(cls, text: str, stream: Stream) -> _Context:
         tokenizer, limit, before = stream.tokenizer, stream.width, stream.template.index("{}")
-        encoded: Any = tokenizer(
-            stream.template.replace("{}", text),
-            truncation=True,
-            max_length=limit + stream.skipped,
-            return_offsets_mapping=True,
-            return_special_tokens_mask=True,
-        )
-        tokens = tokenizer.convert_ids_to_tokens(encoded["input_ids"])
+        with turn_of(tokenizer):
+            written_out, origins = _written_out(text, tokenizer)
+            if stream.uncapitalised:
+                # One letter for each, also for those whose small form is two.
+                stripped = written_out.lstrip()
+                origins = origins[len(written_out) - len(stripped) :]
+                written_out = "".join(letter.lower()[0] for letter in stripped).rstrip()
+            # Cut below, and not here, so that it is known what is cut.
+            encoded: Any = tokenizer(
+                stream.template.replace("{}", written_out),
+                return_offsets_mapping=True,
+                return_special_tokens_mask=True,
+                verbose=False,
+            )
+            tokens = tokenizer.convert_ids_to_tokens(encoded["input_ids"])
         rows = list(zip(tokens, encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True))
-        words, spans = [], []
+        words: list[str] = []
+        spans: list[Span] = []
         for token, (a, b), special in rows[stream.skipped :]:
-            span = (max(a - before, 0), min(b - before, len(text)))
-            if special or span[0] >= span[1]:  # of the tokenizer, or of the template
-                words.append(token)
-                spans.append((0, 0))
-                continue
-            # The pipeline writes out a learnt word of several vectors as so many tokens.
-            for _ in range(1 + _further_vectors(token, tokenizer)):
-                words.append(text[slice(*span)])
-                spans.append(span)
+            a, b = max(a - before, 0), min(b - before, len(written_out))
+            of_text = not special and a < b  # and neither the tokenizer's nor the template's
+            spans.append((origins[a][0], origins[b - 1][1]) if of_text else (0, 0))
+            words.append(text[slice(*spans[-1])] if of_text else token)
+        end = len(text)
         if len(words) > limit:
-            kept = limit - (spans[-1] == (0, 0))
-            words, spans = words[:kept] + words[len(words) - limit + kept :], [*spans[:kept], (0, 0)]
-        return cls(text, tuple(words), tuple(spans), limit, stream.name, stream.start)
-
-    @property
-    def end(self) -> int:
-        """The character at which the model stops reading."""
-        ends = [span[1] for span in self.offsets if span != (0, 0)]
-        if len(self.tokens) < self.limit or not ends:
-            return len(self.text)
-        return ends[-1]
+            kept = limit - sum(1 for _ in takewhile(lambda row: row[2], reversed(rows)))
+            closing = len(words) - limit + kept
+            end = next((span[0] for span in spans[kept:closing] if span != (0, 0)), end)
+            words, spans = words[:kept] + words[closing:], spans[:kept] + spans[closing:]
+        marks = tuple(find_instructions(text))
+        return cls(text, tuple(words), tuple(spans), limit, end, marks, stream.name, stream.start)
 
     @property
     def cut(self) -> str:
         words = [w[0] for w in re.finditer(r"\S+", self.text) if w.end() > self.end]
         return " ".join(words)
 
-    def group(self, text: str, span: Span, target: float = 1.0, negated: bool = False) -> TokenGroup:
-        """A subject on its head word; ValueError if every table's context cuts it."""
+    def group(
+        self,
+        text: str,
+        span: Span,
+        target: float = 1.0,
+        negated: bool = False,
+        said: Sequence[Span] | None = None,
+    ) -> TokenGroup:
+        """A subject on its head word; ValueError if every table's context cuts it.
+
+        `said` are the words that are said of it; None: those that the text says.
+        """
+        first, *further = self._places(span)
+        attributes = self.attributes(modifiers_of(span, self.text) if said is None else said)
+        return TokenGroup(text, first, target, negated, tuple(further), attributes)
+
+    def attributes(self, said: Iterable[Span]) -> tuple[Attribute, ...]:
+        """Those words that the model reads."""
+        end = max(reading.end for reading in (self, *self.further))
+        read = [span for span in said if span[1] <= end]
+        places = [(self.text[slice(*span)], self._places(span)) for span in read]
+        return tuple(Attribute(text, first, tuple(further)) for text, (first, *further) in places)
+
+    def _places(self, span: Span) -> list[tuple[int, ...]]:
+        """A word's positions in each table, none in those whose context cuts it; ValueError if all do."""
         readings = (self, *self.further)
         # Where all cut it, asking the first raises the error that names the words.
         seen = [reading.end >= span[1] for reading in readings]
         seen[0] |= not any(seen)
-        first, *further = (
+        return [
             reading.positions(span) if there else () for reading, there in zip(readings, seen, strict=True)
-        )
-        return TokenGroup(text, first, target, negated, tuple(further))
+        ]
 
     def positions(self, span: Span) -> tuple[int, ...]:
         """The tokens of a head word; ValueError if the context cuts any of them."""
@@ -305,6 +440,7 @@ class _Context:
                 f"{word!r} lies beyond the model's context of {self.limit} tokens, which cuts "
                 f"{self.cut!r}: shorten the prompt or move the word forward"
             )
+        self.refuse_instructions(span)
         found = [position for position, (a, b) in enumerate(self.offsets) if a < span[1] and b > span[0]]
         if not found:
             raise ValueError(f"{word!r} has no token of its own: choose another word")
@@ -312,17 +448,43 @@ class _Context:
         spoken = [p for p in found if any(c.isalnum() for c in self.tokens[p])]
         return tuple(spoken or found)
 
+    def refuse_instructions(self, span: Span) -> None:
+        for instruction in self.instructions:
+            if instruction.span[0] < span[1] and instruction.span[1] > span[0]:
+                raise ValueError(
+                    f"{self.text[slice(*span)]!r} is a part of {instruction.text!r}, which names nothing in "
+                    "the picture: choose another word"
+                )
 
-def _further_vectors(token: str, tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many tokens follow that of a word learnt by textual inversion: "<toy>_1", "<toy>_2", …"""
+
+def _written_out(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[Span]]:
+    """The text as the pipeline hands it to the tokenizer, and where in `text` each of its characters is from.
+
+    A word learnt by textual inversion is written out as its vectors, "<toy> <toy>_1 <toy>_2": where the
+    text has it to the letter, so "<Toy>" stays one token.
+    """
     added: Any = tokenizer.added_tokens_encoder
-    return 0 if token not in added else next(n for n in count() if f"{token}_{n + 1}" not in added)
+    origins = [(at, at + 1) for at in range(len(text))]
+    for token in sorted(added.keys() & set(tokenizer.tokenize(text))):
+        vectors = next(n for n in count(1) if f"{token}_{n}" not in added)
+        written = " ".join([token, *(f"{token}_{n}" for n in range(1, vectors))])
+        for match in reversed(list(re.finditer(re.escape(token), text))):
+            start, end = match.span()
+            origins[start:end] = [(origins[start][0], origins[end - 1][1])] * len(written)
+            text = text[:start] + written + text[end:]
+    return text, origins
 
 
-def _automatic(context: _Context) -> list[TokenGroup]:
+def _automatic(context: _Context, others: Sequence[Span]) -> list[TokenGroup]:
+    """The nouns, but for those in brackets that name no subject, where there are more."""
+    if language := other_language(context.text):
+        raise ValueError(
+            f"{context.text!r} seems to be in {language}, and nouns are found in English only: {_HELP}"
+        )
     nouns = find_nouns(context.text)
     if not nouns:
         raise ValueError(f"no noun found in {context.text!r}: {_HELP}")
+    nouns = [noun for noun in nouns if not any(a <= noun.head_span[0] < b for a, b in others)] or nouns
     end = max(reading.end for reading in (context, *context.further))
     inside = [noun for noun in nouns if noun.head_span[1] <= end]
     # When every noun was cut, asking for one of them raises the error that names the cut words.
@@ -333,12 +495,25 @@ def _automatic(context: _Context) -> list[TokenGroup]:
 
 def _group_at(span: Span, context: _Context) -> TokenGroup:
     text = " ".join(context.text[slice(*span)].split())
-    return context.group(_label(text, span[0], context), head_of(span, context.text))
+    return context.group(_label(text, span[0], context), _one_head(span, context))
 
 
-def _named(subjects: Sequence[str | int | Sequence[int] | Subject], context: _Context) -> list[TokenGroup]:
-    if isinstance(subjects, str):
-        raise ValueError(f"subjects must be a list, like [{subjects!r}]")
+def _one_head(span: Span, context: _Context) -> Span:
+    """The head of a phrase; ValueError if it names things beside one another, which are as many subjects."""
+    things = heads_of(span, context.text)
+    if len(things) > 1:
+        raise ValueError(
+            f"{context.text[slice(*span)]!r} names several things: give each as a subject of its own, "
+            f"as {things}"
+        )
+    return head_of(span, context.text)
+
+
+def _named(subjects: Subjects, context: _Context) -> list[TokenGroup]:
+    if isinstance(subjects, str) or not isinstance(subjects, Iterable):
+        raise ValueError(f"subjects must be a list, like {[subjects]}")
+    if isinstance(subjects, Mapping):
+        subjects = [_with_target(word, target) for word, target in subjects.items()]
     groups, listed = [], Counter()
     for subject in subjects:
         if isinstance(subject, str):
@@ -348,6 +523,18 @@ def _named(subjects: Sequence[str | int | Sequence[int] | Subject], context: _Co
         else:
             groups.append(_group_on(_positions(subject), context))
     return groups
+
+
+def _with_target(word: Any, target: Any) -> Subject:
+    if not isinstance(word, str) or not isinstance(target, float | int | None) or isinstance(target, bool):
+        raise ValueError(
+            f"{word!r}: {target!r} is no subject with its target: give words and numbers from 0 to 1, like "
+            "{'cat': 0.3}"
+        )
+    subject = Subject.from_text(word)
+    if subject.target is not None and target is not None:
+        raise ValueError(f"{word!r} has two targets, one of them {target:g}: give one")
+    return subject if target is None else replace(subject, target=float(target))
 
 
 def _positions(subject: Any) -> list[int]:
@@ -378,8 +565,39 @@ def _group_of(subject: Subject, context: _Context, listed: Counter[str]) -> Toke
         raise ValueError(f"'{phrase}#{occurrence}' is not in the prompt: it has {phrase!r} {times}, from #1")
     span = found[occurrence - 1]
     target = float(not subject.negated) if subject.target is None else float(subject.target)
-    label = _label(phrase, span[0], context)
-    return context.group(label, head_of(span, context.text), target, subject.negated)
+    label, head = _label(phrase, span[0], context), _one_head(span, context)
+    said = None
+    if subject.attributes is not None:
+        said = [_nearest(word, head, context) for word in subject.attributes]
+    return context.group(label, head, target, subject.negated, said)
+
+
+def _nearest(word: str, head: Span, context: _Context) -> Span:
+    """Where a word stands that is said of a noun: of several places the nearest, before it rather than
+    behind."""
+    word = " ".join(unicodedata.normalize("NFC", word).split())
+    found = _occurrences(word, context.text)
+    if not found:
+        raise ValueError(
+            f"the attribute {word!r} of {context.text[slice(*head)]!r} is not in the prompt: "
+            f"{_hint(word, context.text)}"
+        )
+    return min(found, key=lambda span: (max(head[0] - span[1], span[0] - head[1]), span[0]))
+
+
+def _with_attributes_apart(groups: Sequence[TokenGroup]) -> list[TokenGroup]:
+    """Without the attributes that are subjects themselves, as "salmon" may be of "salmon river"."""
+    taken = set().union(*(_tokens(group) for group in groups))
+    return [
+        replace(group, attributes=tuple(each for each in group.attributes if taken.isdisjoint(_tokens(each))))
+        for group in groups
+    ]
+
+
+def _tokens(word: TokenGroup | Attribute) -> set[tuple[int, int]]:
+    """(table, position) of each of a word's tokens."""
+    tables = enumerate((word.positions, *word.further))
+    return {(table, position) for table, positions in tables for position in positions}
 
 
 def _group_on(positions: Sequence[int], context: _Context) -> TokenGroup:
@@ -391,6 +609,7 @@ def _group_on(positions: Sequence[int], context: _Context) -> TokenGroup:
             raise ValueError(
                 f"token position {position} is out of range: the prompt's tokens are {own[0]} to {own[-1]}"
             )
+        context.refuse_instructions(context.offsets[position])
     positions = tuple(sorted(set(positions)))
     start, end = context.offsets[positions[0]][0], context.offsets[positions[-1]][1]
     if positions[-1] - positions[0] + 1 == len(positions):
@@ -398,7 +617,8 @@ def _group_on(positions: Sequence[int], context: _Context) -> TokenGroup:
     else:
         text = " ".join(context.tokens[position] for position in positions)
     further = tuple(reading.positions((start, end)) for reading in context.further)
-    return TokenGroup(_label(text, start, context), positions, further=further)
+    attributes = context.attributes(modifiers_of((start, end), context.text))
+    return TokenGroup(_label(text, start, context), positions, further=further, attributes=attributes)
 
 
 def _refuse_duplicates(groups: Sequence[TokenGroup]) -> None:
@@ -436,6 +656,9 @@ def _label(phrase: str, start: int, context: _Context) -> str:
 
 
 def _hint(phrase: str, text: str) -> str:
+    parts = [part.strip() for part in re.split(r",|;|\band\b|&", phrase)]
+    if len(parts) > 1 and all(part and _occurrences(part, text) for part in parts):
+        return f"give each as a subject of its own, as {parts}"
     words = [word for word in WORD.findall(text) if word[0].isalnum()]
     length = len(phrase.split())
     spelled = {

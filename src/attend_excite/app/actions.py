@@ -25,10 +25,11 @@ from attend_excite.explain import maps_figure
 from attend_excite.generate import Generation, StepEvent
 from attend_excite.guidance.schedule import Recipe
 from attend_excite.metadata import Origin, Settings, draw_as, read_origin, revision_of, write_png
-from attend_excite.methods import METHODS, AttendAndExcite, StableDiffusion, method_named
+from attend_excite.methods import PAPER_METHODS, AttendAndExcite, StableDiffusion, method_named
 from attend_excite.models import Model
 from attend_excite.sheets import comparison_sheet, fitted
 from attend_excite.subjects import Prompt, parse, unmarked
+from attend_excite.verdict import NOBODY_CAN_TELL, Verdict, best, can_judge, verdicts
 
 _PREVIEW_SHARE = 0.15
 """Of the time that a run takes: what pictures in the making may cost."""
@@ -60,8 +61,10 @@ class Drawn:
     Attributes:
         form: what was asked for, its prompt without brackets and its subjects named.
         prompt: parsed.
+        seeds: of the pictures: all that were asked for, or the best alone.
         generations: a method's label -> what came out.
         files: likewise the PNG files, one a seed, each telling how it was made.
+        verdicts: likewise which subjects are in each.
         with_maps: those of the generations that kept their maps, of the subjects alone.
         recipe: of Attend-and-Excite, where it was used.
         refused: the label of a method that cannot draw this prompt -> why.
@@ -70,12 +73,31 @@ class Drawn:
 
     form: Form
     prompt: Prompt
+    seeds: Sequence[int]
     generations: Mapping[str, Generation]
     files: Mapping[str, Sequence[Path]]
+    verdicts: Mapping[str, Sequence[Verdict]]
     with_maps: Mapping[str, Generation]
     recipe: Recipe | None
     refused: Mapping[str, str]
     extras: Sequence[Path]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Pictures of an earlier run, as far as the server still has them.
+
+    Attributes:
+        prompt: parsed.
+        seeds: one a picture.
+        files: a method's label -> its PNG files, one a seed.
+        verdicts: likewise which subjects are in each.
+    """
+
+    prompt: Prompt
+    seeds: Sequence[int]
+    files: Mapping[str, Sequence[Path]]
+    verdicts: Mapping[str, Sequence[Verdict]]
 
 
 @dataclass(frozen=True)
@@ -84,12 +106,16 @@ class Redrawn:
 
     Attributes:
         origin: what its file says of it.
+        prompt: parsed.
+        verdict: which subjects are in it.
         file: the new picture.
         differing: how many of its pixels differ from the old one's.
         notes: what may be the reason.
     """
 
     origin: Origin
+    prompt: Prompt
+    verdict: Verdict
     file: Path
     differing: int
     notes: Sequence[str]
@@ -128,25 +154,32 @@ def draw(server: Server, form: Form, report: Report) -> None:
     wanted = [form.settings(model, each) for each in (*plain, method)]
     for settings in wanted:
         check(settings, form.seeds, model)
+    prompt = parse(form.prompt, model.family.streams(), form.subjects)
+    if form.best and not can_judge(prompt, model.name):
+        raise ValueError(NOBODY_CAN_TELL)
     runs: list[_Run] = []
     with server.models.in_use:
         watch = _Watch(model, len(wanted), report)
         for settings in wanted:
             maps = settings.method.attends_to_prompt
             runs.append(_Run(settings, _generate(model, settings, form.seeds, watch, maps=maps)))
-    prompt = parse(form.prompt, model.family.streams(), form.subjects)
-    report(_written(server.new_folder(), form, prompt, runs, with_maps=True))
+    seeds = form.seeds
+    if form.best:
+        index = best(verdicts(runs[-1].generation.images, prompt, model.name), prompt)
+        seeds = seeds[index : index + 1]
+        runs = [replace(run, generation=run.generation.only(index)) for run in runs]
+    report(_written(server.new_folder(), form, prompt, seeds, runs, with_maps=True))
 
 
 def compare(server: Server, form: Form, report: Report) -> None:
-    """All methods on the form's prompt and seeds; reports as `draw` does.
+    """All systems of the paper on the form's prompt and seeds; reports as `draw` does.
 
     Raises:
         ValueError: as for `draw`. What a single method refuses stands in `Drawn.refused`.
     """
     model = server.models.get(form.model)
     form = resolved(form, model.tokenizer)
-    wanted = [form.settings(model, method_named(name)) for name in METHODS]
+    wanted = [form.settings(model, method_named(name)) for name in PAPER_METHODS]
     runs: list[_Run] = []
     refused: dict[str, str] = {}
     with server.models.in_use:
@@ -161,7 +194,7 @@ def compare(server: Server, form: Form, report: Report) -> None:
     if not runs:
         raise ValueError(next(iter(refused.values())))
     prompt = parse(form.prompt, model.family.streams(), form.subjects)
-    drawn = _written(server.new_folder(), form, prompt, runs, with_maps=False)
+    drawn = _written(server.new_folder(), form, prompt, form.seeds, runs, with_maps=False)
     report(replace(drawn, refused=refused))
 
 
@@ -215,7 +248,53 @@ def draw_again(server: Server, picture: Path, report: Report) -> None:
         if before is None
         else int((before != np.asarray(image.convert("RGB"))).any(axis=-1).sum())
     )
-    report(Redrawn(origin, file, differing, notes))
+    prompt = _named(origin, model)
+    (verdict,) = verdicts([image], prompt, model.name)
+    report(Redrawn(origin, prompt, verdict, file, differing, notes))
+
+
+def kept(server: Server, folder: str, names: Mapping[str, Sequence[str]]) -> Kept | None:
+    """Pictures of an earlier run; None: the server doesn't have all of them any more.
+
+    Args:
+        server: what drew them.
+        folder: the name of the run's folder, in whose hands nothing is trusted.
+        names: a method's label -> its files in it, one a seed.
+    """
+    files: dict[str, list[Path]] = {}
+    for label, row in names.items():
+        # Names alone, and no paths: nothing outside the folder can be meant.
+        files[label] = [server.folder / Path(folder).name / Path(name).name for name in row]
+    everything = [path for row in files.values() for path in row]
+    if not everything or not all(path.suffix == ".png" and path.is_file() for path in everything):
+        return None
+    try:
+        origins = {label: [read_origin(path) for path in row] for label, row in files.items()}
+        prompts = {
+            label: _named(row[-1], server.models.get(row[-1].settings.model))
+            for label, row in origins.items()
+        }
+    except ValueError:
+        return None
+    seen = {
+        label: verdicts(list(map(_image, row)), prompts[label], origins[label][-1].settings.model)
+        for label, row in files.items()
+    }
+    last = list(files)[-1]
+    return Kept(prompts[last], [origin.seed for origin in origins[last]], files, seen)
+
+
+def _named(origin: Origin, model: Model) -> Prompt:
+    """The prompt of a picture with its subjects, or with none where there are none to be found."""
+    try:
+        return parse(origin.settings.prompt, model.family.streams(), origin.settings.subjects)
+    except ValueError:
+        return parse(origin.settings.prompt, model.family.streams(), ())
+
+
+def _image(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        return image.convert("RGB")
 
 
 def overlays(drawn: Drawn, image: int, step: int) -> dict[str, list[Image.Image]]:
@@ -290,14 +369,15 @@ class _Run:
         return method_label(self.settings)
 
 
-def _written(folder: Path, form: Form, prompt: Prompt, runs: Sequence[_Run], *, with_maps: bool) -> Drawn:
+def _written(
+    folder: Path, form: Form, prompt: Prompt, seeds: Sequence[int], runs: Sequence[_Run], *, with_maps: bool
+) -> Drawn:
     """Everything of some runs in files, each picture with what it was made with."""
-    seeds = form.seeds
     files: dict[str, list[Path]] = {run.label: [] for run in runs}
     for run in runs:
         for seed, image in zip(seeds, run.generation.images, strict=True):
             path = folder / _file_name(prompt, run.settings, seed)
-            write_png(path, image, Origin(run.settings, seed, seeds))
+            write_png(path, image, Origin(run.settings, seed, form.seeds))
             files[run.label].append(path)
     generations = {run.label: run.generation for run in runs}
     mapped = {
@@ -326,7 +406,10 @@ def _written(folder: Path, form: Form, prompt: Prompt, runs: Sequence[_Run], *, 
         label: replace(run, _maps=run.maps.only(subjects)) if label in mapped else run
         for label, run in generations.items()
     }
-    return Drawn(form, prompt, lean, files, {label: lean[label] for label in mapped}, recipe, {}, extras)
+    seen = {run.label: verdicts(run.generation.images, prompt, run.settings.model) for run in runs}
+    return Drawn(
+        form, prompt, seeds, lean, files, seen, {label: lean[label] for label in mapped}, recipe, {}, extras
+    )
 
 
 def _file_name(prompt: Prompt, settings: Settings, seed: int) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import secrets
-from importlib.resources import files
 from typing import Any
 
 import gradio as gr
@@ -13,14 +11,15 @@ from attend_excite.app import limits, views
 from attend_excite.app.actions import Server, resolved
 from attend_excite.app.api import failures_as_errors
 from attend_excite.app.events import AT_ONCE
-from attend_excite.app.forms import RECOMMENDED, Form
+from attend_excite.app.forms import RECOMMENDED, Form, checked_form
+from attend_excite.app.opening import about, examples, opening_form
 from attend_excite.app.views import sentence
 from attend_excite.app.words import subjects_of, words_document, words_from, words_of
 from attend_excite.guidance.schedule import recipe_names
 from attend_excite.methods import METHODS, AttendAndExcite, method_named
 from attend_excite.models import Model
-
-_FIRST = Form()
+from attend_excite.schedulers import fitting_schedulers
+from attend_excite.verdict import judge_of
 
 
 class Asking:
@@ -29,7 +28,6 @@ class Asking:
     Attributes:
         prompt: the prompt.
         draw: the button that starts a run.
-        stop: the button that ends it.
         seed: of the first picture.
         copy_link: the button for the link to this form.
         copied: where it is said what became of the link.
@@ -39,48 +37,81 @@ class Asking:
     def __init__(self, server: Server) -> None:
         self._server = server
         # What the page says from the start is what Draw does, even before the address has been read.
-        model = server.models.get(_FIRST.model)
+        model = server.models.get("")
+        first = opening_form(model.name)
         recipe = model.recipe
         height, width = model.default_size
         self.prompt = gr.Textbox(
-            _FIRST.prompt,
+            first.prompt,
             label="What to draw",
             max_lines=4,
             max_length=limits.MAX_PROMPT,
             elem_id="ae-prompt",
         )
-        words = words_document(*words_of(_FIRST.prompt, model.tokenizer))
-        self._chips = views.chips(words, elem_id="ae-words")
-        with gr.Row(elem_id="ae-go"):
-            self.draw = gr.Button("Draw", variant="primary", elem_id="ae-draw", scale=3, min_width=120)
-            self.stop = gr.Button("Stop", elem_id="ae-stop", scale=1, min_width=80)
-        # Only Stable Diffusion's own pictures may be called so.
-        titles = {name: method_named(name).title for name in METHODS}
-        titles["stable-diffusion"] = "the plain model alone"
-        self._method = gr.Dropdown(
-            [(titles[name], name) for name in METHODS],
-            value=_FIRST.method,
-            label="Method",
-            elem_id="ae-method",
+        self._chips = views.chips(self._read_words(first.prompt, None, ""), elem_id="ae-words")
+        # Not before the address has been read: it may ask for something else.
+        self.draw = gr.Button("Draw", variant="primary", elem_id="ae-draw", interactive=False)
+        self._examples = gr.Dataset(
+            components=[self.prompt],
+            samples=examples(model.name),
+            label="Prompts of the paper",
+            elem_id="ae-examples",
         )
-        self._pictures = gr.Slider(1, limits.MAX_PICTURES, _FIRST.pictures, step=1, label="Pictures")
+        self._about = gr.HTML(views.about_view(*about(model.name)), apply_default_css=False)
+        self._pictures = gr.Slider(1, limits.MAX_PICTURES, first.pictures, step=1, label="Pictures")
+        self._best = gr.Checkbox(
+            label="Keep only the one that shows the most subjects",
+            container=False,
+            visible=judge_of(model.name) is not None,
+            elem_id="ae-best",
+        )
         with gr.Row(elem_id="ae-seeds"):
             self.seed = gr.Number(
-                _FIRST.seed,
+                first.seed,
                 label="First seed",
                 precision=0,
                 minimum=0,
                 maximum=limits.MAX_SEED,
                 min_width=120,
             )
-            self._random = gr.Checkbox(label="another one each time", container=False, min_width=150)
-        with gr.Accordion("Recipe of Attend-and-Excite", open=False) as self._knobs:
-            self._recipe = gr.Dropdown(
-                [RECOMMENDED, *recipe_names()], value=_FIRST.recipe, label="Start from"
+            self._random = gr.Checkbox(label="New seed each time", container=False, min_width=150)
+        # Only Stable Diffusion's own pictures may be called so.
+        titles = {name: method_named(name).title for name in METHODS}
+        titles["stable-diffusion"] = "the plain model alone"
+        self._method = gr.Dropdown(
+            [(titles[name], name) for name in METHODS],
+            value=first.method,
+            label="Method",
+            elem_id="ae-method",
+        )
+        self._negative = gr.Textbox(
+            first.negative,
+            label="Negative prompt",
+            placeholder="what the picture is to be without",
+            max_lines=2,
+            max_length=limits.MAX_PROMPT,
+            elem_id="ae-negative",
+        )
+        with gr.Accordion("Model, steps and size", open=False):
+            names = list(server.models.names)
+            self._model = gr.Dropdown(names, value=names[0], label="Model", elem_id="ae-model")
+            self._steps = gr.Slider(
+                1, limits.MAX_STEPS, first.steps, step=1, label="Steps", elem_id="ae-steps"
             )
-            self._step_size = gr.Number(recipe.step_size, label="Step size α", minimum=0, step=0.5)
+            self._scheduler = gr.Dropdown(
+                _schedulers(model), value=first.scheduler, label="Scheduler", elem_id="ae-scheduler"
+            )
+            self._guidance = gr.Slider(0, limits.MAX_GUIDANCE, first.guidance, step=0.5, label="Guidance")
+            with gr.Row():
+                self._width, self._height = (
+                    gr.Slider(limits.MIN_SIDE, value=side, label=label, min_width=140, **_sides(model))
+                    for side, label in ((width, "Width"), (height, "Height"))
+                )
+        with gr.Accordion("Recipe of Attend-and-Excite", open=False) as self._knobs:
+            self._recipe = gr.Dropdown([RECOMMENDED, *recipe_names()], value=first.recipe, label="Start from")
+            self._step_size = gr.Number(_shown(recipe.step_size), label="Step size α", minimum=0, step=0.5)
             self._altered = gr.Slider(
-                0, 1, recipe.altered, step=0.05, label="Share of the steps that is altered"
+                0, 1, _shown(recipe.altered), step=0.05, label="Share of the steps that is altered"
             )
             self._max_refinements = gr.Slider(
                 0,
@@ -90,27 +121,9 @@ class Asking:
                 label="Refinements at each threshold, at most",
             )
             self._sigma = gr.Number(
-                recipe.sigma, label="Smoothing σ, in patches of the map", minimum=0, step=0.1
+                _shown(recipe.sigma), label="Smoothing σ, in patches of the map", minimum=0, step=0.1
             )
             self._recipe_parts = [self._step_size, self._altered, self._max_refinements, self._sigma]
-        with gr.Accordion("Model, steps and size", open=False):
-            names = list(server.models.names)
-            self._model = gr.Dropdown(names, value=names[0], label="Model", elem_id="ae-model")
-            self._steps = gr.Slider(
-                1, limits.MAX_STEPS, _FIRST.steps, step=1, label="Steps", elem_id="ae-steps"
-            )
-            self._guidance = gr.Slider(0, limits.MAX_GUIDANCE, _FIRST.guidance, step=0.5, label="Guidance")
-            with gr.Row():
-                self._width, self._height = (
-                    gr.Slider(limits.MIN_SIDE, value=side, label=label, min_width=140, **_sides(model))
-                    for side, label in ((width, "Width in pixels"), (height, "Height in pixels"))
-                )
-        self._examples = gr.Dataset(
-            components=[self.prompt],
-            samples=_examples(model.name),
-            label="From the paper",
-            elem_id="ae-examples",
-        )
         self.copy_link = gr.Button("Copy a link to this form", size="sm", elem_id="ae-copy")
         self.copied = gr.HTML(apply_default_css=False, elem_id="ae-copied")
         self.inputs = [
@@ -121,10 +134,13 @@ class Asking:
             self._recipe,
             *self._recipe_parts,
             self._pictures,
+            self._best,
             self.seed,
             self._random,
             self._steps,
+            self._scheduler,
             self._guidance,
+            self._negative,
             self._width,
             self._height,
         ]
@@ -142,10 +158,13 @@ class Asking:
         max_refinements: int,
         sigma: float,
         pictures: int,
+        best: bool,
         seed: int | None,
         random: bool,
         steps: int,
+        scheduler: str | None,
         guidance: float,
+        negative: str,
         width: int,
         height: int,
     ) -> Form:
@@ -156,22 +175,35 @@ class Asking:
         """
         # The prompt may have changed since its words were shown.
         words, _ = words_of(prompt, self._server.models.tokenizer(model), earlier=words_from(chips))
-        return Form(
+        # A number that is shown shorter than it is, and wasn't changed, is the recipe's own.
+        own = Form(recipe=recipe).recipe_of(self._server.models.get(model))
+        numbers = {
+            "step_size": step_size,
+            "altered": altered,
+            "max_refinements": max_refinements,
+            "sigma": sigma,
+        }
+        knobs = {
+            name: value
+            for name, value in numbers.items()
+            if value is not None and value != _shown(getattr(own, name))
+        }
+        return checked_form(
             prompt=prompt,
             subjects=subjects_of(words),
             model=model,
             method=method,
             recipe=recipe,
-            step_size=step_size,
-            altered=altered,
-            max_refinements=int(max_refinements),
-            sigma=sigma,
-            pictures=int(pictures),
+            **knobs,
+            pictures=_whole(pictures),
+            best=best,
             seed=secrets.randbelow(2**31) if random else int(seed or 0),
-            steps=int(steps),
+            steps=_whole(steps),
+            scheduler=scheduler or "",
             guidance=guidance,
-            width=int(width),
-            height=int(height),
+            negative=negative,
+            width=_whole(width),
+            height=_whole(height),
         )
 
     def read_link(self, *values: Any) -> tuple[str, str]:
@@ -193,7 +225,8 @@ class Asking:
         # The recipe is filled in also where another method is chosen.
         for method in (method_named(form.method), AttendAndExcite()):
             limits.check(form.settings(model, method), form.seeds, model)
-        words = words_of(form.prompt, model.tokenizer, form.subjects)
+        unread = self._server.models.unread(form.model)
+        words = words_of(form.prompt, model.tokenizer, form.subjects, unread_of=unread)
         return {
             self.prompt: form.prompt,
             self._model: form.model or self._server.models.names[0],
@@ -205,14 +238,16 @@ class Asking:
             self._random: False,
             self._steps: form.steps,
             self._guidance: form.guidance,
+            self._negative: form.negative,
             **self._of_model(form, model),
-            self._chips: words_document(*words),
+            self._best: gr.Checkbox(form.best, visible=judge_of(model.name) is not None),
+            self._chips: words_document(*words, form.prompt),
         }
 
     @property
     def filled(self) -> list[Any]:
         """The parts that `fill` fills."""
-        return [*self.inputs, self._knobs, self._examples]
+        return [*self.inputs, self._knobs, self._examples, self._about]
 
     def _wire(self) -> None:
         self.prompt.change(
@@ -228,20 +263,36 @@ class Asking:
             self._knobs,
             **AT_ONCE,
         )
-        gr.on(
-            [self._recipe.input, self._model.input],
+        self._recipe.input(self._follow_recipe, [self._model, self._recipe], self._recipe_parts, **AT_ONCE)
+        self._model.input(
             self._follow_model,
             [self.prompt, self._chips, self._model, self._recipe],
-            [self._chips, *self._recipe_parts, self._width, self._height, self._examples],
+            [
+                self._chips,
+                *self._recipe_parts,
+                self._width,
+                self._height,
+                self._scheduler,
+                self._best,
+                self._examples,
+                self._about,
+            ],
             # Behind another visitor's run it would come after the click on Draw, which reads what it fills.
             **AT_ONCE,
         )
-        self._examples.click(lambda sample: sample[0], self._examples, self.prompt, **AT_ONCE)
+        # Another prompt, and so none of the clicks on the words of the one before.
+        self._examples.click(
+            lambda sample, model: (sample[0], self._read_words(sample[0], None, model)),
+            [self._examples, self._model],
+            [self.prompt, self._chips],
+            **AT_ONCE,
+        )
 
     def _read_words(self, prompt: str, chips: Any, model: str) -> dict[str, Any]:
         try:
-            tokenizer = self._server.models.tokenizer(model)
-            return words_document(*words_of(prompt, tokenizer, earlier=words_from(chips)))
+            models, earlier = self._server.models, () if chips is None else words_from(chips)
+            words = words_of(prompt, models.tokenizer(model), earlier=earlier, unread_of=models.unread(model))
+            return words_document(*words, prompt)
         except ValueError as error:
             return words_document((), sentence(error))
 
@@ -250,18 +301,30 @@ class Asking:
             values = self._of_model(Form(recipe=recipe), self._server.models.get(name))
             return {self._chips: self._read_words(prompt, chips, name)} | values
 
-    def _of_model(self, form: Form, model: Model) -> dict[Any, Any]:
-        """What depends on the model: the recipe's numbers, the sizes, the examples."""
+    def _follow_recipe(self, name: str, recipe: str) -> dict[Any, Any]:
+        with failures_as_errors():
+            return self._numbers(Form(recipe=recipe), self._server.models.get(name))
+
+    def _numbers(self, form: Form, model: Model) -> dict[Any, Any]:
         recipe = form.recipe_of(model)
+        return {
+            self._step_size: _shown(recipe.step_size),
+            self._altered: _shown(recipe.altered),
+            self._max_refinements: recipe.max_refinements,
+            self._sigma: _shown(recipe.sigma),
+        }
+
+    def _of_model(self, form: Form, model: Model) -> dict[Any, Any]:
+        """What depends on the model: the recipe's numbers, the sizes, the examples and the like."""
         height, width = model.default_size
         return {
-            self._step_size: recipe.step_size,
-            self._altered: recipe.altered,
-            self._max_refinements: recipe.max_refinements,
-            self._sigma: recipe.sigma,
+            **self._numbers(form, model),
+            self._scheduler: gr.Dropdown(_schedulers(model), value=form.scheduler),
             self._width: gr.Slider(value=form.width or width, **_sides(model)),
             self._height: gr.Slider(value=form.height or height, **_sides(model)),
-            self._examples: gr.Dataset(samples=_examples(model.name)),
+            self._best: gr.Checkbox(visible=judge_of(model.name) is not None),
+            self._examples: gr.Dataset(samples=examples(model.name)),
+            self._about: views.about_view(*about(model.name)),
         }
 
 
@@ -271,7 +334,18 @@ def _sides(model: Model) -> dict[str, Any]:
     return {"maximum": most, "step": model.family.size_factor}
 
 
-def _examples(model: str) -> list[list[str]]:
-    """The paper's prompts; of the bundled model those that it knows the words of."""
-    examples = json.loads(files("attend_excite").joinpath("data/examples.json").read_text(encoding="utf-8"))
-    return [[example["prompt"]] for example in examples if example["stickers"] or model != "stickers"]
+def _schedulers(model: Model) -> list[tuple[str, str]]:
+    """The schedulers that fit a model as choices, its own first."""
+    own = model.pipeline.scheduler
+    fitting = [(title, name) for name, title in fitting_schedulers(own).items()]
+    return [(f"the model's own ({type(own).__name__.removesuffix('Scheduler')})", ""), *fitting]
+
+
+def _whole(number: Any) -> Any:
+    """What a slider says, which may be 4.0."""
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
+def _shown(number: float) -> float:
+    """A number of a recipe as short as people want it."""
+    return round(number, 3)

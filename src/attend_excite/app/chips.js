@@ -11,8 +11,15 @@ function make(tag, properties, ...children) {
 }
 
 function change(index, changes) {
-  const words = props.value.words.map((word, at) => (at === index ? { ...word, ...changes, touched: true } : word));
+  const click = { ...changes, clicked_in: props.value.prompt || " " };
+  const words = props.value.words.map((word, at) => (at === index ? { ...word, ...click } : word));
   props.value = { ...props.value, words };
+}
+
+function titleOf(word) {
+  if (word.unread) return "The model has never read this word, so it cannot draw it";
+  if (word.pieces.length > 1) return `The model reads ${word.pieces.length} tokens: ${word.pieces.join(", ")}`;
+  return "";
 }
 
 function chip(word, index, colour) {
@@ -23,7 +30,8 @@ function chip(word, index, colour) {
   const button = make("button", { type: "button", className: "ae-chip" }, ...pieces);
   button.dataset.key = `chip ${index}`;
   button.setAttribute("aria-pressed", word.chosen);
-  button.title = word.pieces.length > 1 ? `The model reads ${word.pieces.length} tokens: ${word.pieces.join(", ")}` : "";
+  button.title = titleOf(word);
+  if (word.unread) button.dataset.unread = "";
   if (word.chosen) button.dataset.subject = colour;
   if (word.negated) button.dataset.negated = "";
   button.onclick = () => {
@@ -36,22 +44,29 @@ function chip(word, index, colour) {
 function strength(word, index, colour) {
   const wanted = make("output", {});
   const tell = (target) => {
-    wanted.textContent = `${word.negated ? "at most" : "at least"} ${target.toFixed(2)}`;
+    const percent = `${Math.round(100 * target)} %`;
+    wanted.textContent = word.negated
+      ? target === 0 ? "not at all" : `at most ${percent}`
+      : target === 1 ? "fully" : `at least ${percent}`;
   };
   tell(word.target);
   const range = make("input", { type: "range", min: 0, max: 1, step: 0.05, value: word.target });
   range.dataset.key = `range ${index}`;
+  range.title = "How much attention the word is to get";
   range.setAttribute("aria-label", `attention to ${word.name}, ${word.negated ? "at most" : "at least"}`);
   range.oninput = () => {
     tell(range.valueAsNumber);
     change(index, { target: range.valueAsNumber });
   };
-  const negate = make("button", { type: "button", className: "ae-negate", textContent: word.negated ? "avoid" : "show" });
+  const negate = make("select", { className: "ae-negate" });
+  for (const [text, chosen] of [["show", false], ["avoid", true]]) {
+    negate.append(make("option", { textContent: text, selected: chosen === word.negated }));
+  }
   negate.dataset.key = `negate ${index}`;
-  negate.title = "Whether the picture is to show it, or to be without it";
-  negate.setAttribute("aria-label", `${word.name}: ${word.negated ? "avoid" : "show"}`);
-  negate.onclick = () => {
-    change(index, { negated: !word.negated, target: word.negated ? 1 : 0 });
+  negate.setAttribute("aria-label", `${word.name}: show or avoid`);
+  negate.onchange = () => {
+    const negated = negate.value === "avoid";
+    change(index, { negated, target: negated ? 0 : 1 });
     show();
   };
   const row = make("li", {}, make("b", { textContent: word.name }), negate, range, wanted);

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
 from attend_excite.app import views
-from attend_excite.app.actions import Drawn, Progress, Redrawn, Report
-from attend_excite.app.jobs import reports
+from attend_excite.app.actions import Drawn, Progress, Redrawn
+from attend_excite.app.jobs import Waiting
 
-IN_TURN: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
-"""What runs a model waits for its turn."""
-
-RUN: dict[str, Any] = IN_TURN | {"show_progress": "hidden", "api_visibility": "private"}
-"""Such an event of the page. Programs have endpoints of their own."""
+RUN: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
+"""An event of the page that runs a model: it waits in the line of `jobs`, where it can say for how many.
+Programs have endpoints of their own."""
 
 AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 """An event of the page that runs no model."""
@@ -26,26 +24,29 @@ _FRAME_SECONDS = 0.15
 
 
 async def watched(
-    work: Callable[[Report], None], seeds: Sequence[int], wanted: Callable[[], bool]
-) -> AsyncGenerator[str | Drawn | Redrawn, None]:
-    """A run as HTML, step by step; at the end what came out. What goes wrong is shown, too.
+    run: AsyncGenerator[Progress | Drawn | Redrawn | Waiting, None], seeds: Sequence[int]
+) -> AsyncGenerator[tuple[str, Progress | Drawn | Redrawn | None], None]:
+    """A run as HTML, step by step, each with what it shows. What goes wrong is shown, too.
 
     Args:
-        work: reports its steps and what came out.
+        run: its reports.
         seeds: of the pictures in the making.
-        wanted: whether the visitor still waits for it.
     """
     latest = 0.0
     try:
-        async with aclosing(reports(work, wanted)) as run:
-            async for value in run:
-                if not isinstance(value, Progress):
-                    yield value
+        async with aclosing(run) as values:
+            async for value in values:
+                if isinstance(value, Waiting):
+                    yield views.waiting_view(value.before), None
+                elif isinstance(value, Drawn):
+                    yield views.drawn_view(value), value
+                elif isinstance(value, Redrawn):
+                    yield views.redrawn_view(value), value
                 elif time.monotonic() - latest >= _FRAME_SECONDS:
                     latest = time.monotonic()
-                    yield views.progress_view(value, seeds)
+                    yield views.progress_view(value, seeds), value
     except ValueError as error:
-        yield views.problem_view(views.sentence(error))
+        yield views.problem_view(views.sentence(error)), None
     except Exception:
         logging.exception("a run failed")
-        yield views.problem_view("The server could not finish this: its log says why.")
+        yield views.problem_view("The server could not finish this: its log says why."), None

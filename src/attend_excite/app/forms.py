@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_type_hints
 from urllib.parse import parse_qs, urlencode
 
-from attend_excite.app.limits import check_count
-from attend_excite.guidance.schedule import Recipe
+from pydantic import TypeAdapter, ValidationError
+
+from attend_excite.app.limits import check_count, check_name, check_numbers, check_prompt, check_subjects
+from attend_excite.guidance.schedule import Recipe, recipe_names
 from attend_excite.metadata import Settings, revision_of
 from attend_excite.methods import AttendAndExcite, Method, method_named
 from attend_excite.models import Model
@@ -15,6 +17,9 @@ from attend_excite.subjects import Subject
 
 RECOMMENDED = "recommended"
 """The recipe that the model recommends."""
+
+KNOBS = ("step_size", "altered", "max_refinements", "sigma")
+"""The numbers of a recipe that the form has."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +36,18 @@ class Form:
         altered: likewise.
         max_refinements: likewise.
         sigma: likewise.
-        pictures: how many.
+        pictures: how many are drawn.
+        best: keep only the one that shows most.
         seed: of the first picture; the others count on from it.
         steps: denoising steps.
         guidance: of classifier-free guidance.
+        negative: the negative prompt.
+        scheduler: by its short name; "": the model's own.
         width: in pixels.
         height: likewise.
 
     Raises:
-        ValueError: `pictures` is out of range.
+        ValueError: something is out of range, or too long to be read.
     """
 
     prompt: str = "a cat and a frog"
@@ -52,14 +60,23 @@ class Form:
     max_refinements: int | None = None
     sigma: float | None = None
     pictures: int = 1
+    best: bool = False
     seed: int = 0
     steps: int = 50
     guidance: float = 7.5
+    negative: str = ""
+    scheduler: str = ""
     width: int | None = None
     height: int | None = None
 
     def __post_init__(self) -> None:
         check_count(self.pictures)
+        check_prompt(self.prompt)
+        check_prompt(self.negative, "the negative prompt")
+        for name in (self.model, self.method, self.recipe, self.scheduler):
+            check_name(name)
+        check_subjects(self.subjects or ())
+        check_numbers(self.steps, self.guidance, self.seeds)
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -70,7 +87,7 @@ class Form:
         """The query part of the link that fills the page in like this."""
         default = Form()
         values: dict[str, Any] = {"prompt": self.prompt} | {
-            name: getattr(self, name)
+            name: int(value) if isinstance(value := getattr(self, name), bool) else value
             for name in _NUMBERS | _TEXTS
             if getattr(self, name) not in (None, getattr(default, name))
         }
@@ -86,7 +103,7 @@ class Form:
         Raises:
             ValueError: a number is none, or a subject cannot be read.
         """
-        fields = parse_qs(query, keep_blank_values=True, max_num_fields=40)
+        fields = _fields(query)
         given = {name: [text for text in texts if text] for name, texts in fields.items()}
         values: dict[str, Any] = {name: given[name][-1] for name in _TEXTS if given.get(name)}
         for name, kind in _NUMBERS.items():
@@ -94,6 +111,7 @@ class Form:
                 values[name] = _number(name, kind, given[name][-1])
         if "subject" in given:
             values["subjects"] = tuple(map(Subject.from_text, given["subject"]))
+        values["best"] = bool(values.get("best"))
         return Form(**values)
 
     def recipe_of(self, model: Model) -> Recipe:
@@ -103,7 +121,7 @@ class Form:
             ValueError: there is no such recipe, or a number is out of its range.
         """
         recipe = Recipe.named(self.recipe, model.recipe)
-        knobs = {name: getattr(self, name) for name in ("step_size", "altered", "max_refinements", "sigma")}
+        knobs = {name: getattr(self, name) for name in KNOBS}
         return replace(recipe, **{name: value for name, value in knobs.items() if value is not None})
 
     def settings(self, model: Model, method: Method | None = None) -> Settings:
@@ -118,7 +136,7 @@ class Form:
         """
         method = method or method_named(self.method)
         if isinstance(method, AttendAndExcite):
-            method = replace(method, recipe=self.recipe_of(model))
+            method = method.on(self.recipe_of(model))
         height, width = model.default_size
         return Settings(
             model=model.name,
@@ -131,17 +149,96 @@ class Form:
             dtype=str(model.dtype).removeprefix("torch."),
             device=model.device.type,
             subjects=self.subjects,
+            negative_prompt=self.negative,
+            scheduler=self.scheduler or None,
             revision=revision_of(model),
         )
 
+    @staticmethod
+    def from_settings(settings: Settings, seed: int, model: Model) -> Form:
+        """The form that draws what settings say, as far as it can say it.
 
-_TEXTS: dict[str, type] = dict.fromkeys(("prompt", "model", "method", "recipe"), str)
+        Raises:
+            ValueError: the recipe isn't one of the form's with other numbers.
+        """
+        form = Form(
+            prompt=settings.prompt,
+            subjects=settings.subjects,
+            model=settings.model,
+            method=settings.method.name,
+            seed=seed,
+            steps=settings.steps,
+            guidance=settings.guidance_scale,
+            negative=settings.negative_prompt,
+            scheduler=settings.scheduler or "",
+            width=settings.width,
+            height=settings.height,
+        )
+        if not isinstance(settings.method, AttendAndExcite):
+            return form
+        wanted = settings.method.recipe
+        if not isinstance(wanted, Recipe):
+            return replace(form, recipe=wanted or RECOMMENDED)
+        for name in (RECOMMENDED, *recipe_names()):
+            recipe = Recipe.named(name, model.recipe)
+            knobs = {
+                knob: getattr(wanted, knob)
+                for knob in KNOBS
+                if getattr(wanted, knob) != getattr(recipe, knob)
+            }
+            if replace(recipe, **knobs, summary="") == replace(wanted, summary=""):
+                return replace(form, recipe=name, **knobs)
+        raise ValueError("its recipe has numbers that the form has no place for")
+
+
+def says_something(query: str) -> bool:
+    """Whether the query part of a link has anything for the form.
+
+    Raises:
+        ValueError: it has too many fields.
+    """
+    return bool(_fields(query).keys() & (_TEXTS | _NUMBERS | {"subject": str}).keys())
+
+
+def _fields(query: str) -> dict[str, list[str]]:
+    return parse_qs(query, keep_blank_values=True, max_num_fields=40)
+
+
+def checked_form(**values: Any) -> Form:
+    """A form of values that may be of any type.
+
+    Raises:
+        ValueError: one is of another than the form's, or something is out of range.
+    """
+    kinds = get_type_hints(Form)
+    for name, value in values.items():
+        try:
+            TypeAdapter(kinds[name]).validate_python(value, strict=True)
+        except ValidationError:
+            kind = getattr(kinds[name], "__name__", str(kinds[name]))
+            raise ValueError(
+                f"{name} is {repr(value)[:40]}: it must be {_KIND_NAMES.get(kind, kind)}"
+            ) from None
+    return Form(**values)
+
+
+_KIND_NAMES = {
+    "str": "a text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "int | None": "a whole number, or nothing",
+    "float | None": "a number, or nothing",
+}
+
+_TEXTS: dict[str, type] = dict.fromkeys(("prompt", "model", "method", "recipe", "negative", "scheduler"), str)
 _NUMBERS: dict[str, type] = {
     "step_size": float,
     "altered": float,
     "max_refinements": int,
     "sigma": float,
     "pictures": int,
+    "best": int,
     "seed": int,
     "steps": int,
     "guidance": float,

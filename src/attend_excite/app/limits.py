@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from attend_excite.guidance.schedule import Recipe
 from attend_excite.metadata import Settings
 from attend_excite.methods import AttendAndExcite, ComposableDiffusion, Method, StructureDiffusion
 from attend_excite.methods.composable import concepts
 from attend_excite.models import Model
+from attend_excite.subjects import Subject
 
 MAX_PROMPT = 500
 """Characters."""
@@ -37,7 +40,25 @@ MAX_UPLOAD = 20 * 2**20
 """Bytes of an uploaded picture."""
 
 MAX_WAITING = 20
-"""Runs in the queue."""
+"""Runs that wait for the model."""
+
+MAX_WAITING_EACH = 5
+"""Of them, from one address."""
+
+MAX_BODY = 2 * 2**20
+"""Bytes of any other request."""
+
+MAX_NAME = 200
+"""Characters of a model's, a method's or a recipe's name."""
+
+MAX_SESSION = 64
+"""Characters of the name that a browser gives its session."""
+
+LOGINS, UPLOADS = 10, 30
+"""From one address in a minute."""
+
+SILENCE = 10.0
+"""Seconds that a run goes on while nobody listens to it."""
 
 KEPT_RUNS = 100
 """Runs whose files the server keeps."""
@@ -47,8 +68,8 @@ SENTENCES = (
     f"{MAX_STEPS} steps, guidance of up to {MAX_GUIDANCE:g}, {MAX_REFINEMENTS} refinements a threshold, "
     f"{MAX_PARTS} thresholds, concepts or phrases, sides from {MIN_SIDE} pixels on and pictures of up to "
     f"{MAX_PIXELS:g} times the model's own pixels, uploads of up to {MAX_UPLOAD // 2**20} MB, "
-    f"{MAX_WAITING} runs in the queue. The server keeps the files of its latest {KEPT_RUNS} runs, and loads "
-    "only the models that it was started with."
+    f"{MAX_WAITING} waiting runs, {MAX_WAITING_EACH} from one address. The server keeps the files of its "
+    f"latest {KEPT_RUNS} runs, and loads only the models that it was started with."
 )
 """The limits for people."""
 
@@ -60,15 +81,9 @@ def check(settings: Settings, seeds: tuple[int, ...], model: Model) -> None:
         ValueError: it does, and this says of what.
     """
     check_prompt(settings.prompt)
-    check_prompt(settings.negative_prompt)
-    check_count(len(seeds))
-    subjects = len(settings.subjects or ())
-    _require(subjects <= MAX_SUBJECTS, "the number of subjects", subjects, f"at most {MAX_SUBJECTS}")
-    for seed in seeds:
-        _require(0 <= seed <= MAX_SEED, "a seed", seed, f"0 to {MAX_SEED}")
-    _require(1 <= settings.steps <= MAX_STEPS, "steps", settings.steps, f"1 to {MAX_STEPS}")
-    guidance = settings.guidance_scale
-    _require(0 <= guidance <= MAX_GUIDANCE, "the guidance", f"{guidance:g}", f"0 to {MAX_GUIDANCE:g}")
+    check_prompt(settings.negative_prompt, "the negative prompt")
+    check_subjects(settings.subjects or ())
+    check_numbers(settings.steps, settings.guidance_scale, seeds)
     height, width = model.default_size
     most = int(MAX_PIXELS * height * width)
     for what, side in (("the height", settings.height), ("the width", settings.width)):
@@ -79,14 +94,39 @@ def check(settings: Settings, seeds: tuple[int, ...], model: Model) -> None:
     _check_method(settings.method, settings.prompt)
 
 
-def check_prompt(text: str) -> None:
+def check_prompt(text: str, what: str = "the prompt") -> None:
     """Refuse a text that is too long to be looked at.
 
     Raises:
         ValueError: it is.
     """
     if len(text) > MAX_PROMPT:
-        raise ValueError(f"the prompt has {len(text)} characters: at most {MAX_PROMPT} are read here")
+        raise ValueError(f"{what} has {len(text)} characters: at most {MAX_PROMPT} are read here")
+
+
+def check_subjects(subjects: Sequence[Subject]) -> None:
+    """Refuse too many subjects, or ones that are too long to be looked for.
+
+    Raises:
+        ValueError: so it is.
+    """
+    number = len(subjects)
+    _require(number <= MAX_SUBJECTS, "the number of subjects", number, f"at most {MAX_SUBJECTS}")
+    for subject in subjects:
+        check_prompt(subject.text, "a subject")
+
+
+def check_numbers(steps: int, guidance: float, seeds: Sequence[int]) -> None:
+    """Refuse too many steps or pictures, or none, a guidance or seed out of range.
+
+    Raises:
+        ValueError: so it is.
+    """
+    _require(1 <= len(seeds) <= MAX_PICTURES, "the number of pictures", len(seeds), f"1 to {MAX_PICTURES}")
+    for seed in seeds:
+        _require(0 <= seed <= MAX_SEED, "a seed", seed, f"0 to {MAX_SEED}")
+    _require(1 <= steps <= MAX_STEPS, "steps", steps, f"1 to {MAX_STEPS}")
+    _require(0 <= guidance <= MAX_GUIDANCE, "the guidance", f"{guidance:g}", f"0 to {MAX_GUIDANCE:g}")
 
 
 def check_count(pictures: int) -> None:
@@ -96,6 +136,16 @@ def check_count(pictures: int) -> None:
         ValueError: so it is.
     """
     _require(1 <= pictures <= MAX_PICTURES, "the number of pictures", pictures, f"1 to {MAX_PICTURES}")
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that is too long to be one.
+
+    Raises:
+        ValueError: it is.
+    """
+    if len(name) > MAX_NAME:
+        raise ValueError(f"a name has {len(name)} characters: at most {MAX_NAME} are read here")
 
 
 def _check_method(method: Method, prompt: str) -> None:
@@ -115,4 +165,4 @@ def _check_method(method: Method, prompt: str) -> None:
 
 def _require(fine: bool, what: str, value: object, wanted: str) -> None:
     if not fine:
-        raise ValueError(f"{what} is {value}: it must be {wanted}")
+        raise ValueError(f"{what} is {str(value)[:40]}: it must be {wanted}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence, Set
+from functools import lru_cache, partial
 from threading import Lock
 from typing import Any
+from weakref import WeakValueDictionary
 
 from attend_excite.models import Model, load, load_tokenizer
+from attend_excite.models.reading import unread_tokens
 
 _KEPT = 2
 """Models in memory at a time."""
@@ -27,6 +29,8 @@ class Models:
         self.in_use = Lock()
         self._loading = Lock()
         self._load = lru_cache(maxsize=_KEPT)(load)
+        # Without keeping in memory what the other has let go.
+        self._latest = WeakValueDictionary[str, Model]()
         self._load_tokenizer = lru_cache(load_tokenizer)
 
     def get(self, name: str) -> Model:
@@ -36,7 +40,18 @@ class Models:
             ValueError: it isn't one of `names`, or cannot be loaded.
         """
         with self._loading:
-            return self._load(self._allowed(name))
+            model = self._load(self._allowed(name))
+            self._latest[self._allowed(name)] = model
+            return model
+
+    def unread(self, name: str) -> Callable[[Sequence[int]], Set[int]]:
+        """Says of token ids which that model has never read; of none, where it isn't loaded yet.
+
+        Raises:
+            ValueError: it isn't one of `names`.
+        """
+        model = self._latest.get(self._allowed(name))
+        return (lambda _: set()) if model is None else partial(unread_tokens, model)
 
     def tokenizer(self, name: str) -> Any:
         """The tokenizer of the model of that name alone, which is there at once.

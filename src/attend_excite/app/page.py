@@ -15,14 +15,17 @@ import gradio as gr
 from gradio import themes
 
 from attend_excite.app import history, limits, views
-from attend_excite.app.actions import Drawn, Redrawn, Report, Server, compare, draw, draw_again
-from attend_excite.app.api import add_endpoints
+from attend_excite.app.actions import Drawn, Progress, Report, Server, compare, draw, draw_again, kept
+from attend_excite.app.api import add_endpoints, failures_as_errors, visitor_of
 from attend_excite.app.asking import Asking
-from attend_excite.app.events import AT_ONCE, IN_TURN, RUN, watched
-from attend_excite.app.forms import Form
-from attend_excite.app.jobs import Stops
+from attend_excite.app.events import AT_ONCE, RUN, watched
+from attend_excite.app.forms import Form, says_something
+from attend_excite.app.guard import Endpoints, Listeners, check_address, guards
+from attend_excite.app.jobs import Line, Stops, heard, in_turn
 from attend_excite.app.models import Models
+from attend_excite.app.opening import opening_of
 from attend_excite.app.showing import Again, Comparison, Pictures
+from attend_excite.metadata import read_origin
 from attend_excite.methods import method_named
 
 _SESSIONS = 50
@@ -33,9 +36,8 @@ _CACHE = (3600, 24 * 3600)
 
 _HEADER = (
     '<header class="ae-header"><h1>Attend-and-Excite</h1><p>Draw everything that a prompt asks for. '
-    "Each picture beside that of the plain model, from the same noise.</p></header>"
+    "Each picture stands beside the plain model's, from the same noise.</p></header>"
 )
-_BUSY = "Too many runs are waiting: try again in a minute."
 _SCROLL_ON_PHONES = """(...values) => {
   if (innerWidth < 800) document.querySelector("#ae-results").scrollIntoView({ behavior: "smooth" });
   return values;
@@ -78,12 +80,12 @@ def serving(
         share: ask Gradio for a public address that tunnels to this machine.
 
     Raises:
-        ValueError: the first model cannot be loaded.
-        OSError: the port is taken.
+        ValueError: the first model cannot be loaded, or nothing can listen on the address.
     """
+    check_address(host, port)
     with TemporaryDirectory(prefix="attend-excite-") as folder:
-        page = build(Server(Models(models), Path(folder)))
-        page.queue(max_size=limits.MAX_WAITING)
+        listeners = Listeners()
+        page, endpoints = build(Server(Models(models), Path(folder)), listeners)
         page.launch(
             server_name=host,
             server_port=port,
@@ -100,6 +102,7 @@ def serving(
             ssr_mode=False,
             prevent_thread_lock=True,
             quiet=True,
+            app_kwargs={"middleware": guards(listeners, endpoints)},
         )
         try:
             yield page
@@ -107,99 +110,104 @@ def serving(
             page.close(verbose=False)
 
 
-def build(server: Server) -> gr.Blocks:
-    """The page, with all that it does.
+def build(server: Server, listeners: Listeners) -> tuple[gr.Blocks, Endpoints]:
+    """The page, with all that it does, and what programs may call.
+
+    Args:
+        server: what all visitors share.
+        listeners: who listens to the runs: without one they end.
 
     Raises:
         ValueError: the first model cannot be loaded.
     """
-    server.models.get("")
+    first = server.models.get("")
     with gr.Blocks(title="Attend-and-Excite", analytics_enabled=False, delete_cache=_CACHE) as page:
         gr.HTML(_HEADER)
         with gr.Row(elem_id="ae-page"):
             with gr.Column(scale=5, min_width=340, elem_id="ae-form"):
                 asking = Asking(server)
-            with gr.Column(scale=8, min_width=340, elem_id="ae-results"), gr.Tabs() as tabs:
-                with gr.Tab("Pictures", id="pictures"):
-                    pictures = Pictures()
-                with gr.Tab("Compare methods", id="compare"):
-                    comparison = Comparison()
-                with gr.Tab("Draw again", id="again"):
-                    again = Again()
-                with gr.Tab("History", id="history"):
-                    past = views.clickable(views.history_view([]), elem_id="ae-history")
-        gr.HTML(f'<footer class="ae-footer">{limits.SENTENCES}</footer>')
-        remembered = gr.BrowserState([], storage_key="attend-excite", secret="attend-excite")
-        link, under_way, ticket = (gr.Textbox(visible=False) for _ in range(3))
-        stops = Stops()
-
+            with gr.Column(scale=8, min_width=340, elem_id="ae-results"):
+                # Only while something runs: see the style sheet.
+                stop = gr.Button("Stop", elem_id="ae-stop")
+                with gr.Tabs() as tabs:
+                    with gr.Tab("Pictures", id="pictures"):
+                        pictures = Pictures(opening_of(first))
+                    with gr.Tab("Compare", id="compare"):
+                        comparison = Comparison()
+                    with gr.Tab("Draw again", id="again"):
+                        again = Again()
+                    with gr.Tab("History", id="history") as history_tab:
+                        past = views.clickable(views.history_view([]), elem_id="ae-history")
+        gr.HTML(
+            f'<footer class="ae-footer"><details><summary>What this server allows</summary>'
+            f"<p>{limits.SENTENCES}</p></details></footer>"
+        )
+        link, entry, remembered, under_way, ticket = (gr.Textbox(visible=False) for _ in range(5))
+        house = _House(server, listeners)
         stages = {"pictures": pictures.stage, "compare": comparison.stage, "again": again.stage}
+        unfinished = {name: gr.State(None) for name in stages}
 
-        def begin(on: Any, name: str, drawn: Sequence[gr.State] = (), **options: Any) -> Any:
+        def begin(on: Any, name: str, *forgotten: gr.State, **options: Any) -> Any:
             """Say at once that a run waits for its turn: other visitors' runs may take a while."""
 
-            def wait(request: gr.Request) -> tuple[Any, ...]:
-                visitor = str(request.session_hash)
+            def wait() -> tuple[Any, ...]:
                 # A run that Stop ends before its turn must not leave the earlier one as what came out.
-                forgotten = [None] * len(drawn)
-                return gr.Tabs(selected=name), views.waiting_view(), stops.ticket(visitor), *forgotten
+                nothing = [None] * (1 + len(forgotten))
+                return gr.Tabs(selected=name), views.waiting_view(), house.ticket(), *nothing
 
-            return on(wait, None, [tabs, stages[name], ticket, *drawn], **options, **AT_ONCE)
-
-        def run(waiting: Any, name: str, work: Any, inputs: list[Any], outputs: list[Any]) -> Any:
-            """Join the queue. Where that is full the visitor is told so."""
-            running = waiting.then(work, [ticket, *inputs], outputs, **RUN)
-            # It fails also where Stop has taken it out of the queue again.
-            running.failure(
-                lambda ticket: views.problem_view(_BUSY) if stops.wanted(ticket) else gr.skip(),
-                ticket,
-                stages[name],
-                **AT_ONCE,
+            return on(
+                wait, None, [tabs, stages[name], ticket, unfinished[name], *forgotten], **options, **AT_ONCE
             )
-            return running
 
         def remember(run: Any, drawn: gr.State) -> None:
-            run.then(_remember, [drawn, remembered], [remembered, past, link], **AT_ONCE).then(
-                None, link, None, js=_SHOW_LINK
-            )
+            added = run.then(_remember, drawn, [entry, link], **AT_ONCE)
+            added.then(None, link, None, js=_SHOW_LINK)
+            added.then(None, entry, remembered, js=history.ADD).then(_history, remembered, past, **AT_ONCE)
 
-        drawing = run(
-            begin(
-                partial(gr.on, [asking.draw.click, asking.prompt.submit]),
-                "pictures",
-                [pictures.drawn],
-                js=_SCROLL_ON_PHONES,
-            ),
+        drawing = begin(
+            partial(gr.on, [asking.draw.click, asking.prompt.submit]),
             "pictures",
-            _run(server, stops, asking, _draw, pictures.stage, pictures.drawn),
-            asking.inputs,
-            [pictures.stage, pictures.drawn, asking.seed],
+            pictures.drawn,
+            js=_SCROLL_ON_PHONES,
+        ).then(
+            house.run(asking, _draw, pictures.stage, unfinished["pictures"], pictures.drawn),
+            [ticket, *asking.inputs],
+            [pictures.stage, unfinished["pictures"], pictures.drawn, asking.seed],
+            **RUN,
         )
         looked = drawing.then(pictures.look, pictures.drawn, pictures.look_outputs, **AT_ONCE)
         remember(looked, pictures.drawn)
-        comparing = run(
-            begin(comparison.button.click, "compare", [comparison.drawn]),
-            "compare",
-            _run(server, stops, asking, compare, comparison.stage, comparison.drawn),
-            asking.inputs,
-            [comparison.stage, comparison.drawn, asking.seed],
+        comparing = begin(comparison.button.click, "compare", comparison.drawn).then(
+            house.run(asking, compare, comparison.stage, unfinished["compare"], comparison.drawn),
+            [ticket, *asking.inputs],
+            [comparison.stage, unfinished["compare"], comparison.drawn, asking.seed],
+            **RUN,
         )
         offered = comparing.then(comparison.offer, comparison.drawn, comparison.files, **AT_ONCE)
         remember(offered, comparison.drawn)
-        redrawing = run(
-            begin(again.file.upload, "again"), "again", _run_again(server, stops), [again.file], [again.stage]
+        redrawing = begin(again.file.upload, "again").then(
+            house.run_again(again.stage, unfinished["again"], again.use),
+            [ticket, again.file],
+            [again.stage, unfinished["again"], again.use],
+            **RUN,
         )
 
-        def stop(request: gr.Request) -> None:
-            stops.press(str(request.session_hash))
+        def stopped(names: str, *latest: Any) -> dict[Any, Any]:
+            shown = dict(zip(stages, latest, strict=True))
+            views_of = {
+                stages[name]: views.stopped_view(*(shown[name] or ()))
+                for name in names.split()
+                if name in stages
+            }
+            return views_of or gr.skip()
 
-        asking.stop.click(stop, None, None, **AT_ONCE)
-        # Out of the queue, too, where they have come into it.
-        asking.stop.click(None, cancels=[drawing, comparing, redrawing])
-        # Queued, and so behind the last step that the run has reported: "Stopped." is shown for good.
-        asking.stop.click(
-            lambda names: {stages[name]: views.stopped_view() for name in names.split()} or gr.skip(),
-            under_way,
+        stop.click(house.stop, None, None, **AT_ONCE)
+        # Out of Gradio's hands, too, where they have come into them.
+        stop.click(None, cancels=[drawing, comparing, redrawing])
+        # Queued, and so behind the last step that the run has reported: "Stopped" is shown for good.
+        stop.click(
+            stopped,
+            [under_way, *unfinished.values()],
             list(stages.values()),
             js=_UNDER_WAY,
             concurrency_limit=None,
@@ -207,64 +215,140 @@ def build(server: Server) -> gr.Blocks:
             api_visibility="private",
         )
 
-        restored = [*asking.filled, *pictures.look_outputs, pictures.drawn, tabs]
+        buttons = [asking.draw, comparison.button]
+        restored = [*asking.filled, *pictures.look_outputs, pictures.drawn, tabs, *buttons]
 
         def restore(query: str) -> dict[Any, Any]:
-            if not query:
-                # Nothing to fill in; the visitor may be typing already.
-                return gr.skip()
+            query = query.removeprefix("?")
+            ready: dict[Any, Any] = {button: gr.Button(interactive=True) for button in buttons}
             try:
-                return asking.fill(Form.from_query(query.removeprefix("?")))
+                if not says_something(query):
+                    # Nothing to fill in; the visitor may be typing already.
+                    return ready
+                return asking.fill(Form.from_query(query)) | ready
             except ValueError as error:
-                return {
+                return ready | {
                     tabs: gr.Tabs(selected="pictures"),
                     pictures.drawn: None,
                     **pictures.look(None),
                     pictures.stage: views.problem_view(views.sentence(error)),
                 }
 
-        def restore_remembered(entries: Any, click: gr.EventData) -> dict[Any, Any]:
-            return restore(history.entries(entries)[click.index]["query"])
+        def restore_remembered(text: str, click: gr.EventData) -> dict[Any, Any]:
+            entry = history.entries(text)[click.index]
+            found = kept(server, entry["folder"], entry["files"])
+            shown = views.gone_view(entry["title"]) if found is None else views.kept_view(found)
+            earlier = {
+                pictures.drawn: None,
+                **pictures.look(None),
+                pictures.stage: shown,
+                tabs: gr.Tabs(selected="pictures"),
+            }
+            return earlier | restore(entry["query"])
+
+        def fill_in(picture: str | None) -> dict[Any, Any]:
+            with failures_as_errors():
+                if picture is None:
+                    raise ValueError("drop a picture first")
+                origin = read_origin(Path(picture))
+                model = server.models.get(origin.settings.model)
+                return asking.fill(Form.from_settings(origin.settings, origin.seed, model)) | {
+                    tabs: gr.Tabs(selected="pictures")
+                }
 
         page.load(restore, link, restored, js=_READ_ADDRESS, **AT_ONCE)
-        page.load(lambda entries: views.history_view(history.entries(entries)), remembered, past, **AT_ONCE)
+        for on in (page.load, history_tab.select):
+            on(None, None, remembered, js=history.READ).then(_history, remembered, past, **AT_ONCE)
         past.click(restore_remembered, remembered, restored, **AT_ONCE)
+        again.use.click(fill_in, again.file, [*asking.filled, tabs], **AT_ONCE)
         asking.copy_link.click(asking.read_link, asking.inputs, [link, asking.copied], **AT_ONCE).success(
             None, [link, asking.copied], asking.copied, js=_COPY_LINK
         )
-        add_endpoints(server, IN_TURN)
-    return page
+        endpoints = add_endpoints(server, house.line, listeners)
+    return page, endpoints
 
 
-def _run(
-    server: Server,
-    stops: Stops,
-    asking: Asking,
-    action: Callable[[Server, Form, Report], None],
-    stage: Any,
-    drawn: Any,
-) -> Callable[..., AsyncIterator[dict[Any, Any]]]:
-    """What a press of a button does: read the form, do as it says, show it step by step."""
+class _House:
+    """What the page's runs share: whose turn it is, who has pressed Stop, and who listens."""
 
-    async def run(ticket: str, *values: Any) -> AsyncIterator[dict[Any, Any]]:
-        yield {drawn: None}
-        wanted = partial(stops.wanted, ticket)
-        if not wanted():
-            return
-        try:
-            form = asking.read(*values)
-        except ValueError as error:
-            yield {stage: views.problem_view(views.sentence(error))}
-            return
-        yield {asking.seed: form.seed}
-        async with aclosing(watched(partial(action, server, form), form.seeds, wanted)) as steps:
-            async for value in steps:
+    def __init__(self, server: Server, listeners: Listeners) -> None:
+        self.line = Line(limits.MAX_WAITING, limits.MAX_WAITING_EACH)
+        self._server, self._listeners, self._stops = server, listeners, Stops()
+
+    def ticket(self) -> str:
+        """Of a run that a visitor asks for now."""
+        return str(self._stops.ticket())
+
+    def stop(self, request: gr.Request) -> None:
+        """End all that a visitor has asked for."""
+        self._stops.press(str(request.session_hash))
+
+    def run(
+        self,
+        asking: Asking,
+        action: Callable[[Server, Form, Report], None],
+        stage: Any,
+        unfinished: Any,
+        drawn: Any,
+    ) -> Callable[..., AsyncIterator[dict[Any, Any]]]:
+        """What a press of a button does: read the form, do as it says, show it step by step."""
+
+        async def run(request: gr.Request, ticket: str, *values: Any) -> AsyncIterator[dict[Any, Any]]:
+            yield {drawn: None}
+            if not self._wanted(request, ticket):
+                return
+            try:
+                form = asking.read(*values)
+            except ValueError as error:
+                yield {stage: views.problem_view(views.sentence(error))}
+                return
+            yield {asking.seed: form.seed}
+            async for shown, value in self._watched(
+                partial(action, self._server, form), form.seeds, request, ticket
+            ):
                 if isinstance(value, Drawn):
-                    yield {stage: views.drawn_view(value), drawn: value}
+                    yield {stage: shown, drawn: value}
+                elif isinstance(value, Progress):
+                    yield {stage: shown, unfinished: (value, form.seeds)}
                 else:
-                    yield {stage: value}
+                    yield {stage: shown}
 
-    return run
+        return run
+
+    def run_again(
+        self, stage: Any, unfinished: Any, use: Any
+    ) -> Callable[..., AsyncIterator[dict[Any, Any]]]:
+        """What a dropped picture does."""
+
+        async def run(request: gr.Request, ticket: str, path: str | None) -> AsyncIterator[dict[Any, Any]]:
+            if path is None or not self._wanted(request, ticket):
+                return
+            work = partial(draw_again, self._server, Path(path))
+            yield {use: gr.Button(interactive=True)}
+            async for shown, value in self._watched(work, (), request, ticket):
+                if isinstance(value, Progress):
+                    yield {stage: shown, unfinished: (value, ())}
+                else:
+                    yield {stage: shown}
+
+        return run
+
+    def _wanted(self, request: gr.Request, ticket: str) -> bool:
+        number = int(ticket) if ticket.isdecimal() else 0
+        return self._stops.wanted(str(request.session_hash), number)
+
+    async def _watched(
+        self, work: Callable[[Report], None], seeds: Sequence[int], request: gr.Request, ticket: str
+    ) -> AsyncIterator[tuple[str, Any]]:
+        session, address = visitor_of(request)
+        listened = heard(lambda: session in self._listeners, limits.SILENCE)
+
+        def wanted() -> bool:
+            return self._wanted(request, ticket) and listened()
+
+        async with aclosing(watched(in_turn(work, self.line, address, wanted), seeds)) as steps:
+            async for step in steps:
+                yield step
 
 
 def _draw(server: Server, form: Form, report: Report) -> None:
@@ -274,26 +358,13 @@ def _draw(server: Server, form: Form, report: Report) -> None:
     draw(server, form, report)
 
 
-def _run_again(server: Server, stops: Stops) -> Callable[[str, str], AsyncIterator[str]]:
-    async def run(ticket: str, path: str) -> AsyncIterator[str]:
-        wanted = partial(stops.wanted, ticket)
-        if not wanted():
-            return
-        async with aclosing(watched(partial(draw_again, server, Path(path)), (), wanted)) as steps:
-            async for value in steps:
-                if isinstance(value, Redrawn):
-                    yield views.redrawn_view(value)
-                elif isinstance(value, str):
-                    yield value
-
-    return run
+def _remember(drawn: Drawn | None) -> tuple[Any, ...]:
+    """The run for the browser's memory, and the link to it."""
+    return ("", "") if drawn is None else (history.entry_of(drawn), drawn.form.to_query())
 
 
-def _remember(drawn: Drawn | None, entries: Any) -> tuple[Any, ...]:
-    if drawn is None:
-        return gr.skip(), gr.skip(), gr.skip()
-    entries = history.with_run(history.entries(entries), drawn)
-    return entries, views.history_view(entries), drawn.form.to_query()
+def _history(text: str) -> str:
+    return views.history_view(history.entries(text))
 
 
 def _theme() -> themes.Base:

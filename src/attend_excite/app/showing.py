@@ -9,6 +9,7 @@ import gradio as gr
 from attend_excite.app import limits, views
 from attend_excite.app.actions import Drawn, overlays
 from attend_excite.app.events import AT_ONCE
+from attend_excite.app.opening import Opening
 from attend_excite.explain import curves_figure
 
 _SECONDS_KEPT = 3600
@@ -24,21 +25,16 @@ class Pictures:
         look_outputs: what `look` fills.
     """
 
-    def __init__(self) -> None:
-        self.stage = views.clickable(views.empty_view(), elem_id="ae-stage")
+    def __init__(self, opening: Opening | None) -> None:
+        self.stage = views.clickable(views.empty_view(opening), elem_id="ae-stage")
         self.drawn = gr.State(None, time_to_live=_SECONDS_KEPT)
         self._chosen = gr.State(0)
         with gr.Column(visible=False, elem_id="ae-closer") as self._closer, gr.Tabs():
-            with gr.Tab("Slider"):
-                self._slider = gr.ImageSlider(
-                    label="plain on the left, excited on the right",
-                    type="filepath",
-                    interactive=False,
-                    elem_id="ae-slider",
-                )
             with gr.Tab("Attention"):
                 self._step = gr.Slider(0, 1, step=1, label="Step", elem_id="ae-step")
                 self._maps = gr.HTML(apply_default_css=False, elem_id="ae-maps")
+            with gr.Tab("Slider"):
+                self._slider = gr.ImageSlider(type="filepath", interactive=False, elem_id="ae-slider")
             with gr.Tab("Curves"):
                 self._curves = gr.Plot(show_label=False, elem_id="ae-curves")
             with gr.Tab("Files"):
@@ -68,12 +64,15 @@ class Pictures:
             return {self._closer: gr.Column(visible=False)}
         paths = [str(row[chosen]) for row in drawn.files.values()]
         last = len(next(iter(drawn.generations.values())).trace[chosen].steps) - 1
+        labels = list(drawn.files)
         nursed = any(run.prompts[0].groups for run in drawn.with_maps.values())
         return {
             self.stage: views.drawn_view(drawn, chosen),
             self._chosen: chosen,
             self._closer: gr.Column(visible=True),
-            self._slider: gr.ImageSlider((paths[0], paths[-1])),
+            self._slider: gr.ImageSlider(
+                (paths[0], paths[-1]), label=f"{labels[0]} on the left, {labels[-1]} on the right"
+            ),
             self._step: gr.Slider(maximum=last, value=last),
             self._maps: self._show_maps(drawn, chosen, last),
             self._curves: curves_figure(drawn.with_maps, drawn.recipe, chosen) if nursed else None,
@@ -92,7 +91,9 @@ class Comparison:
 
     def __init__(self) -> None:
         gr.Markdown("All five methods on the prompt and seeds of the form, from the same noise.")
-        self.button = gr.Button("Compare the methods", variant="primary", elem_id="ae-compare")
+        self.button = gr.Button(
+            "Compare the methods", variant="primary", elem_id="ae-compare", interactive=False
+        )
         self.stage = gr.HTML(apply_default_css=False, elem_id="ae-compare-stage")
         self.drawn = gr.State(None, time_to_live=_SECONDS_KEPT)
         self.files = gr.Files(label="Pictures and sheet", interactive=False, visible=False)
@@ -105,7 +106,13 @@ class Comparison:
 
 
 class Again:
-    """A picture drawn again from what its file says."""
+    """A picture drawn again from what its file says.
+
+    Attributes:
+        file: the picture that is dropped.
+        stage: what came of it.
+        use: the button that fills the form in as the file says.
+    """
 
     def __init__(self) -> None:
         self.file = gr.File(
@@ -114,6 +121,7 @@ class Again:
             height=150,
             elem_id="ae-drop",
         )
+        self.use = gr.Button("Fill the form in like this", size="sm", elem_id="ae-use", interactive=False)
         self.stage = gr.HTML(apply_default_css=False, elem_id="ae-again-stage")
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import base64
 import io
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -18,9 +20,11 @@ from urllib.parse import quote
 import gradio as gr
 from PIL import Image
 
-from attend_excite.app.actions import Drawn, Progress, Redrawn
+from attend_excite.app.actions import Drawn, Kept, Progress, Redrawn
+from attend_excite.app.opening import Opening
 from attend_excite.sheets import SUBJECT_COLOURS, subject_name
 from attend_excite.subjects import Prompt
+from attend_excite.verdict import Verdict, as_asked
 
 PICTURE_URL = "data:image/webp;base64,"
 
@@ -50,19 +54,45 @@ def clickable(value: str, **options: Any) -> gr.HTML:
     return gr.HTML(value, js_on_load=_CLICKS, apply_default_css=False, **options)
 
 
-def empty_view() -> str:
-    """Before the first run."""
-    return '<p class="ae-empty">Press Draw: the pictures appear here as they form.</p>'
+def empty_view(opening: Opening | None = None) -> str:
+    """Before the first run: an example, where there is one of the model's."""
+    if opening is None:
+        return '<p class="ae-empty">Press Draw: the pictures appear here as they form.</p>'
+    cells = [
+        _Cell(
+            label, f'<img src="{escape(url)}" alt="{escape(opening.prompt.text)}, {escape(label)}">', verdict
+        )
+        for label, url, verdict in opening.pictures
+    ]
+    return (
+        f"{_title(opening.prompt)}{_sets(opening.prompt, [opening.seed], [[cell] for cell in cells])}"
+        '<p class="ae-note">An example that was drawn beforehand. Press Draw to see it come about, or ask '
+        "for something else.</p>"
+    )
 
 
-def waiting_view() -> str:
+def about_view(about: str, words: Mapping[str, Sequence[str]]) -> str:
+    """What a model is, and the words that it knows by kind, where they can be told."""
+    known = " and ".join(f"{len(row)} {kind}" for kind, row in words.items())
+    text = escape(about) + (f" It knows {known}: other words mean nothing to it." if known else "")
+    rows = "".join(
+        f"<p><b>{escape(kind.capitalize())}:</b> {escape(', '.join(row))}</p>" for kind, row in words.items()
+    )
+    more = f"<details><summary>Which?</summary>{rows}</details>" if rows else ""
+    return f'<div class="ae-about"><p>{text}</p>{more}</div>'
+
+
+def waiting_view(before: int = 0) -> str:
     """Before the first step."""
-    return '<p class="ae-note ae-under-way" role="status">Waiting for the model …</p>'
+    first = f": {before} {'run comes' if before == 1 else 'runs come'} first" if before else " …"
+    return f'<p class="ae-note ae-under-way" role="status">Waiting for the model{first}</p>'
 
 
-def stopped_view() -> str:
-    """After Stop."""
-    return note("Stopped.")
+def stopped_view(progress: Progress | None = None, seeds: Sequence[int] = ()) -> str:
+    """After Stop: how far the pictures had come."""
+    if progress is None or not progress.pictures:
+        return note("Stopped.")
+    return note(f"Stopped at step {progress.done} of {progress.total}.") + _in_the_making(progress, seeds)
 
 
 def note(text: str) -> str:
@@ -88,26 +118,32 @@ def progress_view(progress: Progress, seeds: Sequence[int]) -> str:
         f'aria-label="steps"></progress><span>{escape(progress.doing)}: step {progress.done} of '
         f"{progress.total} · {_duration(progress.seconds_left)} left</span></div>"
     )
-    cells = {
-        label: [f'<img src="{data_url(picture, _PREVIEW)}" alt="in the making">' for picture in pictures]
-        for label, pictures in progress.pictures.items()
-    }
-    return bar + _sets(seeds, cells)
+    return bar + _in_the_making(progress, seeds)
 
 
 def drawn_view(drawn: Drawn, chosen: int | None = None) -> str:
-    """The methods side by side, a row a seed, each picture a file to take away.
+    """The methods side by side, each picture with which subjects it shows.
 
     Args:
         drawn: the run.
         chosen: the index of the seed that is looked at more closely; None: none can be.
     """
-    cells: dict[str, list[str]] = {}
-    for label, paths in drawn.files.items():
-        names = [f"{drawn.prompt.text}, {label}, seed {seed}" for seed in drawn.form.seeds]
-        cells[label] = list(map(_picture, paths, names))
     refused = "".join(note(f"{label}: {why}") for label, why in drawn.refused.items())
-    return _title(drawn.prompt) + _sets(drawn.form.seeds, cells, chosen) + refused
+    return _pictures_view(drawn, chosen, _best_of(drawn)) + refused
+
+
+def kept_view(kept: Kept) -> str:
+    """Pictures of an earlier run."""
+    return _pictures_view(kept) + note(
+        "These are the pictures of that run. Press Draw for the maps and curves."
+    )
+
+
+def gone_view(title: str) -> str:
+    """An earlier run whose pictures the server hasn't any more."""
+    return f'<h3 class="ae-title">{escape(title)}</h3>' + note(
+        "The server no longer has these pictures. The form is filled in: press Draw for the same ones again."
+    )
 
 
 def overlays_view(prompt: Prompt, rows: Mapping[str, Sequence[Image.Image]]) -> str:
@@ -123,7 +159,7 @@ def overlays_view(prompt: Prompt, rows: Mapping[str, Sequence[Image.Image]]) -> 
             for index, (group, picture) in enumerate(zip(prompt.groups, pictures, strict=True))
         )
         sections.append(f'<section><h4>{escape(label)}</h4><div class="ae-row">{figures}</div></section>')
-    return f'<div class="ae-sets">{"".join(sections)}</div>'
+    return f'<div class="ae-sets" data-many="true">{"".join(sections)}</div>'
 
 
 def redrawn_view(redrawn: Redrawn) -> str:
@@ -134,14 +170,15 @@ def redrawn_view(redrawn: Redrawn) -> str:
         if not redrawn.differing
         else (f"{redrawn.differing} pixels differ. " + " ".join(redrawn.notes))
     )
+    scheduler = f" of {settings.scheduler}" if settings.scheduler else ""
     made = (
-        f"{settings.model} · {settings.method.name} · seed {redrawn.origin.seed} · {settings.steps} steps · "
+        f"{settings.model} · {settings.method.name} · {settings.steps} steps{scheduler} · "
         f"guidance {settings.guidance_scale:g} · {settings.width}x{settings.height} pixels"
     )
-    figure = f"<figure>{_picture(redrawn.file, 'drawn again')}</figure>"
+    cell = _Cell("drawn again", _picture(redrawn.file, "drawn again"), redrawn.verdict)
     return (
-        f'<h3 class="ae-title">{escape(settings.prompt)}</h3>{note(made)}'
-        f'<p class="ae-verdict" role="status">{escape(same)}</p><div class="ae-row">{figure}</div>'
+        f'{_title(redrawn.prompt)}<p class="ae-verdict" role="status">{escape(same)}</p>'
+        f"{_sets(redrawn.prompt, [redrawn.origin.seed], [[cell]])}{note(made)}"
     )
 
 
@@ -168,29 +205,113 @@ def data_url(picture: Image.Image, side: int = _THUMBNAIL) -> str:
     return PICTURE_URL + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _sets(seeds: Sequence[int], cells: Mapping[str, Sequence[str]], chosen: int | None = None) -> str:
+@dataclass(frozen=True)
+class _Cell:
+    """A picture with its label and, where it is done, which subjects it shows."""
+
+    label: str
+    picture: str
+    verdict: Verdict = field(default_factory=dict)
+
+
+def _pictures_view(shown: Drawn | Kept, chosen: int | None = None, remark: str = "") -> str:
+    rows = []
+    for label, paths in shown.files.items():
+        names = [f"{shown.prompt.text}, {label}, seed {seed}" for seed in shown.seeds]
+        pictures = map(_picture, paths, names)
+        rows.append([_Cell(label, *cell) for cell in zip(pictures, shown.verdicts[label], strict=True)])
+    told = (
+        f'<p class="ae-tally" role="status">{escape(text)}</p>' if (text := remark or _tally(shown)) else ""
+    )
+    return f"{_title(shown.prompt)}{told}{_sets(shown.prompt, shown.seeds, rows, chosen)}"
+
+
+def _best_of(drawn: Drawn) -> str:
+    if not drawn.form.best or len(drawn.seeds) > 1:
+        return ""
+    first, last = drawn.form.seeds[0], drawn.form.seeds[-1]
+    return f"Seed {drawn.seeds[0]} shows the most of the seeds {first} to {last}."
+
+
+def _tally(shown: Drawn | Kept) -> str:
+    """In how many of several pictures all is as asked, method by method."""
+    groups, number = shown.prompt.groups, len(shown.seeds)
+    judged = [verdict for row in shown.verdicts.values() for verdict in row]
+    if number < 2 or not groups or any(None in verdict.values() for verdict in judged):
+        return ""
+    counts = [
+        f"{label} {sum(as_asked(verdict, groups) == len(groups) for verdict in row)} of {number}"
+        for label, row in shown.verdicts.items()
+    ]
+    return f"All is there: {' · '.join(counts)}"
+
+
+def _in_the_making(progress: Progress, seeds: Sequence[int]) -> str:
+    rows = [
+        [
+            _Cell(label, f'<img src="{data_url(picture, _PREVIEW)}" alt="in the making">')
+            for picture in pictures
+        ]
+        for label, pictures in progress.pictures.items()
+    ]
+    return _sets(None, seeds, rows)
+
+
+def _sets(
+    prompt: Prompt | None, seeds: Sequence[int], rows: Sequence[Sequence[_Cell]], chosen: int | None = None
+) -> str:
+    """A card a seed, in it the methods side by side; `rows` has a row a method, a cell a seed."""
     sets = []
     for index, seed in enumerate(seeds):
         figures = "".join(
-            f"<figure>{row[index]}<figcaption>{escape(label)}</figcaption></figure>"
-            for label, row in cells.items()
+            f"<figure><figcaption>{escape(row[index].label)}</figcaption>{row[index].picture}"
+            f"{_verdict(row[index].verdict, prompt)}</figure>"
+            for row in rows
         )
         pressed = str(index == chosen).lower()
         title = f"seed {seed}"
         if chosen is not None and len(seeds) > 1:
-            title = f'<button type="button" data-index="{index}" aria-pressed="{pressed}">{title}</button>'
+            title = (
+                f'<button type="button" data-index="{index}" aria-pressed="{pressed}" '
+                f'title="Look closer at this one">{title}</button>'
+            )
         sets.append(
             f'<section data-chosen="{pressed}"><h4>{title}</h4><div class="ae-row">{figures}</div></section>'
         )
-    return f'<div class="ae-sets">{"".join(sets)}</div>'
+    many = str(len(seeds) > 1 and len(rows) <= 2).lower()
+    return f'<div class="ae-sets" data-many="{many}">{"".join(sets)}</div>'
+
+
+def _verdict(verdict: Verdict, prompt: Prompt | None) -> str:
+    """Which subjects a picture shows, "cat ✓ frog ✗"; nothing, where nobody can tell."""
+    if prompt is None or all(there is None for there in verdict.values()):
+        return ""
+    said = []
+    for group in prompt.groups:
+        there = verdict.get(group.text)
+        fits = "unknown" if there is None else "yes" if there is not group.negated else "no"
+        name = f"no {group.text}" if group.negated else group.text
+        mark, title = _MARKS[fits]
+        said.append(f'<li data-fits="{fits}" title="{title}">{escape(name)}&nbsp;{mark}</li>')
+    return f'<ul class="ae-shows" aria-label="by the bundled judge">{"".join(said)}</ul>'
+
+
+_MARKS = {
+    "yes": ("✓", "As asked, says the bundled judge, which looks neither at numbers nor at colours"),
+    "no": ("✗", "Not as asked, says the bundled judge"),
+    "unknown": ("?", "The bundled judge doesn't know this word"),
+}
 
 
 def _picture(path: Path, alternative: str) -> str:
-    """A picture as the file that it is: saving it keeps what it says of itself."""
-    url = f"gradio_api/file={quote(str(path))}"
+    """A picture that a click enlarges, and the file that it is: saving it keeps what it says of itself."""
+    url, large = f"gradio_api/file={quote(str(path))}", f"ae-{secrets.token_hex(6)}"
+    image = f'<img src="{url}" alt="{escape(alternative)}">'
     return (
-        f'<a href="{url}" download="{escape(path.name)}" title="Download the PNG">'
-        f'<img src="{url}" alt="{escape(alternative)}"></a>'
+        f'<button type="button" class="ae-enlarge" popovertarget="{large}" title="Enlarge">{image}</button>'
+        f'<div popover id="{large}" class="ae-large">{image}'
+        f'<p><a href="{url}" download="{escape(path.name)}">Save the PNG</a>'
+        f'<button type="button" popovertarget="{large}">Close</button></p></div>'
     )
 
 

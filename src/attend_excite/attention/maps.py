@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,11 +23,16 @@ class AttentionMaps:
             sum to 1.
         locate: finds a word's tokens.
         kept: the token positions that `values` has; None: all.
+        words: of the first image's prompt.
+
+    `"frog" in maps` says whether all images have the word's maps; iterating gives the `words` of which they
+    have.
     """
 
     values: Tensor
     locate: Locate
     kept: tuple[int, ...] | None = None
+    words: tuple[str, ...] = ()
 
     def __getitem__(self, word: str) -> WordMaps:
         """Where a word was attended to; a word of several tokens has the attention of all of them together.
@@ -40,6 +45,17 @@ class AttentionMaps:
             for index, image in enumerate(self.values)
         ]
         return WordMaps(torch.stack(images))
+
+    def __contains__(self, word: object) -> bool:
+        try:
+            return isinstance(word, str) and all(
+                self._places(self.locate(index, word)) for index in range(len(self.values))
+            )
+        except ValueError:
+            return False
+
+    def __iter__(self) -> Iterator[str]:
+        return (word for word in self.words if word in self)
 
     def of_tokens(self, positions: Sequence[int]) -> WordMaps:
         """Where the tokens at these positions were attended to together, the same in every image.
@@ -55,7 +71,8 @@ class AttentionMaps:
         Raises:
             ValueError: their maps were not kept.
         """
-        return AttentionMaps(self.values[..., self._places(positions)], self.locate, tuple(positions))
+        values = self.values[..., self._places(positions)]
+        return AttentionMaps(values, self.locate, tuple(positions), self.words)
 
     def _places(self, positions: Sequence[int]) -> list[int]:
         if self.kept is None:

@@ -46,10 +46,14 @@ class Recording:
             or wider. From layers of plain cross-attention (batch, heads, height * width, tokens), each row
             summing to 1; where fused attention is read (batch, 1, height * width, tokens), the mean over
             the layer's heads.
+        self_layers: likewise what each patch gives each patch, where that was asked for, the mean over the
+            layer's heads: (batch, height * width, height * width).
     """
 
     def __init__(self, network: nn.Module, places: Sequence[Place], layout: Layout | None) -> None:
         self.layers: dict[str, Tensor] = {}
+        self.self_layers: dict[str, Tensor] = {}
+        self._self_heads: dict[str, int] = {}
         self._heads: dict[str, int] = {}
         self._network = network
         self._downsampling = places[0].downsampling
@@ -76,18 +80,46 @@ class Recording:
         size = map_size(self._latent_size, wanted)
         return F.adaptive_avg_pool2d(maps.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
 
+    def self_average(self) -> Tensor:
+        """Mean over all recorded layers and heads of the image's attention to itself, of the maps' size.
+
+        Returns:
+            (batch, height * width, height * width), rows summing to 1: of finer layers the mean of the rows
+            that a cell of the map covers, and the sum of the columns.
+        """
+        if not self.self_layers:
+            raise RuntimeError("the image's attention to itself was not recorded in this block")
+        weighed = (layer * self._self_heads[name] for name, layer in self.self_layers.items())
+        mean = sum(weighed) / sum(self._self_heads.values())
+        assert isinstance(mean, Tensor)
+        # Joint attention has given a share to the text.
+        mean = mean / mean.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(mean.dtype).tiny)
+        wanted = None if self._layout is None else self._layout.downsampling
+        if wanted is None or wanted == self._downsampling:
+            return mean
+        fine, coarse = (map_size(self._latent_size, each) for each in (self._downsampling, wanted))
+        for _ in range(2):
+            # One axis to the map's cells, and then, turned about, the other.
+            mean = F.adaptive_avg_pool2d(mean.unflatten(-1, fine), coarse).flatten(-2).mT
+        return mean / mean.sum(dim=-1, keepdim=True)
+
     def _sum(self, name: str, layer: Tensor) -> Tensor:
         """Over a layer's heads."""
         return layer.sum(dim=1) if layer.shape[1] > 1 else layer.squeeze(1) * self._heads[name]
 
     def _begin(self, latents: Tensor | None) -> None:
         self.layers.clear()
+        self.self_layers.clear()
         if latents is not None:
             self._latent_size = (latents.shape[-2], latents.shape[-1])
 
     def _keep(self, place: Place, probabilities: Tensor, heads: int) -> None:
         self.layers[place.name] = probabilities
         self._heads[place.name] = heads
+
+    def _keep_of_image(self, place: Place, probabilities: Tensor, heads: int) -> None:
+        self.self_layers[place.name] = probabilities.mean(dim=1)
+        self._self_heads[place.name] = heads
 
 
 @contextmanager
@@ -97,6 +129,7 @@ def record(
     *,
     layout: Layout | None = None,
     stop_after_last: bool = False,
+    self_places: Sequence[Place] = (),
 ) -> Iterator[Recording]:
     """Keep the attention maps of `places` for every forward pass of `network` in the block.
 
@@ -113,6 +146,8 @@ def record(
         layout: how rows and columns are taken; None: those of a UNet, its size read from its `sample`.
         stop_after_last: end `Recording.forward` once the last map is there. Nothing that runs later
             can change the maps, so neither can it change their gradient.
+        self_places: layers of that resolution, before the last of `places` or among them, whose attention of
+            the image to itself is kept, too.
 
     Raises:
         ValueError: no places, or places of different resolutions.
@@ -137,6 +172,14 @@ def record(
 
         return hook
 
+    def keep_of_image(place: Place) -> Callable[..., None]:
+        def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            hidden_states = args[0] if args else kwargs["hidden_states"]
+            probabilities = _probabilities(layer, hidden_states, hidden_states)
+            recording._keep_of_image(place, probabilities, probabilities.shape[1])
+
+        return hook
+
     with ExitStack() as stack:
         stack.callback(network.register_forward_pre_hook(begin, with_kwargs=True).remove)
         for place in places:
@@ -144,11 +187,17 @@ def record(
             if place.read == "fused":
                 if layout is None:
                     raise ValueError("a layout is needed to read what is handed to fused attention")
-                stack.enter_context(_listening(layer, place, layout, kept))
+                of_image = recording if place in self_places else None
+                stack.enter_context(_listening(layer, place, layout, kept, of_image))
                 continue
             # First of the layer's hooks, so that it reads what the network gives the layer.
             handle = layer.register_forward_pre_hook(keep(place), with_kwargs=True, prepend=True)
             stack.callback(handle.remove)
+        for place in self_places:
+            if place.read == "projections":
+                layer = network.get_submodule(place.name)
+                hook = keep_of_image(place)
+                stack.callback(layer.register_forward_pre_hook(hook, with_kwargs=True, prepend=True).remove)
         if _are_compiled(network, places):
             # Made where it is entered: the stance holds from its making on.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -205,7 +254,11 @@ class _Listening(TorchFunctionMode):
 
 @contextmanager
 def _listening(
-    layer: nn.Module, place: Place, layout: Layout, kept: Callable[[Place, Tensor, int], None]
+    layer: nn.Module,
+    place: Place,
+    layout: Layout,
+    kept: Callable[[Place, Tensor, int], None],
+    of_image: Recording | None = None,
 ) -> Iterator[None]:
     """In the block a layer's fused attention is heard, in whatever thread the layer runs: gradient
     checkpointing runs it again in that of the way back."""
@@ -224,7 +277,10 @@ def _listening(
             if heard:
                 return
             heard.append(True)
-            kept(place, *_text_part(query, key, attn_mask, place, layout, **options))
+            if of_image is not None:
+                part = _part("image", query, key, attn_mask, place, layout, **options)
+                of_image._keep_of_image(place, *part)
+            kept(place, *_part("text", query, key, attn_mask, place, layout, **options))
 
         with _Listening(hear):
             output = forward(*args, **kwargs)
@@ -247,7 +303,8 @@ def _listening(
             layer.forward = replaced
 
 
-def _text_part(
+def _part(
+    columns_of: Literal["text", "image"],
     query: Tensor,
     key: Tensor,
     mask: Tensor | None,
@@ -257,7 +314,8 @@ def _text_part(
     enable_gqa: bool = False,
     **_: Any,
 ) -> tuple[Tensor, int]:
-    """(B, 1, patches, columns) what the image's rows give to the text's columns, and the number of heads."""
+    """(B, 1, patches, columns) what the image's rows give to the columns of text or image, and how many heads
+    there are."""
     height, width = map_size(layout.size, place.downsampling)
     patches = height * width
     texts = key.shape[-2] - (0 if layout.joint is None else patches)
@@ -268,7 +326,10 @@ def _text_part(
         mask = mask[..., first_row : first_row + patches, :]
     if enable_gqa:
         key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-    columns = [first_column + at for at in (range(texts) if layout.columns is None else layout.columns)]
+    if columns_of == "image":
+        columns = range(first_row, first_row + patches)
+    else:
+        columns = [first_column + at for at in (range(texts) if layout.columns is None else layout.columns)]
     with torch.autocast(query.device.type, enabled=False):  # a caller's would make it half again
         probabilities = text_attention(query, key, columns, attn_mask=mask, scale=scale)
     return probabilities[:, None], query.shape[1]

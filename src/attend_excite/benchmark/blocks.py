@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,19 +14,12 @@ from PIL import Image
 
 from attend_excite.benchmark import figures, store
 from attend_excite.benchmark.comparison import Comparison
-from attend_excite.benchmark.figures import Bar, Drawn, Panel
-from attend_excite.benchmark.results import (
-    ALL,
-    FULL_METHOD,
-    MINIMUM,
-    PLAIN,
-    Measure,
-    Results,
-    is_ablation,
-)
-from attend_excite.benchmark.score import is_bundled
+from attend_excite.benchmark.figures import Bar, Panel
+from attend_excite.benchmark.names import is_ablation, recipe_of
+from attend_excite.benchmark.results import ALL, MINIMUM, Measure, Results
 from attend_excite.benchmark.statistics import Estimate
-from attend_excite.methods import METHODS, method_named
+from attend_excite.figures import Drawn, drawn
+from attend_excite.tables import Cell
 
 SHOWN_PROMPTS = 4
 """Of which sheets are shown, where there are many."""
@@ -35,19 +29,20 @@ _THUMBNAIL = 128
 
 
 @dataclass(frozen=True)
-class Cell:
-    """Of a table: what it says, what it says in small, and whether it is the best of its column."""
-
-    text: str
-    small: str = ""
-    best: bool = False
-
-
-@dataclass(frozen=True)
 class Table:
-    """A table; the first column names the rows."""
+    """A table; the first column names the rows.
+
+    Attributes:
+        name: of its file.
+        title: what it shows, so that it can be understood where it stands alone; "" where its section says
+            it.
+        columns: their heads.
+        rows: of as many cells.
+        note: what its signs mean.
+    """
 
     kind: ClassVar[str] = "table"
+    name: str
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
@@ -56,7 +51,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure; `name` is that of its files."""
+    """A figure; `name` is that of its files, and `title` says what it shows where it stands alone."""
 
     kind: ClassVar[str] = "plot"
     name: str
@@ -103,7 +98,15 @@ class Section:
 def bar_plot(
     results: Results, comparison: Comparison, measures: Sequence[Measure], name: str, title: str
 ) -> Plot:
-    """Bars of some measures, a row each, with a panel a subset."""
+    """Bars of some measures, a row each, with a panel a subset.
+
+    Args:
+        results: of the run.
+        comparison: the systems, a bar each.
+        measures: those of one judge.
+        name: of the figure's files.
+        title: what it shows; what the numbers are of, and what the signs mean, is added.
+    """
     rows = {}
     for measure in measures:
         panels = []
@@ -119,17 +122,29 @@ def bar_plot(
                 note = value_text(measure, figure.mean.value)
                 if not np.isnan(apart_by.value):
                     note += f" ({difference_text(measure, apart_by, short=True)})"
-                made.append(Bar(short_name(results, system), mean, note, system == FULL_METHOD))
+                stands_out = system == (results.highlight or comparison.systems[-1])
+                made.append(Bar(short_name(results, system), mean, note, stands_out))
             bound = results.bound(subset) if measure == MINIMUM else float("nan")
             panels.append(Panel(subset_name(subset), made, bound))
         bounded = measure == MINIMUM and bool(results.upper_bound)
         unit = ", %" if measure.rate else " (dashed: upper bound)" if bounded else ""
         rows[measure.title + unit] = panels
-    return Plot(name, title, figures.bars(rows))
+    caption = (
+        f"{title} {told_of(results, measures[0])} Bars: means over prompts; lines: their intervals of 95 %."
+        f"{_brackets(results, comparison, measures[0])}"
+    )
+    return Plot(name, caption, drawn(figures.bars(rows)))
 
 
 def table_of(results: Results, comparison: Comparison, measure: Measure, title: str) -> Table:
-    """One measure: a row a system, a column a subset."""
+    """One measure: a row a system, a column a subset.
+
+    Args:
+        results: of the run.
+        comparison: the systems, a row each.
+        measure: of what.
+        title: what it shows; what the numbers are of is added.
+    """
     rows = [
         [
             Cell(name_of(results, system)),
@@ -142,14 +157,37 @@ def table_of(results: Results, comparison: Comparison, measure: Measure, title: 
         rows.append(
             [Cell("upper bound, real images"), *(Cell(value_text(measure, bound)) for bound in bounds)]
         )
-    note = ""
-    if FULL_METHOD in comparison.systems:
-        unit = "percentage points" if measure.rate else "how far"
-        note = (
-            f"In brackets: {unit} from Attend-and-Excite; “ns”: its interval has nought in it, or one "
-            "prompt gives none."
-        )
-    return Table(title, ["", *map(subset_name, results.subsets)], rows, note)
+    name = f"{comparison.name}-{measure.metric}-{measure.column}"
+    note = f"In small: intervals of 95 % over prompts.{_brackets(results, comparison, measure)}"
+    return Table(
+        name, f"{title} {told_of(results, measure)}", ["", *map(subset_name, results.subsets)], rows, note
+    )
+
+
+def _brackets(results: Results, comparison: Comparison, measure: Measure) -> str:
+    """What stands in brackets, if anything does."""
+    if comparison.reference not in comparison.systems or len(comparison.systems) < 2:
+        return ""
+    unit = "percentage points" if measure.rate else "per cent"
+    return (
+        f" In brackets: how far from {name_of(results, str(comparison.reference))}, in {unit}; “ns”: not "
+        "significant, as the interval of that difference includes zero or there is one prompt only."
+    )
+
+
+def told_of(results: Results, measure: Measure | None = None) -> str:
+    """What numbers are of: the model, the prompts and the seeds, and who judged."""
+    seeds = len({row["seed"] for row in results.rows})
+    of_all = f"{count_text(len(results.prompts), 'prompt')}, {count_text(seeds, 'seed')}"
+    steps = results.settings.get("steps")
+    drawn_in = f", {count_text(steps, 'step')}" if steps else ""
+    judged = f"; judged by {results.judges[measure.metric]}" if measure is not None else ""
+    return f"Model {results.settings['model']}{drawn_in}; {of_all}{judged}."
+
+
+def count_text(count: int, noun: str) -> str:
+    """ "1 seed", "2 seeds"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def cell_of(comparison: Comparison, system: str, subset: str, measure: Measure) -> Cell:
@@ -189,8 +227,14 @@ def sheet_of(results: Results, prompt: int, systems: Sequence[str], note: str = 
     )
 
 
-def _thumbnail(results: Results, row: Mapping[str, Any]) -> Thumbnail:
-    image = store.read_image(results.run, row["image"]).convert("RGB")
+def _thumbnail(results: Results, row: Mapping[str, Any]) -> Thumbnail | None:
+    try:
+        image = store.read_image(results.run, row["image"]).convert("RGB")
+    except (FileNotFoundError, store.BrokenImageError):
+        warnings.warn(
+            f"the picture '{row['image']}' is gone or broken: the report leaves it out", stacklevel=2
+        )
+        return None
     image.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=78, method=6)
@@ -200,18 +244,12 @@ def _thumbnail(results: Results, row: Mapping[str, Any]) -> Thumbnail:
 
 def name_of(results: Results, system: str) -> str:
     """A system for people. Only Stable Diffusion's own images are called that."""
-    if system == PLAIN and is_bundled(results.settings["model"]):
-        return f"{results.settings['model']}, plain"
-    if is_ablation(system):
-        return f"Attend-and-Excite, {short_name(results, system)}"
-    return method_named(system).title if system in METHODS else system
+    return results.titles.get(system, system)
 
 
 def short_name(results: Results, system: str) -> str:
     """The same where there is little room."""
-    if is_ablation(system):
-        return system.removeprefix(f"{FULL_METHOD} ").replace("-", " ")
-    return name_of(results, system)
+    return recipe_of(system) if is_ablation(system) else name_of(results, system)
 
 
 def subset_name(name: str) -> str:

@@ -39,7 +39,8 @@ class Claims:
         self._give_sign(0)
         # Watching the others begins now, not at the first claim of theirs that is met.
         for path in self._files.find(self._folder):
-            if path.endswith(".alive"):
+            name = Path(path).name
+            if name.endswith(".alive") and not name.startswith("."):
                 self._is_silent(Path(path).stem, self._read(path) or b"")
         self._heart.start()
         return self

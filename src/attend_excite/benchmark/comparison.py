@@ -1,4 +1,4 @@
-"""Systems against Attend-and-Excite: every average, how sure it is, and how far apart they are."""
+"""Systems against one of them: every average, how sure it is, and how far apart they are."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attend_excite.benchmark import statistics
-from attend_excite.benchmark.results import FULL_METHOD, Measure, Results
+from attend_excite.benchmark.results import Measure, Results
 from attend_excite.benchmark.statistics import NOTHING, Estimate, Values
 
 
@@ -39,13 +39,13 @@ class Comparison:
     Attributes:
         name: of the comparison, in tables of numbers.
         systems: in the order of the tables.
-        reference: the system that the others are compared with.
+        reference: the system that the others are compared with; None: none.
         figures: (system, subset, measure) -> its figure.
     """
 
     name: str
     systems: Sequence[str]
-    reference: str
+    reference: str | None
     figures: dict[tuple[str, str, Measure], Figure]
 
     def is_best(self, system: str, subset: str, measure: Measure) -> bool:
@@ -79,7 +79,7 @@ def compare(
     name: str,
     systems: Sequence[str],
     images: NDArray[np.bool_] | None = None,
-    reference: str = FULL_METHOD,
+    reference: str | None = None,
 ) -> Comparison:
     """All measures of some systems, subset by subset.
 
@@ -88,8 +88,9 @@ def compare(
         name: of the comparison.
         systems: to compare.
         images: (images,), those to take; None: all.
-        reference: the system that the others are compared with, where it is among them.
+        reference: the system that the others are compared with, where it is among them; None: the run's.
     """
+    reference = reference or results.reference
     figures = {}
     for measure in results.measures:
         means = {system: results.means(system, measure, images) for system in systems}
@@ -101,7 +102,7 @@ def compare(
                 figures[system, subset, measure] = Figure(
                     mean=statistics.mean(values),
                     difference=NOTHING
-                    if system == reference or reference not in means
+                    if system == reference or reference is None or reference not in means
                     else apart(measure, values, means[reference][prompts]),
                     prompts=int((~np.isnan(values)).sum()),
                     images=int((scored if images is None else scored & images).sum()),

@@ -39,8 +39,12 @@ class Estimate:
 
 def estimate(run: str | Path, model: Model, batches: Sequence[Batch]) -> list[Estimate]:
     """An estimate for each system; one without images in the folder draws a batch that is not kept."""
-    there = store.jobs_with_image(run)
-    rows = [row for row in store.read_rows(run).to_pylist() if row["error"] is None and row["job"] in there]
+    sizes_there = store.image_sizes(run)
+    rows = [
+        row
+        for row in store.read_rows(run).to_pylist()
+        if row["error"] is None and store.is_whole(row, sizes_there)
+    ]
     done = {row["job"] for row in rows}
     systems: dict[str, list[Batch]] = {}
     for batch in batches:
@@ -52,7 +56,7 @@ def estimate(run: str | Path, model: Model, batches: Sequence[Batch]) -> list[Es
     for name, all_of_it in systems.items():
         images = sum(job.name not in done for batch in all_of_it for job in batch)
         known = [row for row in rows if row["system"] == name]
-        sizes = [store.image_size(run, row["image"]) for row in known[:_SIZES]]
+        sizes = [sizes_there[row["job"]] for row in known[:_SIZES]]
         if not known and images:
             known, sizes = _measured(model, _spread(all_of_it))
         estimates.append(

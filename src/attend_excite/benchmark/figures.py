@@ -1,64 +1,28 @@
-"""The report's figures: drawn for paper, and readable on a dark page."""
+"""The figures of a run's report."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from attend_excite.benchmark.statistics import Estimate, Values
+from attend_excite.figures import BETTER, INK, OTHER, OURS, WORSE, styled
 
-INK = "#1f2328"
-"""Text and lines; becomes the page's colour where a figure stands in a page."""
-
-OURS, OTHER, BETTER, WORSE = "#e07b39", "#8a9bb0", "#3f9c8f", "#c65a6b"
-
-_STYLE: dict[Any, Any] = {
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "attend-excite",
-    "text.color": INK,
-    "text.parse_math": False,  # prompts may have dollars in them
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 9,
-    "legend.frameon": False,
-}
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A figure as files.
-
-    Attributes:
-        png: for anywhere, on white.
-        svg: the same.
-        inline: SVG for a page: no background, and the page's colour as ink.
-        width: in points.
-    """
-
-    png: bytes
-    svg: str
-    inline: str
-    width: int
+# Inches that a letter takes at the sizes used here; a little more than the font's mean.
+_LETTER, _BOLD, _SMALL = 0.077, 0.09, 0.062
+_NOTE_SIZE = 7.2
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar: who, how much, and what stands at its end."""
+    """One bar: who, how much, what stands beside it, and whether it stands out."""
 
     label: str
     estimate: Estimate
@@ -75,22 +39,55 @@ class Panel:
     bound: float = float("nan")
 
 
-def bars(rows: Mapping[str, Sequence[Panel]]) -> Drawn:
+@dataclass(frozen=True)
+class Curve:
+    """What a measure does as a number of the recipe goes through its values.
+
+    Attributes:
+        title: the measure's.
+        points: a value and the mean there.
+        origin: the value of the recipe that the others come from; None: it wasn't drawn.
+        level: the measure without nursing; NaN: it wasn't drawn.
+    """
+
+    title: str
+    points: Sequence[tuple[float, Estimate]]
+    origin: float | None
+    level: float
+
+
+def bars(rows: Mapping[str, Sequence[Panel]]) -> Figure:
     """Bars with intervals: rows of panels, each row with its title and its own scale, nought in it."""
-    across, most = max(map(len, rows.values())), max(len(row[0].bars) for row in rows.values())
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(1.3 + 2.1 * across, len(rows) * (0.75 + 0.24 * most)), layout="constrained")
+    panels = [panel for line in rows.values() for panel in line]
+    across, most = max(map(len, rows.values())), max(len(panel.bars) for panel in panels)
+    labels = max(len(bar.label) for panel in panels for bar in panel.bars)
+    notes = max(len(bar.note) for panel in panels for bar in panel.bars)
+    width = _LETTER * labels + across * (1.35 + _SMALL * notes)
+    size = max(width, _BOLD * max(map(len, rows)) + 0.2), len(rows) * (0.8 + 0.24 * most)
+    with styled():
+        figure = Figure(figsize=size, layout="constrained")
         grid = figure.subplots(len(rows), across, squeeze=False)
-        for line, (title, panels) in zip(grid, rows.items(), strict=True):
+        for line, (title, of_row) in zip(grid, rows.items(), strict=True):
             values = [
-                value for panel in panels for bar in panel.bars for value in _known(bar.estimate, panel.bound)
+                value for panel in of_row for bar in panel.bars for value in _known(bar.estimate, panel.bound)
             ]
-            for axes, panel in zip(line, panels, strict=True):
-                _bars(axes, panel, min(values, default=0.0), max(values, default=0.0))
-            _write(line[0], title, (0, 1), (0, 17), "axes fraction", weight="bold", size=9.5)
+            for axes, panel in zip(line, of_row, strict=True):
+                _bars(axes, panel, min([0.0, *values]), max([0.0, *values]))
             for axes in line[1:]:
                 axes.set_yticklabels([])
-        return _drawn(figure)
+            # From the figure's edge on, where there is more room than above the first panel alone.
+            head = line[0].annotate(
+                title,
+                (0.01, 1),
+                (0, 17),
+                xycoords=("figure fraction", "axes fraction"),
+                textcoords="offset points",
+                weight="bold",
+                size=9.5,
+                annotation_clip=False,
+            )
+            head.set_in_layout(False)
+    return figure
 
 
 def pairs(
@@ -98,7 +95,7 @@ def pairs(
     above: Mapping[tuple[str, str], float],
     below: Mapping[tuple[str, str], float],
     titles: tuple[str, str],
-) -> Drawn:
+) -> Figure:
     """How often a subject is missing, pair by pair: one system above the diagonal, another below.
 
     Args:
@@ -113,9 +110,10 @@ def pairs(
         cells[subjects.index(first), subjects.index(second)] = rate
     for (first, second), rate in below.items():
         cells[subjects.index(second), subjects.index(first)] = rate
-    with matplotlib.rc_context(_STYLE):
-        side = max(3.5, 0.26 * count)
-        figure = Figure(figsize=(side + 1.2, side + 0.4), layout="constrained")
+    heads = (f"above the diagonal: {titles[0]}", f"below: {titles[1]}")
+    side = max(3.5, 0.26 * count, _LETTER * max(map(len, heads)) - 1.6)
+    with styled():
+        figure = Figure(figsize=(side + 1.2, side + 0.6), layout="constrained")
         axes = figure.subplots()
         image = axes.pcolormesh(
             100 * cells[::-1], cmap="YlOrRd", vmin=0, vmax=100, edgecolors="white", linewidth=0.6
@@ -127,22 +125,22 @@ def pairs(
         axes.set_aspect("equal")
         axes.spines[:].set_visible(False)
         axes.plot([0, count], [count, 0], color=INK, linewidth=0.6)
-        axes.set_title(f"above the diagonal: {titles[0]} · below: {titles[1]}")
-        figure.colorbar(image, ax=axes, shrink=0.5, label="images lacking a subject, %").outline.set_visible(
-            False
-        )
-        return _drawn(figure)
+        axes.set_title("\n".join(heads))
+        bar = figure.colorbar(image, ax=axes, shrink=0.5, label="images lacking a subject, %")
+        bar.outline.set_visible(False)  # type: ignore[operator]
+    return figure
 
 
-def separation(scores: Mapping[str, tuple[Values, NDArray[np.bool_]]], labels: tuple[str, str]) -> Drawn:
+def separation(scores: Mapping[str, tuple[Values, NDArray[np.bool_]]], labels: tuple[str, str]) -> Figure:
     """What a score is of images that are right and of those that are not.
 
     Args:
         scores: a title -> (images,) scores and (images,) whether they are right.
         labels: of those that are, and of those that are not.
     """
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(2.9 * len(scores), 2.4), layout="constrained")
+    legend = _LETTER * sum(map(len, labels)) + 1.6
+    with styled():
+        figure = Figure(figsize=(max(2.9 * len(scores), legend), 2.4), layout="constrained")
         for axes, (title, (values, right)) in zip(
             figure.subplots(1, len(scores), squeeze=False)[0], scores.items(), strict=True
         ):
@@ -160,13 +158,48 @@ def separation(scores: Mapping[str, tuple[Values, NDArray[np.bool_]]], labels: t
                     )
             axes.set_title(title)
             axes.set_yticks([])
+            axes.xaxis.set_major_locator(MaxNLocator(4))
             axes.spines["left"].set_visible(False)
         figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-        return _drawn(figure)
+    return figure
 
 
-def _bars(axes: Axes, panel: Panel, lowest: float, highest: float) -> None:
-    least, most = min(lowest, 0.0), max(highest, 0.0)
+def sweep(what: str, curves: Sequence[Curve]) -> Figure:
+    """Measures over the values of one number of a recipe, with intervals."""
+    across = min(3, len(curves))
+    down = -(-len(curves) // across)
+    longest = max(len(curve.title) for curve in curves)
+    with styled():
+        figure = Figure(
+            figsize=(across * max(2.5, _LETTER * longest + 0.5), 0.3 + 2.1 * down), layout="constrained"
+        )
+        grid = figure.subplots(down, across, squeeze=False).ravel()
+        for axes in grid[len(curves) :]:
+            axes.remove()
+        for axes, curve in zip(grid, curves, strict=False):
+            values = [value for value, _ in curve.points]
+            means = [estimate.value for _, estimate in curve.points]
+            axes.plot(values, means, color=OURS, linewidth=1.4)
+            for value, found in curve.points:
+                axes.plot([value, value], [found.low, found.high], color=INK, linewidth=1.1)
+                filled = OURS if value == curve.origin else "white"
+                axes.plot(value, found.value, "o", color=OURS, markerfacecolor=filled, markersize=5)
+            if not np.isnan(curve.level):
+                axes.axhline(curve.level, color=OTHER, linewidth=1.2, linestyle=(0, (4, 3)))
+            if min(values) > 0 and max(values) > 20 * min(values):
+                axes.set_xscale("log")
+                axes.xaxis.set_minor_locator(NullLocator())
+                axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            else:
+                axes.xaxis.set_major_locator(MaxNLocator(4))
+            axes.yaxis.set_major_locator(MaxNLocator(4))
+            axes.set_title(curve.title)
+            axes.set_xlabel(what)
+            axes.margins(y=0.15)
+    return figure
+
+
+def _bars(axes: Axes, panel: Panel, least: float, most: float) -> None:
     width = most - least or 1.0
     for place, bar in enumerate(panel.bars):
         value, low, high = bar.estimate.value, bar.estimate.low, bar.estimate.high
@@ -174,41 +207,25 @@ def _bars(axes: Axes, panel: Panel, lowest: float, highest: float) -> None:
             continue
         axes.barh(place, value, height=0.68, color=OURS if bar.ours else OTHER)
         axes.plot([low, high], [place, place], color=INK, linewidth=1.1, solid_capstyle="butt")
-        end = np.nanmax([0, value, high, panel.bound])
-        _write(axes, bar.note, (end, place), (4, 0), "data", va="center", size=7.2)
     if not np.isnan(panel.bound):
         axes.axvline(panel.bound, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
-    # Room for what stands at the ends, which the axis is not to count through.
-    axes.set_xlim(least, least + 2.3 * width)
-    ticks = MaxNLocator(3).tick_values(least, least + width)
-    axes.set_xticks([tick for tick in ticks if least <= tick <= least + 1.1 * width])
-    axes.set_yticks(range(len(panel.bars)), [bar.label for bar in panel.bars])
-    axes.invert_yaxis()
-    axes.tick_params(axis="y", length=0)
-    axes.set_title(f"\n{panel.title}", loc="left")  # Above it stands the row's title.
-
-
-def _write(
-    axes: Axes, text: str, at: tuple[float, float], shift: tuple[float, float], where: str, **style: Any
-) -> None:
-    """Text beside a place; the panels keep their width whatever it says."""
-    note = axes.annotate(text, at, shift, xycoords=where, textcoords="offset points", **style)
-    note.set_in_layout(False)
+    axes.set_xlim(least - (0.03 * width if least < 0 else 0), most + 0.03 * width)
+    axes.xaxis.set_major_locator(MaxNLocator(2))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_title(f"\n{panel.title}")  # Above it stands the row's title.
+    # What each bar comes to, at the other side, where the layout makes room for it.
+    beside = axes.twinx()
+    for side, texts in (
+        (axes, [bar.label for bar in panel.bars]),
+        (beside, [bar.note for bar in panel.bars]),
+    ):
+        side.set_ylim(len(panel.bars) - 0.4, -0.6)
+        side.set_yticks(range(len(panel.bars)), texts)
+        side.tick_params(axis="y", length=0)
+    beside.tick_params(axis="y", labelsize=_NOTE_SIZE)
+    beside.spines[:].set_visible(False)
 
 
 def _known(estimate: Estimate, bound: float) -> list[float]:
-    return [value for value in (estimate.low, estimate.value, estimate.high, bound) if not np.isnan(value)]
-
-
-def _drawn(figure: Figure) -> Drawn:
-    svg = _saved(figure, "svg", transparent=True, metadata={"Date": None}).decode()
-    inline = svg[svg.index("<svg") :].replace(INK, "currentColor")
-    svg = svg.replace("<svg ", '<svg style="background: white" ', 1)
-    png = _saved(figure, "png", facecolor="white", dpi=160)
-    return Drawn(png, svg, inline, round(72 * figure.get_figwidth()))
-
-
-def _saved(figure: Figure, kind: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, **options)
-    return buffer.getvalue()
+    values: list[Any] = [estimate.low, estimate.value, estimate.high, bound]
+    return [value for value in values if not np.isnan(value)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -11,9 +11,9 @@ from typing import Any
 
 from attend_excite.benchmark.prompts import BenchmarkPrompt
 from attend_excite.benchmark.store import name_of
-from attend_excite.guidance.schedule import Recipe
-from attend_excite.metadata import as_plain_data, digest_of, revision_of
-from attend_excite.methods import METHODS, AttendAndExcite, Method, StableDiffusion
+from attend_excite.guidance.schedule import Recipe, read_recipe
+from attend_excite.metadata import MAX_GUIDANCE, as_plain_data, digest_of, revision_of
+from attend_excite.methods import PAPER_METHODS, AttendAndExcite, Method, StableDiffusion
 from attend_excite.methods.own import code_digest, find_method
 from attend_excite.models import Model, source_of
 from attend_excite.models.catalogue import SETTINGS_FILE
@@ -26,11 +26,11 @@ class System:
     """A row of the tables.
 
     Attributes:
-        name: a method's name, or where one lies, as "my_methods:Faded"; for an ablation also the recipe's:
-            "attend-excite bare".
+        name: a method's name, or where one lies, as "my_methods:Faded"; with another recipe also what that
+            is: "attend-excite bare", "attend-excite mine.json", "attend-excite step_size=10".
         method: with Attend-and-Excite's numbers in full.
-        recipe: the recipe's name; None: what the model recommends, or the method has none.
-        code: a digest of the module that a method of one's own lies in.
+        recipe: what follows the method in the name; None: what the model recommends, or the method has none.
+        code: a digest of the code of a method of one's own.
     """
 
     name: str
@@ -48,6 +48,10 @@ class System:
                 told["base"] = {}
             if self.method.objective is None:
                 del told["objective"]
+            usual = as_plain_data(Recipe.named("official"))
+            for key in ("terms", "method", "title"):
+                if told["recipe"][key] == usual[key]:
+                    del told["recipe"][key]
         return told if self.code is None else told | {"code": self.code}
 
 
@@ -79,8 +83,8 @@ class Conditions:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"the steps are {self.steps}: there must be 1 or more")
-        if not 0 <= self.guidance < math.inf:
-            raise ValueError(f"the guidance is {self.guidance}: it must be 0 or more, and finite")
+        if not 0 <= self.guidance <= MAX_GUIDANCE:
+            raise ValueError(f"the guidance is {self.guidance}: it must be 0 to {MAX_GUIDANCE:g}")
 
 
 @dataclass(frozen=True)
@@ -119,26 +123,72 @@ def systems_named(names: Sequence[str], recommended: Recipe) -> list[System]:
     """Systems by name.
 
     Args:
-        names: methods as `find_method` takes them, and "attend-excite RECIPE" for ablations; empty: the
-            paper's methods.
+        names: methods as `find_method` takes them, and "attend-excite RECIPE" for ablations, RECIPE being a
+            recipe's name, a file that ends in ".json", or numbers that are other than the model's: "bare",
+            "mine.json", "step_size=10", "official step_size=10 sigma=0". Empty: the paper's methods.
         recommended: the model's own recipe.
 
     Raises:
-        ValueError: there is no such method or recipe, or a method that has no recipes is given one.
+        ValueError: there is no such method or recipe, a method that has no recipes is given one, or two
+            files have the same name.
     """
-    systems = []
-    for name in dict.fromkeys(" ".join(name.split()) for name in names or METHODS):
+    systems: list[System] = []
+    for name in dict.fromkeys(" ".join(name.split()) for name in names or PAPER_METHODS):
         method_name, _, recipe = name.partition(" ")
         method = find_method(method_name)
         if isinstance(method, AttendAndExcite):
-            numbers = recipe or method.recipe or recommended
-            if isinstance(numbers, str):
-                numbers = Recipe.named(numbers, recommended)
-            method = replace(method, recipe=numbers)
+            if recipe:
+                method = method.on(_recipe(recipe, recommended))
+            method = replace(method, recipe=method.recipe_for(recommended))
         elif recipe:
-            raise ValueError(f"'{name}': only attend-excite has recipes, {method_name} has none")
-        systems.append(System(name, method, recipe or None, code_digest(method_name)))
+            raise ValueError(f"'{name}': {method_name} has no recipes: attend-excite has, and its like")
+        if recipe.endswith(".json"):  # wherever it lies
+            recipe = Path(recipe).name
+            name = f"{method_name} {recipe}"
+        system = System(name, method, recipe or None, code_digest(method_name))
+        if any(other.name == name for other in systems):
+            raise ValueError(f"two systems are called '{name}': rename one of the files")
+        systems.append(system)
     return systems
+
+
+def sweep(text: str) -> list[str]:
+    """The names of Attend-and-Excite's systems with one number of a recipe going through some values.
+
+    Args:
+        text: as "step_size=5,10,20"; before it perhaps the recipe that all else is taken from, which is else
+            the model's: "official sigma=0,0.5".
+
+    Raises:
+        ValueError: it says something else.
+    """
+    head, equals, values = text.rpartition("=")
+    try:
+        listed = json.loads(f"[{values}]")
+    except json.JSONDecodeError:
+        listed = [value.strip() for value in values.split(",")]
+    if not head.strip() or not equals or "" in listed or len(listed) < 2:
+        raise ValueError(f"'{text}' is no sweep: write it like step_size=5,10,20")
+    told = [value if isinstance(value, str) else json.dumps(value, separators=(",", ":")) for value in listed]
+    return [f"{AttendAndExcite.name} {head.strip()}={value}" for value in told]
+
+
+def _recipe(text: str, recommended: Recipe) -> Recipe:
+    words = text.split()
+    changes = [word for word in words if "=" in word]
+    if not changes or text.endswith(".json"):
+        return read_recipe(text, recommended)
+    named = " ".join(word for word in words if "=" not in word)
+    base = read_recipe(named or "recommended", recommended)
+    return Recipe.from_dict({"base": "recommended"} | dict(map(_change, changes)), base)
+
+
+def _change(word: str) -> tuple[str, Any]:
+    key, _, value = word.partition("=")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
 
 
 def conditions_of(model: Model, steps: int, guidance: float) -> Conditions:

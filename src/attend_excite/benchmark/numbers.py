@@ -11,14 +11,12 @@ from numpy.typing import NDArray
 
 from attend_excite.benchmark import statistics
 from attend_excite.benchmark.comparison import Comparison, apart
+from attend_excite.benchmark.names import FULL_METHOD, PLAIN, REWEIGHT
 from attend_excite.benchmark.results import (
     DETECTED,
     FULL,
-    FULL_METHOD,
     MINIMUM,
     NEGLECT,
-    PLAIN,
-    REWEIGHT,
     RIGHT,
     TEXT,
     YES,

@@ -10,7 +10,6 @@ import numpy as np
 from attend_excite.benchmark import numbers
 from attend_excite.benchmark.blocks import (
     SHOWN_PROMPTS,
-    Cell,
     Section,
     Table,
     bar_plot,
@@ -21,12 +20,12 @@ from attend_excite.benchmark.blocks import (
     short_name,
     subset_name,
     table_of,
+    told_of,
 )
 from attend_excite.benchmark.comparison import Comparison
 from attend_excite.benchmark.results import (
     DETECTED,
     FULL,
-    FULL_METHOD,
     MINIMUM,
     NEGLECT,
     RIGHT,
@@ -35,6 +34,7 @@ from attend_excite.benchmark.results import (
     Measure,
     Results,
 )
+from attend_excite.tables import Cell
 
 
 def presence(
@@ -52,10 +52,11 @@ def presence(
             "the prompt names."
         ],
         [
-            bar_plot(
-                results, systems, wanted, name, "Of all images, by subset; intervals of 95 % over prompts."
+            bar_plot(results, systems, wanted, name, "Images that lack what the prompt asks for, by subset."),
+            *(
+                table_of(results, systems, measure, f"{measure.title}: share of the images.")
+                for measure in wanted
             ),
-            *(table_of(results, systems, measure, measure.title) for measure in wanted),
         ],
     )
 
@@ -69,15 +70,21 @@ def similarities(results: Results, comparisons: Mapping[str, Comparison]) -> Sec
         f"By {results.judges['clip']}. The minimum is over the parts of the prompt that speak of one "
         "subject each."
     )
-    if FULL_METHOD in systems.systems:
-        judged_by += " In brackets: how far below or above Attend-and-Excite."
     return Section(
         "CLIP image-text similarity (Figure 8)",
         [judged_by],
         [
-            bar_plot(results, systems, [FULL, MINIMUM], "similarity", "Figure 8, for this model."),
-            table_of(results, systems, FULL, FULL.title),
-            table_of(results, systems, MINIMUM, MINIMUM.title),
+            bar_plot(
+                results,
+                systems,
+                [FULL, MINIMUM],
+                "similarity",
+                "CLIP's similarity of image and prompt, by subset (the paper's Figure 8, for this model).",
+            ),
+            table_of(results, systems, FULL, f"{FULL.title}: of image and prompt, by CLIP."),
+            table_of(
+                results, systems, MINIMUM, f"{MINIMUM.title}: of image and most neglected part, by CLIP."
+            ),
         ],
     )
 
@@ -89,7 +96,14 @@ def captions(results: Results, systems: Comparison) -> Section | None:
     return Section(
         "Text-text similarity (Table 1)",
         [f"Between the prompt and a caption of the image, by {results.judges['captions']}."],
-        [table_of(results, systems, TEXT, "Table 1, for this model.")],
+        [
+            table_of(
+                results,
+                systems,
+                TEXT,
+                "Similarity of the prompt and a caption of the image (the paper's Table 1, for this model).",
+            )
+        ],
     )
 
 
@@ -103,7 +117,7 @@ def vqa(results: Results, systems: Comparison) -> Section | None:
             f"The chance that {results.judges['vqa']} answers yes when asked whether the image shows the "
             "prompt."
         ],
-        [table_of(results, systems, YES, YES.title)],
+        [table_of(results, systems, YES, f"{YES.title}: the chance of a yes.")],
     )
 
 
@@ -146,7 +160,9 @@ def votes(results: Results, votes: Mapping[str, Any]) -> Section:
         ],
         [
             Table(
-                "Table 2, for this model: share of the votes.",
+                "votes",
+                "Share of the votes that each system got (the paper's Table 2, for this model). "
+                f"{votes['respondents']} {people}; pictures by {results.settings['model']}.",
                 ["", *map(subset_name, subsets)],
                 rows,
                 "Intervals of 95 % over respondents and prompts; a dash where there are too few of them.",
@@ -168,16 +184,24 @@ def reweighting(results: Results, comparisons: Mapping[str, Comparison]) -> Sect
         return None
     similarities = [measure for measure in (FULL, MINIMUM) if measure in results.values]
     plots = (
-        [bar_plot(results, comparison, similarities, "reweighting", "Figure 14, for this model.")]
+        [
+            bar_plot(
+                results,
+                comparison,
+                similarities,
+                "reweighting",
+                "Re-weighting beside Attend-and-Excite (the paper's Figure 14, for this model).",
+            )
+        ]
         if similarities
         else []
     )
     tables = [
         table_of(results, comparison, measure, title)
         for measure, title in (
-            (TEXT, "Table 4, for this model: text-text similarity."),
-            (NEGLECT, NEGLECT.title),
-            (RIGHT, RIGHT.title),
+            (TEXT, "Text-text similarity, re-weighting beside Attend-and-Excite (the paper's Table 4)."),
+            (NEGLECT, f"{NEGLECT.title}: share of the images, re-weighting beside Attend-and-Excite."),
+            (RIGHT, f"{RIGHT.title}: share of the images, re-weighting beside Attend-and-Excite."),
         )
         if measure in results.values
     ]
@@ -207,7 +231,15 @@ def findings(results: Results) -> Section | None:
             "What the paper finds with Stable Diffusion 1.4, and whether it holds here. In small: how far "
             "the second system is from the first, with the interval."
         ],
-        [Table(measure.title, heads, list(rows.values())) for measure, rows in of_measures.items()],
+        [
+            Table(
+                f"findings-{measure.metric}-{measure.column}",
+                f"{measure.title}: what the paper found, and whether it holds. {told_of(results, measure)}",
+                heads,
+                list(rows.values()),
+            )
+            for measure, rows in of_measures.items()
+        ],
     )
 
 
@@ -232,10 +264,15 @@ def ablations(results: Results, comparisons: Mapping[str, Comparison]) -> Sectio
         "Ablations (Figures 11 and 12)",
         [
             f"On the {len(places)} prompts and the seeds that all of them have. In brackets: how far from "
-            "Attend-and-Excite in full; “ns”: its interval has nought in it."
+            "Attend-and-Excite in full; “ns”: not significant, the interval of that difference includes zero."
         ],
         [
-            Table("", ["", *(measure.title for measure in wanted)], rows),
+            Table(
+                "ablations",
+                f"Attend-and-Excite without one of its parts. {told_of(results)}",
+                ["", *(measure.title for measure in wanted)],
+                rows,
+            ),
             *(sheet_of(results, int(places[at]), comparison.systems) for at in middle),
         ],
     )

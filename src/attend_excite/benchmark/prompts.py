@@ -57,7 +57,7 @@ def paper_prompts(seed: int = COLOUR_SEED) -> list[BenchmarkPrompt]:
     """The 276 prompts of the paper: 66 animal pairs, 144 of an animal and an object, 66 object pairs.
 
     The paper draws a colour at random for each object and doesn't print which. "a lion with a crown": what
-    is worn has none. The grammar is the authors' own: "a orange", "a glasses".
+    is worn has none. The grammar is that of the authors' list: "an elephant", but "a orange", "a glasses".
 
     Args:
         seed: of the colours.
@@ -68,10 +68,13 @@ def paper_prompts(seed: int = COLOUR_SEED) -> list[BenchmarkPrompt]:
     def coloured(thing: str) -> str:
         return f"{draw.choice(words['colours'])} {thing}"
 
-    prompts = [(ANIMALS, f"a {a} and a {b}", (a, b)) for a, b in combinations(words["animals"], 2)]
+    def one(animal: str) -> str:
+        return f"{'an' if animal[0] in 'aeiou' else 'a'} {animal}"
+
+    prompts = [(ANIMALS, f"{one(a)} and {one(b)}", (a, b)) for a, b in combinations(words["animals"], 2)]
     for animal, thing in product(words["animals"], words["objects"]):
         rest = f"with a {thing}" if thing in words["worn"] else f"and a {coloured(thing)}"
-        prompts.append((ANIMAL_AND_OBJECT, f"a {animal} {rest}", (animal, thing)))
+        prompts.append((ANIMAL_AND_OBJECT, f"{one(animal)} {rest}", (animal, thing)))
     for a, b in combinations(words["objects"], 2):
         prompts.append((OBJECTS, f"a {coloured(a)} and a {coloured(b)}", (a, b)))
     return [BenchmarkPrompt(text, subset, subjects) for subset, text, subjects in prompts]

@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from attend_excite.benchmark.jobs import Batch, Conditions, conditions_of
-from attend_excite.benchmark.run import Queue, Row, draw, failed, write
+from attend_excite.benchmark.jobs import Conditions, conditions_of
+from attend_excite.benchmark.run import Queue, Row, Work, draw, failed, write
 from attend_excite.guidance.schedule import Recipe
 from attend_excite.models import catalogue, load
 
@@ -52,8 +52,8 @@ class _Worker:
     def describe(self, steps: int, guidance: float) -> tuple[Conditions, Recipe]:
         return conditions_of(self._model, steps, guidance), self._model.recipe
 
-    def draw(self, run: str, batch: Batch) -> list[Row]:
-        return write(run, draw(self._model, batch))
+    def draw(self, run: str, work: Work) -> list[Row]:
+        return write(run, work, draw(self._model, work.batch))
 
 
 class RayWorkers:
@@ -91,13 +91,13 @@ class RayWorkers:
         """
         free = list(self._workers)
         starting: dict[Any, Any] = {}
-        drawing: dict[Any, tuple[Any, Batch]] = {}
-        again = deque[Batch]()
+        drawing: dict[Any, tuple[Any, Work]] = {}
+        again = deque[Work]()
         deaths = Counter[str]()
         while queue or again or drawing:
-            while free and (batch := again.popleft() if again else queue.take()):
+            while free and (work := again.popleft() if again else queue.take()):
                 worker = free.pop()
-                drawing[worker.draw.remote(_from_anywhere(str(queue.run)), batch)] = worker, batch
+                drawing[worker.draw.remote(_from_anywhere(str(queue.run)), work)] = worker, work
             if not (free or drawing or starting):
                 raise RuntimeError("all workers have died, and no other starts: the same command goes on")
             if not drawing:
@@ -111,7 +111,7 @@ class RayWorkers:
                         ray.get(result)
                         free.append(worker)
                     continue
-                worker, batch = drawing.pop(result)
+                worker, work = drawing.pop(result)
                 try:
                     rows = ray.get(result)
                     free.append(worker)
@@ -119,13 +119,13 @@ class RayWorkers:
                     ray.kill(worker)  # where it was only out of reach
                     other = self._start()
                     starting[other.ready.remote()] = other
-                    deaths[batch[0].name] += 1
-                    if deaths[batch[0].name] <= _RETRIES:
-                        again.append(batch)
+                    deaths[work.wanted[0].name] += 1
+                    if deaths[work.wanted[0].name] <= _RETRIES:
+                        again.append(work)
                         continue
                     died = f"its worker died {_RETRIES + 1} times"
-                    rows = write(queue.run, [(failed(job, died), None) for job in batch])
-                queue.finish(batch, rows)
+                    rows = write(queue.run, work, [(failed(job, died), None) for job in work.wanted])
+                queue.finish(work, rows)
                 yield rows
 
 

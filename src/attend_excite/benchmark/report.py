@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -11,11 +10,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
-import pyarrow as pa
-from pyarrow import csv, parquet
-
+from attend_excite import tables
 from attend_excite.benchmark import numbers, store
-from attend_excite.benchmark.blocks import Plot, Sheet
+from attend_excite.benchmark.blocks import Plot, Sheet, Table
 from attend_excite.benchmark.comparison import Comparison
 from attend_excite.benchmark.results import Results, read_results
 from attend_excite.benchmark.sections import comparisons_of, sections_of, summary_of, title_of
@@ -23,7 +20,10 @@ from attend_excite.benchmark.sections import comparisons_of, sections_of, summar
 # Pictures are named after their jobs, the others after what they show.
 _OURS = re.compile(
     r"pictures/[0-9a-f]{16}\.webp"
-    r"|figures/(pairs|presence|detector|similarity|reweighting|separation)\.(svg|png)"
+    r"|figures/(pairs(-\d+)?|presence|detector|similarity|reweighting|separation|sweep-[\w.-]+)"
+    r"\.(svg|png|pdf)"
+    r"|tables/(systems|reweighting|ablations|findings|agreement|sweep|votes|cost|beside|circumstances)"
+    r"(-[\w.-]+)?\.tex"
     r"|numbers/(averages|prompts|images|cost|findings|agreement|bounds|study|beside)\.(csv|parquet)"
 )
 
@@ -34,8 +34,10 @@ def write_report(
     *,
     other: str | Path | None = None,
     study: Path | None = None,
+    reference: str | None = None,
+    highlight: str | None = None,
 ) -> None:
-    """Write `report.md`, `report.html` (of one piece), `figures/`, `pictures/` and `numbers/`.
+    """Write `report.md`, `report.html` (of one piece), `figures/`, `tables/`, `pictures/` and `numbers/`.
 
     What only an earlier report in the folder had is removed.
 
@@ -44,12 +46,14 @@ def write_report(
         out: the report's folder, or its URL.
         other: another run to set beside it.
         study: the result of a user study, as `attend-excite study analyse` writes it.
+        reference: the system that the others are compared with; None: Attend-and-Excite.
+        highlight: the system that the report is about; None: likewise.
 
     Raises:
-        ValueError: there is no run, it has no images or scores, or the study's result cannot be read or is of
-            other images.
+        ValueError: there is no run, it has no images or scores, or none by a system that is named; or the
+            study's result cannot be read or is of other images.
     """
-    results = read_results(run)
+    results = read_results(run, reference=reference, highlight=highlight)
     if not results.measures:
         raise ValueError(f"the images of '{run}' have no scores yet: run attend-excite benchmark score")
     votes = None if study is None else _read_study(study, results)
@@ -69,7 +73,7 @@ def write_report(
     for path, content in _files(page, results, comparisons, votes, others):
         store.write_file(target, f"{root}/{path}", content)
         written.add(path)
-    for folder in ("pictures", "figures", "numbers"):
+    for folder in ("pictures", "figures", "tables", "numbers"):
         for path in cast(list[str], target.glob(f"{root}/{folder}/*")):
             name = f"{folder}/{path.rpartition('/')[2]}"
             if _OURS.fullmatch(name) and name not in written:
@@ -86,18 +90,18 @@ def _files(
     for section in page["sections"]:
         for block in section.blocks:
             if isinstance(block, Plot):
-                yield f"figures/{block.name}.svg", block.drawn.svg.encode()
-                yield f"figures/{block.name}.png", block.drawn.png
+                for kind, content in block.drawn.files.items():
+                    yield f"figures/{block.name}.{kind}", content
+            elif isinstance(block, Table):
+                caption = " ".join(filter(None, (block.title or f"{section.title}.", block.note)))
+                text = tables.latex(block.columns, block.rows, caption, block.name)
+                yield f"tables/{block.name}.tex", text.encode()
             elif isinstance(block, Sheet):
                 for thumbnail in (shown for _, row in block.rows for shown in row if shown):
                     yield f"pictures/{thumbnail.name}.webp", thumbnail.webp
     for name, rows in numbers.tables(results, comparisons, votes, others).items():
-        table = pa.Table.from_pylist(rows)
-        text, binary = io.BytesIO(), io.BytesIO()
-        csv.write_csv(table, text)
-        parquet.write_table(table, binary)
-        yield f"numbers/{name}.csv", text.getvalue()
-        yield f"numbers/{name}.parquet", binary.getvalue()
+        yield f"numbers/{name}.csv", tables.csv_bytes(rows)
+        yield f"numbers/{name}.parquet", tables.parquet_bytes(rows)
     for name in ("report.md", "report.html"):
         yield name, _template(f"{name}.j2").render(page).encode()
 
@@ -111,8 +115,11 @@ def _template(name: str) -> Any:
             "the report needs jinja2: pip install 'attend-excite[benchmark]'"
         ) from error
 
+    html = name.endswith(".html.j2")
     environment = Environment(
-        autoescape=name.endswith(".html.j2"),
+        autoescape=html,
+        # Prompts are anyone's text.
+        finalize=None if html else lambda value: tables.markdown(value) if isinstance(value, str) else value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

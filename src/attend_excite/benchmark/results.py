@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,12 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attend_excite.benchmark import statistics, store
+from attend_excite.benchmark.names import FULL_METHOD, PLAIN, REWEIGHT, is_ablation, is_own, titles
 from attend_excite.benchmark.score import UPPER_BOUND
 from attend_excite.benchmark.statistics import Values
 
-FULL_METHOD, PLAIN, REWEIGHT = "attend-excite", "stable-diffusion", "reweight"
 ALL = "all"
 """The subset of all prompts."""
+
+_SWEPT = re.compile(rf"{FULL_METHOD} (?P<what>(?:[^ =]+ )?\w+)=(?P<value>-?\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,9 @@ class Results:
         judges: a metric -> who scored.
         upper_bound: a subject -> the similarity of real images, by the CLIP that judges the others.
         left_out: a system, also one without images -> (blacked out, failed).
+        reference: the system that differences in tables are from; None: there is no other.
+        highlight: the system that the report is about: it stands out in figures, and is set against the
+            baseline in the headline, pair by pair, and prompt by prompt.
     """
 
     run: str
@@ -89,6 +95,26 @@ class Results:
     judges: dict[str, str]
     upper_bound: dict[str, float]
     left_out: dict[str, tuple[int, int]]
+    reference: str | None
+    highlight: str | None
+
+    @cached_property
+    def titles(self) -> dict[str, str]:
+        """A name for people for each system."""
+        return titles(self.left_out, self.settings["model"], self.settings.get("titles"))
+
+    @property
+    def baseline(self) -> str | None:
+        """What the highlighted system is set against: the reference, or else the plain model, if it is
+        there."""
+        others = [self.reference, PLAIN, *self.main_systems]
+        return next((name for name in others if name in self.systems and name != self.highlight), None)
+
+    @property
+    def challengers(self) -> list[str]:
+        """The systems that are set against the baseline: the highlighted one, and those that a user wrote."""
+        wanted = [self.highlight, *filter(is_own, self.systems)]
+        return [name for name in dict.fromkeys(wanted) if name is not None and name != self.baseline]
 
     @property
     def measures(self) -> list[Measure]:
@@ -97,13 +123,39 @@ class Results:
 
     @property
     def main_systems(self) -> list[str]:
-        """All but the ablations and re-weighting, which the paper compares apart (appendix C.1)."""
-        return [name for name in self.systems if not is_ablation(name) and name != REWEIGHT]
+        """All but the ablations and re-weighting, which the paper compares apart (appendix C.1), unless one
+        was chosen to be the reference or the highlight."""
+        chosen = (self.reference, self.highlight)
+        return [
+            name for name in self.systems if name in chosen or not (is_ablation(name) or name == REWEIGHT)
+        ]
 
     @property
     def ablations(self) -> list[str]:
         """Attend-and-Excite without one of its parts."""
-        return [name for name in self.systems if is_ablation(name)]
+        swept = {system for points in self.sweeps.values() for _, system in points}
+        return [name for name in self.systems if is_ablation(name) and name not in swept]
+
+    @cached_property
+    def sweeps(self) -> dict[str, list[tuple[float, str]]]:
+        """Recipes in which one number differs: "step_size", or "official step_size" -> (its value, the
+        system), in order. The recipe that they come from is among them, where it was drawn too."""
+        found: dict[str, list[tuple[float, str]]] = {}
+        for system in self.systems:
+            told = _SWEPT.fullmatch(system)
+            if told:
+                found.setdefault(told["what"], []).append((float(told["value"]), system))
+        sweeps = {}
+        for what, points in found.items():
+            base, _, key = what.rpartition(" ")
+            origin = f"{FULL_METHOD} {base}".strip()
+            recipe: dict[str, Any] = self.settings["systems"].get(origin, {}).get("recipe") or {}
+            value: Any = recipe.get(key)
+            if origin in self.systems and type(value) in (int, float):
+                points = [*points, (float(value), origin)]
+            if len(points) > 1:
+                sweeps[what] = sorted(points)
+        return sweeps
 
     @cached_property
     def subsets(self) -> dict[str, NDArray[np.bool_]]:
@@ -159,35 +211,47 @@ class Results:
         return float(np.mean([self.upper_bound[subject] for subject in sorted(subjects)]))
 
 
-def is_ablation(system: str) -> bool:
-    """ "attend-excite no-smoothing" is."""
-    return system.startswith(f"{FULL_METHOD} ")
-
-
-def read_results(run: str | Path) -> Results:
+def read_results(run: str | Path, *, reference: str | None = None, highlight: str | None = None) -> Results:
     """Read a run and all its scores.
 
+    Args:
+        run: the run's folder, or its URL.
+        reference: the system that the others are compared with; None: Attend-and-Excite, if it is there.
+        highlight: the system that the report is about; None: likewise, or else the first that a user wrote.
+
     Raises:
-        ValueError: there is no run, it has no images, or a metric's scores are by several judges.
+        ValueError: there is no run, it has no images, or none by a system that is named; or a metric's
+            scores are by several judges.
     """
     settings = store.read_settings(run)
     everything = store.read_rows(run).to_pylist()
     rows = [row for row in everything if row["image"] is not None and not row["nsfw"]]
     if not rows:
         raise ValueError(f"the run '{run}' has no images yet: draw some with attend-excite benchmark run")
+    # A score is of the picture that was there then: where another was drawn since, it says nothing.
+    digests = {row["job"]: row["digest"] for row in rows}
     scores = {
-        metric: {row["job"]: row for row in store.read_scores(run, metric).to_pylist()}
+        metric: {
+            score["job"]: score
+            for score in store.read_scores(run, metric).to_pylist()
+            if score["job"] in digests and score.get("digest") == digests[score["job"]]
+        }
         for metric in dict.fromkeys(measure.metric for measure in MEASURES)
     }
     tried = _in_order(settings["systems"], {row["system"] for row in everything})
     there = {row["system"] for row in rows}
+    systems = [name for name in tried if name in there]
+    for name in (reference, highlight):
+        if name is not None and name not in there:
+            raise ValueError(f"the run '{run}' has no images by '{name}': it has {', '.join(systems)}")
+    full = FULL_METHOD if FULL_METHOD in there else None
     judges = {metric: _judge(run, metric, of_jobs) for metric, of_jobs in scores.items() if of_jobs}
     return Results(
         run=str(run),
         settings=settings,
         rows=rows,
         prompts=_prompts(settings, rows),
-        systems=[name for name in tried if name in there],
+        systems=systems,
         values={
             measure: _column(scores[measure.metric], rows, measure.column)
             for measure in MEASURES
@@ -207,6 +271,8 @@ def read_results(run: str | Path) -> Results:
             )
             for name in tried
         },
+        reference=reference or full,
+        highlight=highlight or full or next(filter(is_own, systems), None),
     )
 
 

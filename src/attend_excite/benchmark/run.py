@@ -7,10 +7,11 @@ import platform
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from PIL import Image
@@ -32,6 +33,9 @@ _POLL = 1.0
 
 # Those that decide what an image looks like.
 _PACKAGES = ("attend-excite", "torch", "diffusers", "transformers")
+
+# What the queue must know of the rows that are there.
+_OF_QUEUE = ["job", "error", "bytes", "attempt", "batch_prompts", "batch_seeds"]
 
 # What all images of a folder have in common, beside the model.
 _SHARED = ("revision", "dtype", "steps", "guidance", "height", "width")
@@ -62,13 +66,28 @@ class Here:
     def draw(self, queue: Queue) -> Iterator[list[Row]]:
         """See `Executor`."""
         while queue:
-            if batch := queue.take():
-                rows = write(queue.run, draw(self.model, batch))
-                queue.finish(batch, rows)
+            if work := queue.take():
+                rows = write(queue.run, work, draw(self.model, work.batch))
+                queue.finish(work, rows)
                 yield rows
             elif queue:
                 yield []
                 time.sleep(_POLL)
+
+
+class Work(NamedTuple):
+    """What is drawn in one pass.
+
+    Attributes:
+        batch: all that is drawn.
+        wanted: those of it whose images are kept: the others are there already, and are drawn because an
+            image's pixels depend on its batch by a rounding error.
+        attempt: how often the wanted ones had been drawn before, at most.
+    """
+
+    batch: Batch
+    wanted: Batch
+    attempt: int
 
 
 class Queue:
@@ -83,48 +102,87 @@ class Queue:
         self.run = run
         self.done: set[str] = set()
         self._claims = claims
-        self._left, self._elsewhere = deque(batches), deque[Batch]()
-        self._images = store.jobs_with_image(run)
+        # Of each batch as it was planned those jobs that are to be looked at.
+        self._left = deque((batch, batch) for batch in batches)
+        self._elsewhere = deque[tuple[Batch, Batch]]()
+        planned = {job.prompt.text: job.prompt for batch in batches for job in batch}
+        self._prompts = _prompts_of(settings_there(run) or {}) | planned
+        self._sizes: dict[str, int] = {}
+        self._undone_rows: dict[str, Row] = {}
         self._refresh()
 
     def __bool__(self) -> bool:
         """Whether there is anything left to take, now or later."""
         return bool(self._left or self._elsewhere)
 
-    def take(self) -> Batch | None:
+    def take(self) -> Work | None:
         """The next jobs to draw; None: other runs draw all that is left, or nothing is left."""
         if not self._left:
             self._left, self._elsewhere = self._elsewhere, deque()
         while self._left:
-            batch = self._left.popleft()
+            planned, jobs = self._left.popleft()
             # Whole, so that it is drawn as it would be by one run alone.
-            if not all(self._claims.take(job.name) for job in batch):
-                self._release(batch)
-                self._elsewhere.append(batch)
+            if not all(self._claims.take(job.name) for job in jobs):
+                self._release(jobs)
+                self._elsewhere.append((planned, jobs))
                 continue
-            if any(job.name not in self._images and store.has_image(self.run, job.name) for job in batch):
+            if any(self._has_changed(job) for job in self._undone(jobs)):
                 # Another run has been here, and perhaps finished these and more.
-                self._images = store.jobs_with_image(self.run)
                 self._refresh()
-            undone = self._undone(batch)
-            self._release(tuple(job for job in batch if job.name in self.done))
-            if undone:
-                return undone
+            if undone := self._undone(jobs):
+                work = self._work(planned, undone)
+                self._release(tuple(job for job in jobs if job not in work.wanted))
+                if others := tuple(job for job in undone if job not in work.wanted):
+                    self._left.appendleft((planned, others))
+                return work
+            self._release(jobs)
         return None
 
-    def finish(self, batch: Batch, rows: Sequence[Row]) -> None:
-        """The rows of a batch that was taken are written down."""
+    def finish(self, work: Work, rows: Sequence[Row]) -> None:
+        """The rows of what was taken are written down."""
         self.done.update(row["job"] for row in rows if row["error"] is None)
-        self._release(batch)
+        self._release(work.wanted)
+
+    def _work(self, planned: Batch, undone: Batch) -> Work:
+        """The first of the undone jobs, and those that are to be drawn with it."""
+        before = [self._undone_rows.get(job.name) for job in undone]
+        attempt = 1 + max((row["attempt"] or 0 for row in before if row), default=-1)
+        lost = [row if row and row["error"] is None else None for row in before]
+        if all(row is None for row in lost):
+            return Work(undone, undone, attempt)
+        if lost[0] is None:
+            first = tuple(job for job, row in zip(undone, lost, strict=True) if row is None)
+            return Work(first, first, attempt)
+        # Lost after it was drawn: the same pixels come of the same batch.
+        batch = self._as_drawn(undone[0], lost[0]) or planned
+        names = {job.name for job in batch}
+        wanted = tuple(job for job, row in zip(undone, lost, strict=True) if row and job.name in names)
+        return Work(batch, wanted, attempt)
+
+    def _as_drawn(self, job: Job, row: Row) -> Batch | None:
+        """The batch in which a job was drawn; None: nobody wrote that down, or it can't be drawn again."""
+        if not row["batch_prompts"] or not set(row["batch_prompts"]) <= self._prompts.keys():
+            return None
+        prompts = [self._prompts[text] for text in row["batch_prompts"]]
+        batch = tuple(
+            replace(job, prompt=prompt, seed=seed) for prompt in prompts for seed in row["batch_seeds"]
+        )
+        return batch if job.name in {other.name for other in batch} else None
 
     def _release(self, batch: Batch) -> None:
         for job in batch:
             self._claims.release(job.name)
 
+    def _has_changed(self, job: Job) -> bool:
+        size = store.image_size(self.run, store.image_path(job.name))
+        return size not in (0, self._sizes.get(job.name))
+
     def _refresh(self) -> None:
-        rows = store.read_rows(self.run).select(["job", "error"]).to_pylist()
-        self.done = {row["job"] for row in rows if row["error"] is None} & self._images
-        self._left = deque(batch for old in self._left if (batch := self._undone(old)))
+        self._sizes = store.image_sizes(self.run)
+        rows = store.read_rows(self.run).select(_OF_QUEUE).to_pylist()
+        self.done = {row["job"] for row in rows if row["error"] is None and store.is_whole(row, self._sizes)}
+        self._undone_rows = {row["job"]: row for row in rows if row["job"] not in self.done}
+        self._left = deque((planned, left) for planned, jobs in self._left if (left := self._undone(jobs)))
 
     def _undone(self, batch: Batch) -> Batch:
         return tuple(job for job in batch if job.name not in self.done)
@@ -168,6 +226,7 @@ def settings_of(
             {name: getattr(conditions, name) for name in ("model", *_SHARED)}
             | {
                 "systems": {system.name: system.numbers for system in systems},
+                "titles": {system.name: str(system.method.title) for system in systems},
                 "seeds": list(seeds),
                 "prompts": {
                     prompt.text: {"subset": prompt.subset, "subjects": prompt.subjects} for prompt in prompts
@@ -179,8 +238,8 @@ def settings_of(
         _refuse_another(run, before, settings)
         settings["model"] = before["model"]
         settings["seeds"] = list(dict.fromkeys(before["seeds"] + settings["seeds"]))
-        for name in ("systems", "prompts"):
-            settings[name] = before[name] | settings[name]
+        for name in ("systems", "titles", "prompts"):
+            settings[name] = before.get(name, {}) | settings[name]
     return settings
 
 
@@ -201,6 +260,14 @@ def _refuse_another(run: str | Path, before: dict[str, Any], settings: dict[str,
         for key in before[name].keys() & settings[name].keys() & drawn:
             if before[name][key] != settings[name][key]:
                 raise ValueError(f"'{run}' holds images of '{key}' {reason}: choose another --out")
+
+
+def _prompts_of(settings: dict[str, Any]) -> dict[str, BenchmarkPrompt]:
+    """The prompts of a run by their texts, as `settings_of` wrote them down."""
+    return {
+        text: BenchmarkPrompt(text, told["subset"], told["subjects"] and tuple(told["subjects"]))
+        for text, told in settings.get("prompts", {}).items()
+    }
 
 
 def settings_there(run: str | Path) -> dict[str, Any] | None:
@@ -231,14 +298,32 @@ def draw(model: Model, batch: Batch) -> list[tuple[Row, Image.Image | None]]:
     return [drawn for part in parts for drawn in draw(model, part)]
 
 
-def write(run: str | Path, drawn: Sequence[tuple[Row, Image.Image | None]]) -> list[Row]:
-    """Write the images of a batch, then its rows, and give the rows."""
+def write(run: str | Path, work: Work, drawn: Sequence[tuple[Row, Image.Image | None]]) -> list[Row]:
+    """Write the wanted images of a pass, then their rows, and give the rows."""
+    wanted = {job.name for job in work.wanted}
     rows = []
     for row, image in drawn:
-        path = None if image is None else store.write_image(run, row["job"], image)
-        rows.append(row | {"image": path})
+        if row["job"] not in wanted:
+            continue
+        file: Row = {}
+        if image is not None:
+            content = store.png_bytes(image)
+            file = {"image": store.write_png(run, row["job"], content)}
+            file |= {"bytes": len(content), "digest": store.digest_of(content)}
+        rows.append(row | file | {"attempt": work.attempt})
     store.write_rows(run, rows)
     return rows
+
+
+def broken_images(run: str | Path) -> list[str]:
+    """The images that are there and not as they were written, by their paths in the run's folder."""
+    sizes = store.image_sizes(run)
+    rows = store.read_rows(run).select(["job", "image", "bytes"]).to_pylist()
+    return [
+        row["image"]
+        for row in rows
+        if row["image"] is not None and row["job"] in sizes and not store.is_whole(row, sizes)
+    ]
 
 
 def failed(job: Job, error: str) -> Row:
@@ -275,7 +360,10 @@ def _drawn(
             "updates": sum(update.shift > 0 for update in visits),
             "device": _name_of(model.device),
             "host": platform.node(),
+            "machine": _machine(),
             "versions": _versions(),
+            "batch_prompts": [prompt.text for prompt in prompts],
+            "batch_seeds": list(seeds),
             "error": None,
         }
         drawn.append((_row(job) | found, image))
@@ -294,6 +382,21 @@ def passes_a_step(method: Method, prompt: str, guidance: float) -> int:
 def _name_of(device: torch.device) -> str:
     """ "NVIDIA H100 80GB HBM3", or where there is none, the device's kind: "cpu"."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _machine() -> str:
+    """ "Linux x86_64, AMD EPYC 9B14, 2 threads": what else may shift a pixel by a rounding error."""
+    return f"{platform.system()} {_processor()}, {torch.get_num_threads()} threads"
+
+
+@cache
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return ", ".join(dict.fromkeys([platform.machine(), *(names[:1] or [platform.processor()])])).strip(", ")
 
 
 @cache

@@ -16,12 +16,13 @@ from PIL import Image
 from attend_excite.benchmark import metrics, store
 from attend_excite.benchmark.metrics import Clip, Metric
 from attend_excite.benchmark.metrics.clip import Wording
-from attend_excite.models import catalogue
+from attend_excite.benchmark.names import is_bundled
 
 UPPER_BOUND = "upper-bound"
 """The folder of what CLIP says of real images: a row a subject, whose `job` is the subject."""
 
 _WRITE_EVERY = 512
+_NAMED = 3
 _READERS = 4
 _IMAGE_FILES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -90,12 +91,6 @@ def judges_for(model: str) -> Judges:
     return STICKERS if is_bundled(model) else PAPER
 
 
-def is_bundled(model: str) -> bool:
-    """Whether a model comes with the package."""
-    entry = catalogue().get(model)
-    return entry is not None and entry.source == "bundled"
-
-
 @dataclass(frozen=True)
 class Tally:
     """What `score` did.
@@ -105,7 +100,7 @@ class Tally:
         before: images that all metrics had judged before.
         nsfw: images that were blacked out and are left out (A.3).
         failed: images that could not be drawn.
-        missing: images that were to be judged now, and whose file is gone.
+        missing: images that were to be judged now, and whose file is gone or broken.
         seconds: that it took, loading of models excluded.
     """
 
@@ -133,7 +128,9 @@ def score(
 
     An image is read once, for all metrics that lack it. Scores are written as they come, so that an end at
     any moment loses a few hundred of them. Scores by another model, or in another wording, are made anew.
-    Images whose file is gone are left unjudged, with a warning: the run doesn't count them as done either.
+    Images whose file is gone or broken are left unjudged, with a warning that names them: the run doesn't
+    count them as done either. A score counts for the image that it was given to, and not for another that
+    was drawn in its place since.
 
     Args:
         run: the run's folder, or its URL.
@@ -147,38 +144,58 @@ def score(
     store.read_settings(run)
     rows = store.read_rows(run).to_pylist()
     shown = [row for row in rows if row["image"] is not None and not row["nsfw"]]
-    missing = {metric: _missing(run, metric, shown) for metric in metrics}
+    digests = {row["job"]: row["digest"] for row in shown}
+    missing: dict[Metric, set[str]] = {}
+    attempts: dict[Metric, int] = {}
+    for metric in metrics:
+        store.set_aside_broken(run, f"scores/{metric.name}")
+        missing[metric], attempts[metric] = _missing(run, metric, shown)
     wanted = set().union(*missing.values())
     unjudged = [row for row in shown if row["job"] in wanted]
-    there = store.jobs_with_image(run)
-    todo = [row for row in unjudged if row["job"] in there]
-    gone = len(unjudged) - len(todo)
+    sizes = store.image_sizes(run)
+    todo = [row for row in unjudged if store.is_whole(row, sizes)]
+    gone = [row["image"] for row in unjudged if not store.is_whole(row, sizes)]
+
+    def write() -> None:
+        for metric in metrics:
+            more = {"attempt": attempts[metric]}
+            if scores := [score | {"digest": digests[score["job"]]} | more for score in metric.compute()]:
+                store.write_scores(run, metric.name, scores)
 
     began = time.perf_counter()
     try:
         for batch, images, done in _batches(run, todo, batch_size):
+            for row, image in zip(batch, images, strict=True):
+                if image is None:
+                    gone.append(row["image"])
             for metric in metrics:
-                chosen = [at for at, row in enumerate(batch) if row["job"] in missing[metric]]
+                chosen = [
+                    (image, row)
+                    for row, image in zip(batch, images, strict=True)
+                    if image is not None and row["job"] in missing[metric]
+                ]
                 if chosen:
-                    metric.update([images[at] for at in chosen], [batch[at] for at in chosen])
+                    metric.update([image for image, _ in chosen], [row for _, row in chosen])
             if done // _WRITE_EVERY != (done - len(batch)) // _WRITE_EVERY:
-                _write(run, metrics)
+                write()
             if progress is not None:
                 progress(done, len(todo))
     finally:
-        _write(run, metrics)
+        write()
     if gone:
+        count = "1 picture is" if len(gone) == 1 else f"{len(gone)} pictures are"
+        named = ", ".join(gone[:_NAMED]) + (", …" if len(gone) > _NAMED else "")
         warnings.warn(
-            f"the files of {gone} {'image' if gone == 1 else 'images'} are gone, so nobody could judge them: "
-            "the same attend-excite benchmark run as before draws them again",
+            f"{count} gone or broken, so nobody could judge them ({named}): the same attend-excite benchmark "
+            "run as before draws them again",
             stacklevel=2,
         )
     return Tally(
-        scored=len(todo),
+        scored=len(unjudged) - len(gone),
         before=len(shown) - len(unjudged),
         nsfw=sum(bool(row["nsfw"]) for row in rows),
         failed=sum(row["image"] is None for row in rows),
-        missing=gone,
+        missing=len(gone),
         seconds=time.perf_counter() - began,
     )
 
@@ -223,20 +240,31 @@ def _image_files(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.iterdir()) if path.suffix.lower() in _IMAGE_FILES]
 
 
-def _missing(run: str | Path, metric: Metric, rows: Sequence[Mapping[str, Any]]) -> set[str]:
-    """The jobs that a metric has yet to judge."""
+def _missing(run: str | Path, metric: Metric, rows: Sequence[Mapping[str, Any]]) -> tuple[set[str], int]:
+    """The jobs that a metric has yet to judge, and how often any had been judged before, at most."""
     scores = store.read_scores(run, metric.name).to_pylist()
-    judged = {score["job"] for score in scores if score["scored_by"] == metric.scored_by}
-    return {row["job"] for row in rows} - judged
+    judged = {score["job"]: score.get("digest") for score in scores if score["scored_by"] == metric.scored_by}
+    left = {row["job"] for row in rows if row["job"] not in judged or judged[row["job"]] != row["digest"]}
+    before = (score.get("attempt") or 0 for score in scores if score["job"] in left)
+    return left, 1 + max(before, default=-1)
 
 
 def _batches(
     run: str | Path, rows: Sequence[dict[str, Any]], size: int
-) -> Iterator[tuple[list[dict[str, Any]], list[Image.Image], int]]:
-    """Rows, their images, and how many rows there have been; the next images are read meanwhile."""
+) -> Iterator[tuple[list[dict[str, Any]], list[Image.Image | None], int]]:
+    """Rows, their images, and how many rows there have been; the next images are read meanwhile.
 
-    def read(row: Mapping[str, Any]) -> Image.Image:
-        return store.read_image(run, row["image"]).convert("RGB")
+    None for an image that is gone or broken; what is broken is set aside.
+    """
+
+    def read(row: Mapping[str, Any]) -> Image.Image | None:
+        try:
+            return store.read_image(run, row["image"]).convert("RGB")
+        except FileNotFoundError:
+            return None
+        except store.BrokenImageError:
+            store.set_aside(run, row["image"])
+            return None
 
     batches = [list(rows[start : start + size]) for start in range(0, len(rows), size)]
     with ThreadPoolExecutor(_READERS) as readers:
@@ -246,9 +274,3 @@ def _batches(
             following = batches[number + 1] if number + 1 < len(batches) else []
             coming = [readers.submit(read, row) for row in following]
             yield batch, images, size * number + len(batch)
-
-
-def _write(run: str | Path, metrics: Sequence[Metric]) -> None:
-    for metric in metrics:
-        if scores := metric.compute():
-            store.write_scores(run, metric.name, scores)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,35 +11,39 @@ import numpy as np
 from attend_excite.benchmark import figures, numbers, paper
 from attend_excite.benchmark.blocks import (
     SHOWN_PROMPTS,
-    Cell,
     Plot,
     Section,
+    Sheet,
     Table,
     between_text,
+    count_text,
     difference_text,
     interval_text,
     name_of,
     number_text,
     sheet_of,
+    short_name,
+    told_of,
     value_text,
 )
 from attend_excite.benchmark.comparison import Comparison, apart, compare
+from attend_excite.benchmark.figures import Curve
+from attend_excite.benchmark.names import FULL_METHOD, PLAIN, REWEIGHT, is_ablation, is_bundled
 from attend_excite.benchmark.results import (
     ALL,
     DETECTED,
-    FULL_METHOD,
+    FULL,
     MINIMUM,
     MISCOLOURED,
     NEGLECT,
-    PLAIN,
-    REWEIGHT,
     RIGHT,
     TEXT,
     Measure,
     Results,
-    is_ablation,
 )
-from attend_excite.benchmark.score import is_bundled
+from attend_excite.benchmark.statistics import Estimate
+from attend_excite.figures import drawn
+from attend_excite.tables import Cell
 
 _MOST_SUBJECTS = 40
 _CONDITIONS = ("model", "revision", "dtype", "steps", "guidance", "width", "height")
@@ -50,12 +55,12 @@ def title_of(results: Results) -> str:
 
 
 def summary_of(results: Results, systems: Comparison) -> list[str]:
-    """What a report says first: how much was drawn, and the plain model against Attend-and-Excite."""
+    """What a report says first: how much was drawn, and the highlighted system against the baseline."""
     seeds = len({row["seed"] for row in results.rows})
+    counted = (len(results.prompts), "prompt"), (seeds, "seed"), (len(results.systems), "system")
     lines = [
-        f"{len(results.rows):,} images: {len(results.prompts)} prompts, "
-        f"{seeds} {'seed' if seeds == 1 else 'seeds'}, "
-        f"{len(results.systems)} systems, one model ({results.settings['model']})."
+        f"{count_text(len(results.rows), 'image')}: {', '.join(count_text(*each) for each in counted)}, "
+        f"one model ({results.settings['model']})."
     ]
     if is_bundled(results.settings["model"]):
         lines.append(
@@ -69,10 +74,10 @@ def summary_of(results: Results, systems: Comparison) -> list[str]:
             f"The systems are compared on the {each:,} images each of prompts and seeds that all have; "
             f"{left:,} others are left out of that."
         )
-    if {PLAIN, FULL_METHOD} <= set(systems.systems):
+    if results.baseline in systems.systems and results.highlight in systems.systems:
         for measure in (NEGLECT, RIGHT, DETECTED[0], MINIMUM, TEXT):
             if measure in results.values:
-                lines.append(_plain_against_ours(results, systems, measure))
+                lines.append(_headline(results, systems, measure))
     nsfw, failed = (sum(counts) for counts in zip(*results.left_out.values(), strict=True))
     if nsfw or failed:
         lines.append(
@@ -82,18 +87,19 @@ def summary_of(results: Results, systems: Comparison) -> list[str]:
     return lines
 
 
-def _plain_against_ours(results: Results, systems: Comparison, measure: Measure) -> str:
+def _headline(results: Results, systems: Comparison, measure: Measure) -> str:
     subset = ALL if ALL in results.subsets else list(results.subsets)[-1]
-    plain, ours = (systems.figures[name, subset, measure] for name in (PLAIN, FULL_METHOD))
-    images = results.compared
-    difference = apart(
-        measure, results.means(FULL_METHOD, measure, images), results.means(PLAIN, measure, images)
-    )
-    return (
-        f"{measure.title}: {value_text(measure, plain.mean.value)} plain, "
-        f"{value_text(measure, ours.mean.value)} with Attend-and-Excite "
-        f"({difference_text(measure, difference, interval=True)})."
-    )
+    against, ours = str(results.baseline), str(results.highlight)
+    bundled = is_bundled(results.settings["model"])
+    told = []
+    for name in (against, ours):
+        value = value_text(measure, systems.figures[name, subset, measure].mean.value)
+        told.append(f"{value} {'plain' if bundled and name == PLAIN else f'with {name_of(results, name)}'}")
+    means = [results.means(name, measure, results.compared) for name in (ours, against)]
+    difference = apart(measure, *means)
+    # Similarities about nought have no difference in per cent.
+    far = "" if np.isnan(difference.value) else f" ({difference_text(measure, difference, interval=True)})"
+    return f"{measure.title}: {told[0]}, {told[1]}{far}."
 
 
 def comparisons_of(results: Results) -> dict[str, Comparison]:
@@ -102,7 +108,12 @@ def comparisons_of(results: Results) -> dict[str, Comparison]:
     for name, systems in (("reweighting", [REWEIGHT]), ("ablations", results.ablations)):
         if systems and set(systems) <= set(results.systems) and FULL_METHOD in results.systems:
             together = [*systems, FULL_METHOD]
-            found[name] = compare(results, name, together, results.shared(together))
+            found[name] = compare(results, name, together, results.shared(together), FULL_METHOD)
+    for what, points in results.sweeps.items():
+        together = [system for _, system in points]
+        plain = [PLAIN] if PLAIN in results.systems else []
+        name = f"sweep-{what.replace(' ', '-')}"
+        found[name] = compare(results, name, [*together, *plain], results.shared([*together, *plain]))
     return found
 
 
@@ -128,6 +139,8 @@ def sections_of(
     yield _side_by_side(results)
     yield _extremes(results)
     yield paper.ablations(results, comparisons)
+    for what in results.sweeps:
+        yield _sweep(results, comparisons, what)
     yield _metrics_judged(results)
     yield _cost(results)
     yield None if others is None else _two_runs(results, others)
@@ -137,25 +150,41 @@ def sections_of(
 def _pairs(results: Results) -> Section | None:
     measure = next((measure for measure in (NEGLECT, DETECTED[0]) if measure in results.values), None)
     subjects = list(dict.fromkeys(name for prompt in results.prompts for name in prompt["subjects"]))
-    shown = {PLAIN, FULL_METHOD} <= set(results.systems)
-    if measure is None or not shown or not 3 <= len(subjects) <= _MOST_SUBJECTS:
+    against = results.baseline
+    if measure is None or against is None or not 3 <= len(subjects) <= _MOST_SUBJECTS:
         return None
-    of_pairs, shared = [], results.shared([PLAIN, FULL_METHOD])
-    for system in (PLAIN, FULL_METHOD):
+    plots = []
+    for number, system in enumerate(results.challengers):
+        rates = _rates_of_pairs(results, [against, system], measure, subjects)
+        titles = name_of(results, against), name_of(results, system)
+        caption = (
+            f"How often one of the two subjects is missing, by {titles[0]} (above the diagonal) and by "
+            f"{titles[1]} (below it). {told_of(results, measure)}"
+        )
+        figure = figures.pairs(subjects, rates[0], rates[1], titles)
+        plots.append(Plot(f"pairs-{number + 1}" if number else "pairs", caption, drawn(figure)))
+    if not plots:
+        return None
+    return Section(
+        "Neglect, pair by pair",
+        ["Each cell is one pair of subjects; blank cells were not drawn."],
+        plots,
+    )
+
+
+def _rates_of_pairs(
+    results: Results, systems: list[str], measure: Measure, subjects: list[str]
+) -> list[dict[tuple[str, str], float]]:
+    """Of each system, two subjects -> how often one is missing, on the prompts and seeds that all have."""
+    of_pairs, shared = [], results.shared(systems)
+    for system in systems:
         rates: dict[tuple[str, str], list[float]] = {}
         for prompt, rate in zip(results.prompts, results.means(system, measure, shared), strict=True):
             if len(prompt["subjects"]) == 2 and not np.isnan(rate):
                 first, second = sorted(prompt["subjects"], key=subjects.index)
                 rates.setdefault((first, second), []).append(rate)
         of_pairs.append({pair: float(np.mean(of_pair)) for pair, of_pair in rates.items()})
-    drawn = figures.pairs(
-        subjects, of_pairs[0], of_pairs[1], (name_of(results, PLAIN), name_of(results, FULL_METHOD))
-    )
-    return Section(
-        "Neglect, pair by pair",
-        ["Each cell is one pair of subjects; blank cells were not drawn."],
-        [Plot("pairs", "How often one of the two subjects is missing.", drawn)],
-    )
+    return of_pairs
 
 
 def _side_by_side(results: Results) -> Section | None:
@@ -179,35 +208,107 @@ def _side_by_side(results: Results) -> Section | None:
 
 def _extremes(results: Results) -> Section | None:
     measures = [measure for measure in (RIGHT, DETECTED[2], MINIMUM) if measure in results.values]
-    if not measures or not {PLAIN, FULL_METHOD} <= set(results.systems):
+    against = results.baseline
+    if not measures or against is None:
         return None
-    shared = results.shared([PLAIN, FULL_METHOD])
-    means = {
-        measure: [results.means(name, measure, shared) for name in (PLAIN, FULL_METHOD)]
-        for measure in {measures[0], measures[-1]}
-    }
-    gains = [ours - plain for plain, ours in (means[measures[0]], means[measures[-1]])]
-    order = [int(at) for at in np.lexsort((gains[1], gains[0])) if not np.isnan(gains[0][at])]
-    count = min(SHOWN_PROMPTS, len(order) // 2)
-    sheets = []
-    for kind, chosen in (("helped most", order[::-1][:count]), ("helped least", order[:count])):
-        for at in chosen:
-            plain, ours = (value_text(measures[0], float(values[at])) for values in means[measures[0]])
-            sheets.append(
-                sheet_of(
-                    results, at, [PLAIN, FULL_METHOD], f"{kind}: {measures[0].title.lower()} {plain} → {ours}"
-                )
-            )
-    if not sheets:
+    told, sheets = [], []
+    for system in results.challengers:
+        found = _helped_and_hurt(results, against, system, measures[0], measures[-1])
+        if not found:
+            told.append(f"No prompt has other numbers with {name_of(results, system)}.")
+        sheets += found
+    names = " and ".join(name_of(results, name) for name in results.challengers)
+    if not sheets and not told:
         return None
     return Section(
         "Best and worst prompts",
         [
-            "The prompts that Attend-and-Excite helps most and least against the plain model, by "
-            f"“{measures[0].title.lower()}”; where that is equal, by “{measures[-1].title.lower()}”."
+            f"The prompts that {names} helps most against {name_of(results, against)}, and those that it "
+            f"hurts most, by “{measures[0].title.lower()}”; where that is equal, by "
+            f"“{measures[-1].title.lower()}”.",
+            *told,
         ],
         sheets,
     )
+
+
+def _helped_and_hurt(
+    results: Results, against: str, system: str, measure: Measure, second: Measure
+) -> list[Sheet]:
+    """A few prompts on which a system gains most and a few on which it loses most; none where it is level."""
+    shared = results.shared([against, system])
+    means = {
+        each: [results.means(name, each, shared) for name in (against, system)] for each in {measure, second}
+    }
+    gains = {each: ours - theirs for each, (theirs, ours) in means.items()}
+    order = [
+        int(at) for at in np.lexsort((gains[second], gains[measure])) if not np.isnan(gains[measure][at])
+    ]
+    helped = [at for at in reversed(order) if gains[measure][at] > 0]
+    hurt = [at for at in order if gains[measure][at] < 0]
+    sheets = []
+    for kind, chosen in (("helped most", helped[:SHOWN_PROMPTS]), ("hurt most", hurt[:SHOWN_PROMPTS])):
+        for at in chosen:
+            theirs, ours = (value_text(measure, float(values[at])) for values in means[measure])
+            note = f"{kind}: {measure.title.lower()} {theirs} → {ours}"
+            sheets.append(sheet_of(results, at, [against, system], note))
+    return sheets
+
+
+def _sweep(results: Results, comparisons: Mapping[str, Comparison], what: str) -> Section | None:
+    """What the measures do as one number of the recipe changes; None without a verdict or a score."""
+    wanted = [
+        measure for measure in (NEGLECT, RIGHT, DETECTED[0], FULL, MINIMUM, TEXT) if measure in results.values
+    ]
+    name = f"sweep-{what.replace(' ', '-')}"
+    comparison, points = comparisons[name], results.sweeps[what]
+    subset = ALL if ALL in results.subsets else list(results.subsets)[-1]
+    base, _, key = what.rpartition(" ")
+    origin = f"{FULL_METHOD} {base}".strip()
+
+    def mean(system: str, measure: Measure) -> Estimate:
+        found, scale = comparison.figures[system, subset, measure].mean, 100 if measure.rate else 1
+        return Estimate(scale * found.value, scale * found.low, scale * found.high)
+
+    curves = [
+        Curve(
+            measure.title + (", %" if measure.rate else ""),
+            [(value, mean(system, measure)) for value, system in points],
+            next((value for value, system in points if system == origin), None),
+            mean(PLAIN, measure).value if PLAIN in comparison.systems else float("nan"),
+        )
+        for measure in wanted
+    ]
+    if not curves:
+        return None
+    prompts = max(figure.prompts for figure in comparison.figures.values())
+    of_recipe = f"the recipe {base}" if base else "what the model recommends"
+    caption = (
+        f"Means over prompts and their intervals of 95 % as {key} of {of_recipe} changes; filled: its own "
+        f"value; dashed: {name_of(results, PLAIN)}. {told_of(results)}"
+    )
+    rows = [
+        [
+            Cell(f"{value:g}" + (" (the recipe's own)" if system == origin else "")),
+            *(_interval_cell(comparison, system, subset, measure) for measure in wanted),
+        ]
+        for value, system in points
+    ]
+    if PLAIN in comparison.systems:
+        cells = (_interval_cell(comparison, PLAIN, subset, measure) for measure in wanted)
+        rows.append([Cell(short_name(results, PLAIN)), *cells])
+    table = Table(name, caption, [key, *(measure.title for measure in wanted)], rows)
+    return Section(
+        f"Sweep: {what.replace('_', ' ')}",
+        [f"On {count_text(prompts, 'prompt')} and the seeds that all of them have."],
+        [Plot(name, caption, drawn(figures.sweep(key.replace("_", " "), curves))), table],
+    )
+
+
+def _interval_cell(comparison: Comparison, system: str, subset: str, measure: Measure) -> Cell:
+    found = comparison.figures[system, subset, measure].mean
+    best = comparison.is_best(system, subset, measure)
+    return Cell(value_text(measure, found.value), interval_text(measure, found, mean=True), best)
 
 
 def _metrics_judged(results: Results) -> Section | None:
@@ -218,7 +319,8 @@ def _metrics_judged(results: Results) -> Section | None:
     heads = ["", "of any two images", "of two of one prompt", "of two by one system", "correlation"]
     tables = [
         Table(
-            f"Right is: {label}.",
+            f"agreement-{truth.column}",
+            f"How often a score prefers the image that is right: {label}. {told_of(results, truth)}",
             heads,
             [
                 [
@@ -239,7 +341,11 @@ def _metrics_judged(results: Results) -> Section | None:
     shown = {
         found.score.title: (found.values, found.right) for found in agreements if found.truth == truths[0]
     }
-    drawn = figures.separation(shown, ("all subjects there", "a subject is missing"))
+    figure = figures.separation(shown, ("all subjects there", "a subject is missing"))
+    caption = (
+        "Scores of images with all their subjects and of the others, each a share of its own kind. "
+        f"{told_of(results, truths[0])}"
+    )
     return Section(
         "Do the scores measure what they claim to?",
         [
@@ -248,7 +354,7 @@ def _metrics_judged(results: Results) -> Section | None:
             "and of two of one prompt by one system, which is what a choice among seeds needs. Then the "
             "correlation of score and verdict."
         ],
-        [*tables, Plot("separation", "Scores of images with all their subjects and of the others.", drawn)],
+        [*tables, Plot("separation", caption, drawn(figure))],
     )
 
 
@@ -271,7 +377,8 @@ def _cost(results: Results) -> Section:
         ],
         [
             Table(
-                "",
+                "cost",
+                f"What an image costs on average. {told_of(results)}",
                 ["", "seconds", "UNet passes", "updates", "images", "blacked out", "failed"],
                 [
                     [
@@ -321,21 +428,54 @@ def _two_runs(results: Results, others: Results) -> Section:
         told.append(f"Judged by different models: {'; '.join(judges)}.")
     columns = ["", "this run", "the other", "difference"]
     title = f"Beside another run: {others.settings['model']}"
-    return Section(title, told, [Table("", columns, rows)] if rows else [])
+    caption = f"This run beside one of {others.settings['model']}. {told_of(results)}"
+    return Section(title, told, [Table("beside", caption, columns, rows)] if rows else [])
 
 
 def _circumstances(results: Results) -> Section:
     settings = results.settings
     facts = [(name, str(settings[name])) for name in _CONDITIONS if settings.get(name) is not None]
-    for name, column in (("drawn on", "device"), ("drawn by", "versions")):
-        facts += [(name, value) for value in dict.fromkeys(row[column] for row in results.rows) if value]
-    if (machines := len({row["host"] for row in results.rows})) > 1:
-        facts.append(("machines", str(machines)))
+    facts.append(("seeds", seeds_text(sorted({row["seed"] for row in results.rows}))))
+    for name, column in (("drawn on", "device"), ("machine", "machine"), ("drawn by", "versions")):
+        found = dict.fromkeys(row.get(column) for row in results.rows)
+        facts += [(name, value) for value in found if value]
+    facts.append(("hosts", str(len({row["host"] for row in results.rows}))))
     facts += [(f"{metric} judged by", judge) for metric, judge in results.judges.items()]
-    recipes = {row["system"]: row["recipe"] for row in results.rows if row["recipe"]}
-    facts += [(f"recipe of {system}", recipe) for system, recipe in recipes.items()]
+    blocks = [Table("circumstances", "", ["", ""], [[Cell(name), Cell(value)] for name, value in facts])]
+    systems = {name: told for name, told in settings["systems"].items() if told and name in results.left_out}
+    if systems:
+        numbers_of = {name: _numbers_of(told) for name, told in systems.items()}
+        keys = dict.fromkeys(key for told in numbers_of.values() for key in told)
+        rows = [[Cell("in the run"), *map(Cell, systems)]]
+        rows += [[Cell(key), *(Cell(told.get(key, "–")) for told in numbers_of.values())] for key in keys]
+        heads = ["", *(name_of(results, name) for name in systems)]
+        blocks.append(Table("circumstances-systems", "The systems with all their numbers.", heads, rows))
     return Section(
         "What ran",
         ["The numbers of all tables, and the prompts and images behind them, are in numbers/."],
-        [Table("", ["", ""], [[Cell(name), Cell(value)] for name, value in facts])],
+        blocks,
     )
+
+
+def seeds_text(seeds: list[int]) -> str:
+    """ "0 to 3, 7"."""
+    runs: list[list[int]] = []
+    for seed in seeds:
+        if runs and seed == runs[-1][-1] + 1:
+            runs[-1].append(seed)
+        else:
+            runs.append([seed])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
+
+
+def _numbers_of(told: Mapping[str, Any]) -> dict[str, str]:
+    """What a method does to an image, as `System.numbers` has it, number by number."""
+    recipe = told.get("recipe")
+    flat = {key: value for key, value in told.items() if key not in ("name", "code", "recipe")}
+    flat |= recipe if isinstance(recipe, dict) else {}
+    flat |= {"digest of its code": told.get("code")}
+    return {
+        key.replace("_", " "): value if isinstance(value, str) else json.dumps(value)
+        for key, value in flat.items()
+        if value not in (None, {}, "")
+    }

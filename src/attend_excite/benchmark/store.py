@@ -7,7 +7,11 @@
     RUN/claims/                         which batches are being drawn, and by whom
 
 Every file is written to a temporary name and renamed: it is there whole or not at all. Nothing is appended
-to, so any number of programs write to one folder; the readers merge.
+to, so any number of programs write to one folder; the readers merge. Which row of a job counts is told by
+what it says, not by when it was written: clocks go wrong.
+
+A disk may still lose what it was given. A table that cannot be read is left out with a warning, and a picture
+that isn't as long as its row says, or cannot be read, counts as gone.
 """
 
 from __future__ import annotations
@@ -16,7 +20,8 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
@@ -24,11 +29,14 @@ from uuid import uuid4
 
 from PIL import Image
 
+from attend_excite.files import write_whole
+
 try:
     import fsspec
     import pyarrow as pa
     from fsspec.core import url_to_fs
-    from pyarrow import parquet
+    from fsspec.implementations.local import LocalFileSystem
+    from pyarrow import compute, parquet
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f"the benchmark needs {error.name}: pip install 'attend-excite[benchmark]'"
@@ -47,6 +55,8 @@ ROW = pa.schema(
         ("model", pa.string()),
         ("revision", pa.string()),
         ("image", pa.string()),
+        ("bytes", pa.int64()),
+        ("digest", pa.string()),
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("nsfw", pa.bool_()),
@@ -55,23 +65,41 @@ ROW = pa.schema(
         ("updates", pa.int32()),
         ("device", pa.string()),
         ("host", pa.string()),
+        ("machine", pa.string()),
         ("versions", pa.string()),
+        ("batch_prompts", pa.list_(pa.string())),
+        ("batch_seeds", pa.list_(pa.int64())),
+        ("attempt", pa.int32()),
         ("error", pa.string()),
     ]
 )
-"""The columns of a row: one image, or one that could not be drawn (`image` null, `error` says why)."""
+"""The columns of a row: one image, or one that could not be drawn (`image` null, `error` says why).
 
-# Kept in the files and taken out by the readers.
+`bytes` and `digest` are of the image's file, `batch_prompts` and `batch_seeds` what was drawn in one pass
+with it, each prompt with each seed, and `attempt` counts how often the job had been drawn before. Rows of
+earlier versions lack them.
+"""
+
+# Kept in the files and taken out by the readers. Only tells apart what else is alike.
 _WRITTEN = "written"
 _SETTINGS = "run.json"
+_BROKEN = ".broken"
 
 
 class NoRunError(ValueError):
     """There is no run in a folder."""
 
 
+class BrokenImageError(ValueError):
+    """An image's file cannot be read as one."""
+
+
 def read_rows(run: str | Path) -> pa.Table:
-    """The rows of all batches with the columns of `ROW`, sorted by job; of a job's rows the newest."""
+    """The rows of all batches with the columns of `ROW`, sorted by job.
+
+    Of a job's rows one with an image goes before one without, then the latest attempt. Files that cannot be
+    read are left out, with a warning that names them.
+    """
     return _read_tables(run, "rows", ROW)
 
 
@@ -81,13 +109,40 @@ def write_rows(run: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_scores(run: str | Path, metric: str) -> pa.Table:
-    """What a metric says of the images: a column `job` and its own, sorted by job; the newest of each job."""
+    """What a metric says of the images: a column `job` and its own, sorted by job; of each job's scores those
+    of the latest attempt. Files that cannot be read are left out, with a warning."""
     return _read_tables(run, f"scores/{metric}", pa.schema([("job", pa.string())]))
 
 
 def write_scores(run: str | Path, metric: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write a metric's scores of some images, each with its `job`."""
     _write_table(run, f"scores/{metric}", rows)
+
+
+def set_aside_broken(run: str | Path, folder: str) -> None:
+    """Rename the tables of a folder that cannot be read to "….broken", so that nobody stumbles on them again.
+
+    What stood in them is made anew by whoever finds it missing.
+    """
+    files, root = open_folder(run)
+    for path, table in _tables(files, f"{root}/{folder}"):
+        if table is None:
+            set_aside(run, path.removeprefix(f"{root}/"))
+
+
+def set_aside(run: str | Path, path: str) -> None:
+    """Rename a broken file to "….broken".
+
+    Args:
+        run: the run's folder, or its URL.
+        path: of the file in it.
+    """
+    files, root = open_folder(run)
+    try:
+        files.mv(f"{root}/{path}", f"{root}/{path}{_BROKEN}")
+    except FileNotFoundError:  # another program was faster
+        return
+    warnings.warn(f"'{path}' of '{run}' cannot be read: it is set aside as {path}{_BROKEN}", stacklevel=2)
 
 
 def read_settings(run: str | Path) -> dict[str, Any]:
@@ -123,23 +178,61 @@ def image_path(job: str) -> str:
 
 
 def read_image(run: str | Path, path: str) -> Image.Image:
-    """An image by the path that its row gives."""
+    """An image by the path that its row gives.
+
+    Raises:
+        FileNotFoundError: there is none.
+        BrokenImageError: there is one that cannot be read.
+    """
     files, root = open_folder(run)
-    image = Image.open(io.BytesIO(_read(files, f"{root}/{path}")))
-    image.load()
+    content = _read(files, f"{root}/{path}")
+    try:
+        image = Image.open(io.BytesIO(content))
+        image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise BrokenImageError(
+            f"the picture '{path}' of '{run}' is broken: the same attend-excite benchmark run as before "
+            "draws it again"
+        ) from error
     return image
 
 
 def image_size(run: str | Path, path: str) -> int:
-    """The bytes of an image's file, by the path that its row gives."""
+    """The bytes of an image's file, by the path that its row gives; 0: there is none."""
     files, root = open_folder(run)
-    return files.info(f"{root}/{path}")["size"]
+    try:
+        return files.info(f"{root}/{path}")["size"]
+    except FileNotFoundError:
+        return 0
+
+
+def image_sizes(run: str | Path) -> dict[str, int]:
+    """The bytes of each image's file that is there, by its job."""
+    files, root = open_folder(run)
+    found = cast(dict[str, Any], files.find(f"{root}/images", detail=True))
+    return {Path(path).stem: found[path]["size"] for path in _visible(found, ".png")}
+
+
+def is_whole(row: Mapping[str, Any], sizes: Mapping[str, int]) -> bool:
+    """Whether a row's image is there, and as long as it was when it was written.
+
+    Args:
+        row: with `job` and `bytes`.
+        sizes: as `image_sizes` gives them.
+    """
+    size = sizes.get(row["job"], 0)
+    return size > 0 and row["bytes"] in (None, size)
 
 
 def write_image(run: str | Path, job: str, image: Image.Image) -> str:
     """Write a job's image; returns its path relative to the run's folder."""
+    return write_png(run, job, png_bytes(image))
+
+
+def write_png(run: str | Path, job: str, content: bytes) -> str:
+    """The same of an image that is a PNG already."""
     files, root = open_folder(run)
-    write_file(files, f"{root}/{image_path(job)}", png_bytes(image))
+    write_file(files, f"{root}/{image_path(job)}", content)
     return image_path(job)
 
 
@@ -150,21 +243,14 @@ def png_bytes(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def jobs_with_image(run: str | Path) -> set[str]:
-    """The jobs whose image is there."""
-    files, root = open_folder(run)
-    return {Path(path).stem for path in files.find(f"{root}/images") if path.endswith(".png")}
-
-
-def has_image(run: str | Path, job: str) -> bool:
-    """Whether a job's image is there."""
-    files, root = open_folder(run)
-    return files.exists(f"{root}/{image_path(job)}")
-
-
 def name_of(*values: Any) -> str:
     """16 hex digits that stand for plain data, others for any other."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+    return digest_of(json.dumps(values, sort_keys=True).encode())
+
+
+def digest_of(content: bytes) -> str:
+    """16 hex digits that stand for the content of a file."""
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def open_folder(run: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -174,9 +260,13 @@ def open_folder(run: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def write_file(files: fsspec.AbstractFileSystem, path: str, content: bytes) -> None:
-    """Write a file whole, or not at all."""
-    partial = f"{path}.{uuid4().hex}.partial"
+    """Write a file whole, or not at all; on a disk of this machine, so that it outlives a loss of power."""
     files.makedirs(path.rpartition("/")[0], exist_ok=True)
+    if isinstance(files, LocalFileSystem):
+        write_whole(Path(path), content)
+        return
+    folder, _, name = path.rpartition("/")
+    partial = f"{folder}/.{name}.{uuid4().hex}"
     try:
         files.pipe_file(partial, content)
         files.mv(partial, path)
@@ -190,6 +280,11 @@ def _read(files: fsspec.AbstractFileSystem, path: str) -> bytes:
     return cast(bytes, files.cat_file(path))
 
 
+def _visible(paths: Iterable[str], kind: str) -> list[str]:
+    """Those of a kind, without what is only being written."""
+    return [path for path in paths if path.endswith(kind) and not path.rpartition("/")[2].startswith(".")]
+
+
 def _write_table(
     run: str | Path, folder: str, rows: Sequence[Mapping[str, Any]], schema: pa.Schema | None = None
 ) -> None:
@@ -197,24 +292,55 @@ def _write_table(
     table = pa.Table.from_pylist(list(rows), schema)
     table = table.append_column(_WRITTEN, pa.array([time.time()] * len(rows), pa.float64()))
     buffer = io.BytesIO()
-    parquet.write_table(table, buffer)
+    parquet.write_table(table, buffer, write_page_checksum=True)
     name = name_of([row["job"] for row in rows])
     write_file(files, f"{root}/{folder}/{name}.parquet", buffer.getvalue())
 
 
 def _read_tables(run: str | Path, folder: str, schema: pa.Schema) -> pa.Table:
     files, root = open_folder(run)
-
-    def read(path: str) -> pa.Table:
-        # Not read_table, which makes a data set of each file and takes several times as long.
-        return parquet.ParquetFile(pa.BufferReader(_read(files, path))).read(use_threads=False)
-
-    paths = [path for path in files.find(f"{root}/{folder}") if path.endswith(".parquet")]
-    with ThreadPoolExecutor() as threads:
-        tables = list(threads.map(read, paths))
+    tables = []
+    for path, table in _tables(files, f"{root}/{folder}"):
+        if table is not None:
+            tables.append(table)
+            continue
+        warnings.warn(
+            f"'{path.removeprefix(f'{root}/')}' of '{run}' cannot be read: it is left out", stacklevel=3
+        )
     if not tables:
         return schema.empty_table()
-    merged = pa.concat_tables(tables, promote_options="permissive")
-    merged = merged.sort_by([("job", "ascending"), (_WRITTEN, "ascending")])
-    newest = {job: at for at, job in enumerate(merged["job"].to_pylist())}
-    return merged.take(list(newest.values())).drop_columns([_WRITTEN])
+    merged = pa.concat_tables([schema.empty_table(), *tables], promote_options="permissive")
+    # What counts for more comes later.
+    order = [("job", "ascending")]
+    if "image" in schema.names:
+        merged = merged.append_column("_drawn", compute.is_valid(merged["image"]))  # type: ignore[attr-defined]
+        order.append(("_drawn", "ascending"))
+    if "attempt" in merged.column_names:
+        attempts = compute.fill_null(merged["attempt"], 0)  # type: ignore[attr-defined]
+        merged = merged.append_column("_attempt", attempts)
+        order.append(("_attempt", "ascending"))
+    merged = merged.sort_by([*order, (_WRITTEN, "ascending")])
+    last = {job: at for at, job in enumerate(merged["job"].to_pylist())}
+    kept = [name for name in merged.column_names if name not in (_WRITTEN, "_drawn", "_attempt")]
+    return merged.select(kept).take(list(last.values()))
+
+
+def _tables(files: fsspec.AbstractFileSystem, folder: str) -> Iterator[tuple[str, pa.Table | None]]:
+    """The tables of a folder by path; None for one that cannot be read."""
+
+    def read(path: str) -> pa.Table | None:
+        try:
+            content = _read(files, path)
+        except FileNotFoundError:  # another program has set it aside
+            return None
+        try:
+            # Not read_table, which makes a data set of each file and takes several times as long.
+            file = parquet.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
+            table = file.read(use_threads=False)
+        except (pa.ArrowException, OSError):
+            return None
+        return table if {"job", _WRITTEN} <= set(table.column_names) else None
+
+    paths = _visible(files.find(folder), ".parquet")
+    with ThreadPoolExecutor() as threads:
+        yield from zip(paths, threads.map(read, paths), strict=True)

@@ -23,7 +23,8 @@ from attend_excite.cli.study_analysis import analyse, simulate
 from attend_excite.cli.verify import verify
 from attend_excite.cli.web import web_page
 from attend_excite.cli.words import check_prompt, check_subjects
-from attend_excite.guidance.schedule import recipe_names
+from attend_excite.guidance.schedule import method_recipes, recipe_names
+from attend_excite.schedulers import scheduler_names
 
 # torch and diffusers take seconds to import: only commands that need them do, when they run.
 
@@ -105,11 +106,19 @@ def generate(
         int | None, typer.Option(help="Draw the seeds 0 to N-1.", metavar="N", show_default="1")
     ] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Draw this seed; again for more.")] = None,
+    best: Annotated[
+        int | None,
+        typer.Option(
+            help="Draw the seeds 0 to N-1 and keep the one whose picture shows the most subjects, by the "
+            "bundled judge: for the bundled model alone.",
+            metavar="N",
+        ),
+    ] = None,
     method: Annotated[
         str | None,
         typer.Option(
-            help="attend-excite, stable-diffusion (the plain model), composable, structure, reweight, or "
-            "one of your own as MODULE:NAME.",
+            help="attend-excite, stable-diffusion (the plain model), composable, structure, reweight, "
+            f"{', '.join(method_recipes())}, or one of your own as MODULE:NAME.",
             show_default="attend-excite",
             rich_help_panel=_DRAWING,
         ),
@@ -140,6 +149,14 @@ def generate(
     ] = None,
     steps: Annotated[
         int | None, typer.Option(help="Denoising steps.", show_default="50", rich_help_panel=_DRAWING)
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Another scheduler: {', '.join(scheduler_names())}.",
+            show_default="the model's",
+            rich_help_panel=_DRAWING,
+        ),
     ] = None,
     guidance: Annotated[
         float | None,
@@ -222,11 +239,13 @@ def generate(
             model=model,
             seed_count=seeds,
             seeds=seed,
+            best=best,
             method=method,
             weights=weight,
             phrases=phrase,
             recipe=recipe,
             steps=steps,
+            scheduler=scheduler,
             guidance=guidance,
             size=size,
             negative=negative,

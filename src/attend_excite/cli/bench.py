@@ -42,7 +42,7 @@ def bench(
         from attend_excite.bench.measure import measure
         from attend_excite.bench.report import save_chart, show
         from attend_excite.cli.summary import RESULTS
-        from attend_excite.metadata import written_whole
+        from attend_excite.files import written_whole
 
         quieten_libraries()
         with MESSAGES.status("starting") as status:

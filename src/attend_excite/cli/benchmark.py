@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from attend_excite.cli.messages import failures_as_sentences, quieten_libraries
+from attend_excite.cli.messages import failures_as_sentences, plain, quieten_libraries
 
 benchmark = typer.Typer(help="The paper's evaluation: draw, score, report.", no_args_is_help=True)
 
@@ -34,9 +34,17 @@ def run(
     system: Annotated[
         list[str] | None,
         typer.Option(
-            help='A method, "attend-excite RECIPE" for an ablation, or MODULE:NAME for one of your own; '
-            "again for each.",
+            help='A method, MODULE:NAME for one of your own, or "attend-excite RECIPE": a recipe\'s name, a '
+            ".json file, or numbers, as step_size=10; again for each.",
             show_default="the five methods",
+            rich_help_panel=_DRAWING,
+        ),
+    ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Attend-and-Excite with one number of its recipe at several values: step_size=5,10,20.",
+            show_default="none",
             rich_help_panel=_DRAWING,
         ),
     ] = None,
@@ -92,6 +100,7 @@ def run(
                 per_subset=per_subset,
                 seeds=seeds,
                 systems=tuple(system or ()),
+                sweeps=tuple(sweep or ()),
                 steps=steps,
                 guidance=guidance,
                 model=model,
@@ -173,6 +182,19 @@ def report(
     study: Annotated[
         Path | None, typer.Option(help="The result of a user study, from attend-excite study analyse.")
     ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            help="The system that the others are compared with.", show_default="attend-excite, if it is there"
+        ),
+    ] = None,
+    highlight: Annotated[
+        str | None,
+        typer.Option(
+            help="The system that the report is about: it stands out, and is set against the reference.",
+            show_default="attend-excite, if it is there",
+        ),
+    ] = None,
 ) -> None:
     """Write the paper's tables and figures for a run, as one page, and every number beside it."""
     with failures_as_sentences():
@@ -183,5 +205,5 @@ def report(
         quieten_libraries()
         folder = out or f"{run.rstrip('/')}/report"
         with MESSAGES.status("writing the report"):
-            write_report(run, folder, other=compare, study=study)
-        RESULTS.print(f"{folder}/report.html", markup=False)
+            write_report(run, folder, other=compare, study=study, reference=reference, highlight=highlight)
+        RESULTS.print(plain(f"{folder}/report.html"))

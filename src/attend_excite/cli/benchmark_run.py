@@ -16,13 +16,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from attend_excite.benchmark.claims import Claims
 from attend_excite.benchmark.estimate import Estimate, estimate
-from attend_excite.benchmark.jobs import Batch, plan, systems_named
+from attend_excite.benchmark.jobs import Batch, plan, sweep, systems_named
 from attend_excite.benchmark.prompts import paper_prompts, read_prompts, sample, with_subjects
-from attend_excite.benchmark.run import Executor, Here, Queue, Row, begin, settings_of
-from attend_excite.benchmark.store import read_rows
-from attend_excite.cli.messages import MESSAGES, warn
+from attend_excite.benchmark.run import Executor, Here, Queue, Row, begin, broken_images, settings_of
+from attend_excite.benchmark.store import read_rows, set_aside_broken
+from attend_excite.cli.messages import MESSAGES, plain, warn
 from attend_excite.cli.summary import RESULTS, table
 from attend_excite.guidance.schedule import Recipe
+from attend_excite.methods import AttendAndExcite, StableDiffusion
 from attend_excite.models import load, load_tokenizer
 
 # Errors that are told one by one; beyond them a count is enough.
@@ -38,6 +39,7 @@ class Request:
     per_subset: int | None
     seeds: int
     systems: tuple[str, ...]
+    sweeps: tuple[str, ...]
     steps: int
     guidance: float
     model: str
@@ -62,7 +64,10 @@ def draw_benchmark(request: Request) -> bool:
     """
     if request.executor == "local" and (request.workers or request.address):
         raise ValueError("--workers and --address are for --executor ray")
-    systems_named(request.systems, Recipe.named("official"))  # A mistake shows before a model is loaded.
+    names = [*request.systems, *(name for text in request.sweeps for name in sweep(text))]
+    if request.sweeps and not request.systems:
+        names = [StableDiffusion.name, AttendAndExcite.name, *names]
+    systems_named(names, Recipe.named("official"))  # A mistake shows before a model is loaded.
     prompts = paper_prompts() if request.prompts is None else read_prompts(request.prompts)
     if request.per_subset is not None:
         prompts = sample(prompts, request.per_subset)
@@ -70,9 +75,9 @@ def draw_benchmark(request: Request) -> bool:
     # With the brackets out, two that were spelled differently may be the same.
     prompts = list(dict.fromkeys(with_subjects(prompt, tokenizer) for prompt in prompts))
     with _executor(request) as executor:
-        with MESSAGES.status(f"loading {request.model}"):
+        with MESSAGES.status(plain(f"loading {request.model}")):
             conditions, recommended = executor.describe(request.steps, request.guidance)
-        systems = systems_named(request.systems, recommended)
+        systems = systems_named(names, recommended)
         seeds = range(request.seeds)
         batches = plan(prompts, seeds, systems, conditions, request.batch_size)
         if isinstance(executor, Here) and request.dry_run:
@@ -85,16 +90,20 @@ def draw_benchmark(request: Request) -> bool:
             _print_estimates(estimates, request.workers or 1, on_ray=request.executor == "ray")
             return True
         begin(request.out, conditions, prompts, seeds, systems)
+        set_aside_broken(request.out, "rows")
+        for path in broken_images(request.out):
+            warn(f"the picture '{path}' of '{request.out}' is broken: it counts as gone and is drawn again")
         with Claims(request.out) as claims:
-            _draw(executor, Queue(request.out, batches, claims), batches)
-    return _print_rows(request.out, batches)
+            queue = Queue(request.out, batches, claims)
+            _draw(executor, queue, batches)
+    return _print_rows(request.out, batches, queue.done)
 
 
 @contextmanager
 def _executor(request: Request) -> Iterator[Executor]:
     """What draws, or in a dry run what measures: one worker does for that."""
     if request.executor == "local" or request.dry_run:
-        with MESSAGES.status(f"loading {request.model}"):
+        with MESSAGES.status(plain(f"loading {request.model}")):
             model = load(request.model, device=request.device, dtype=request.dtype)
         yield Here(model)
         return
@@ -137,16 +146,19 @@ def _draw(executor: Executor, queue: Queue, batches: Sequence[Batch]) -> None:
             )
 
 
-def _print_rows(run: str, batches: Sequence[Batch]) -> bool:
+def _print_rows(run: str, batches: Sequence[Batch], done: set[str]) -> bool:
     """What there is now, system by system, and why the rest failed; whether none did."""
     jobs = {job.name for batch in batches for job in batch}
     rows = [row for row in read_rows(run).to_pylist() if row["job"] in jobs]
+    for row in rows:
+        if row["error"] is None and row["job"] not in done:
+            row["error"] = "its picture is gone, and could not be drawn again"
     systems = table("system", "images", "failed", "black", "seconds an image", "UNet passes", "updates")
     for system in dict.fromkeys(batch[0].system.name for batch in batches):
         mine = [row for row in rows if row["system"] == system]
         drawn = [row for row in mine if row["error"] is None]
         systems.add_row(
-            system,
+            plain(system),
             str(len(drawn)),
             str(len(mine) - len(drawn)),
             str(sum(row["nsfw"] for row in drawn)),
@@ -170,7 +182,7 @@ def _print_estimates(estimates: Sequence[Estimate], workers: int, *, on_ray: boo
     costs = table("system", "images to draw", "UNet passes", f"time{workers_named}", "disk", "measured on")
     for of_system in estimates:
         costs.add_row(
-            of_system.system,
+            plain(of_system.system),
             str(of_system.images),
             *_costs([of_system], workers),
             f"{of_system.measured} images" if of_system.measured else "nothing: none can be drawn",

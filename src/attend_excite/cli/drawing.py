@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -14,11 +14,10 @@ import torch
 from PIL import Image
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from attend_excite.cli.messages import MESSAGES, warn
+from attend_excite.cli.messages import MESSAGES, plain, warn
 from attend_excite.cli.words import check_subjects
-from attend_excite.documents import read_object
 from attend_excite.generate import Generation, StepEvent
-from attend_excite.guidance.schedule import Recipe
+from attend_excite.guidance.schedule import Recipe, read_recipe
 from attend_excite.metadata import (
     DTYPES,
     MAX_BATCH,
@@ -46,12 +45,14 @@ from attend_excite.models.model import fitting_batch_size
 from attend_excite.sheets import comparison_sheet, maps_sheet
 from attend_excite.subjects import Prompt, Subject, parse, unmarked
 from attend_excite.trace import Trace
+from attend_excite.verdict import NOBODY_CAN_TELL, Verdict, best, can_judge, verdicts
 
 _DEFAULTS: dict[str, Any] = {
     "model": "stickers",
     "method": AttendAndExcite(),
     "subjects": None,
     "steps": 50,
+    "scheduler": None,
     "guidance_scale": 7.5,
     "negative_prompt": "",
     "height": None,
@@ -73,11 +74,13 @@ class Request:
     model: str | None = None
     seed_count: int | None = None
     seeds: list[int] | None = None
+    best: int | None = None
     method: str | None = None
     weights: list[float] | None = None
     phrases: list[str] | None = None
     recipe: str | None = None
     steps: int | None = None
+    scheduler: str | None = None
     guidance: float | None = None
     size: str | None = None
     negative: str | None = None
@@ -123,6 +126,7 @@ class Picture:
         trace: what happened on its way.
         nsfw: whether the model's safety checker blacked it out.
         seconds: its share of its batch's time, decoding excluded.
+        verdict: which of the subjects are in it.
     """
 
     image: Image.Image = field(repr=False)
@@ -132,6 +136,7 @@ class Picture:
     trace: Trace
     nsfw: bool
     seconds: float
+    verdict: Verdict
 
 
 @dataclass(frozen=True)
@@ -160,7 +165,11 @@ def draw(request: Request) -> Drawing:
     """
     plan = prepare(request)
     pictures: list[Picture] = []
-    for settings, batch, result in generations(plan):
+    made = generations(plan)
+    if request.best is not None:
+        made = list(made)
+        plan = replace(plan, wanted={_best_seed(plan, made)})
+    for settings, batch, result in made:
         pictures += _written(request, plan.prompt, settings, batch, plan.wanted, result)
     sheet = _write_comparison(request.out, plan.prompt, plan.runs, pictures) if request.compare else None
     return Drawing(plan.prompt, plan.model.name, pictures, sheet)
@@ -188,9 +197,15 @@ def prepare(request: Request) -> Plan:
     _make_writable(request.out)
 
     tokenizer = load_tokenizer(chosen["model"], revision=chosen["revision"])
-    named = chosen["subjects"] if request.maps or any(method.uses_subjects for method in methods) else ()
-    prompt = parse(chosen["prompt"], tokenizer, named)
-    with MESSAGES.status(f"loading {chosen['model']}"):
+    try:
+        prompt = parse(chosen["prompt"], tokenizer, chosen["subjects"])
+    except ValueError:
+        if request.maps or request.best or any(method.uses_subjects for method in methods):
+            raise
+        prompt = parse(chosen["prompt"], tokenizer, ())
+    if request.best and not can_judge(prompt, chosen["model"]):
+        raise ValueError(f"--best: {NOBODY_CAN_TELL}")
+    with MESSAGES.status(plain(f"loading {chosen['model']}")):
         model = _loaded(chosen)
     runs = [_settings(model, chosen, _with_recipe(method, request.recipe, model)) for method in methods]
     _warn_of_size(model, runs[0])
@@ -216,6 +231,17 @@ def generations(plan: Plan) -> Iterator[tuple[Settings, tuple[int, ...], Generat
                 yield settings, batch, result
 
 
+def _best_seed(plan: Plan, made: Iterable[tuple[Settings, tuple[int, ...], Generation]]) -> int:
+    """The seed with the most subjects as asked in what the last of the runs drew, the lowest of equals."""
+    seen = {
+        seed: verdict
+        for settings, batch, result in made
+        if settings is plan.runs[-1]
+        for seed, verdict in zip(batch, verdicts(result.images, plan.prompt, plan.model.name), strict=True)
+    }
+    return list(seen)[best(list(seen.values()), plan.prompt)]
+
+
 def _warn_of_size(model: Model, settings: Settings) -> None:
     """Say before anything is drawn that a size is far from the model's: twice each side, or half."""
     height, width = model.default_size
@@ -232,7 +258,13 @@ def _warn_of_size(model: Model, settings: Settings) -> None:
 
 
 def _seeds(request: Request, origin: Origin | None) -> list[int]:
-    """The seeds whose pictures are wanted."""
+    """The seeds whose pictures are wanted, or among which the best is."""
+    if request.best is not None:
+        if request.seeds or request.seed_count is not None:
+            raise ValueError("--best N draws the seeds 0 to N-1 and keeps one: leave out --seeds and --seed")
+        if request.best < 1:
+            raise ValueError(f"--best is {request.best}: it must be 1 or more")
+        return list(range(request.best))
     if request.seeds and request.seed_count is not None:
         raise ValueError("give --seeds N for the seeds 0 to N-1, or --seed for one of them, not both")
     if request.seed_count is not None and request.seed_count < 1:
@@ -272,7 +304,7 @@ def _chosen(request: Request, origin: Origin | None, method: Method | None) -> d
             recorded["revision"] = None
         if request.model not in (None, settings.model) and isinstance(settings.method, AttendAndExcite):
             # What was good for one model is not for another.
-            recorded["method"] = replace(settings.method, recipe=None)
+            recorded["method"] = settings.method.on(None)
         if request.prompt not in (None, settings.prompt):
             recorded["subjects"] = None
             if settings.subjects and not request.subjects:
@@ -303,6 +335,7 @@ def _chosen(request: Request, origin: Origin | None, method: Method | None) -> d
         "model": request.model,
         "method": method,
         "steps": request.steps,
+        "scheduler": request.scheduler,
         "guidance_scale": request.guidance,
         "height": height,
         "width": width,
@@ -314,8 +347,9 @@ def _chosen(request: Request, origin: Origin | None, method: Method | None) -> d
     chosen["method"] = _with_options(chosen["method"], request)
     if request.recipe is not None:
         if not isinstance(chosen["method"], AttendAndExcite):
-            raise ValueError(f"--recipe is for attend-excite: {chosen['method'].name} has none")
-        _recipe(request.recipe)  # A mistake in it shows before a model is loaded.
+            raise ValueError(f"--recipe is for attend-excite and its like: {chosen['method'].name} has none")
+        # A mistake in it shows before a model is loaded.
+        read_recipe(request.recipe, Recipe.named("official"))
     # So does a number out of its range; what is left to the model stands in as something that is in it.
     stand_ins = {"height": 1, "width": 1, "dtype": DTYPES[0], "device": "cpu"}
     Settings(**chosen | {name: chosen[name] or value for name, value in stand_ins.items()})
@@ -350,20 +384,6 @@ def _size(text: str) -> tuple[int, int]:
     return int(sides[1]), int(sides[2] or sides[1])
 
 
-def _recipe(name: str, recommended: Recipe | None = None) -> Recipe:
-    """A packaged recipe, or one in a file; `recommended` is the model's, which it may be based on."""
-    if not name.endswith(".json"):
-        return Recipe.named(name, recommended)
-    try:
-        numbers = read_object(Path(name))
-    except ValueError as error:
-        raise ValueError(f"the recipe '{name}' {error}") from error
-    try:
-        return Recipe.from_dict(numbers, recommended)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"the recipe '{name}' cannot be used: {error}") from error
-
-
 def _make_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -381,8 +401,9 @@ def _with_recipe(method: Method, name: str | None, model: Model) -> Method:
     """Attend-and-Excite with its numbers in full, whatever the model or a later version recommends."""
     if not isinstance(method, AttendAndExcite):
         return method
-    typed = None if name is None else _recipe(name, model.recipe)
-    return replace(method, recipe=typed or method.recipe or model.recipe)
+    if name is not None:
+        return method.on(read_recipe(name, model.recipe))
+    return replace(method, recipe=method.recipe_for(model.recipe))
 
 
 def _settings(model: Model, chosen: dict[str, Any], method: Method) -> Settings:
@@ -427,6 +448,7 @@ def _written(
     wanted: set[int],
     result: Generation,
 ) -> Iterator[Picture]:
+    seen = verdicts(result.images, prompt, settings.model)
     for index, seed in enumerate(batch):
         if seed not in wanted:
             continue
@@ -442,7 +464,7 @@ def _written(
             subtitle = f"{method_label(settings)} · seed {seed} · {settings_label(settings)}"
             write_png(maps_path, maps_sheet(prompt, subtitle, {"": (image, heats)}))
         seconds = sum(step.seconds for step in trace.steps) / len(batch)
-        yield Picture(image, origin, path, maps_path, trace, result.nsfw[index], seconds)
+        yield Picture(image, origin, path, maps_path, trace, result.nsfw[index], seconds, seen[index])
 
 
 def _write_comparison(
@@ -465,9 +487,10 @@ def method_label(settings: Settings) -> str:
 
 
 def settings_label(settings: Settings) -> str:
+    scheduler = f" of {settings.scheduler}" if settings.scheduler else ""
     return (
         f"{Path(settings.model).name} · {settings.width}x{settings.height} pixels · "
-        f"{settings.steps} steps · guidance {settings.guidance_scale:g}"
+        f"{settings.steps} steps{scheduler} · guidance {settings.guidance_scale:g}"
     )
 
 

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from attend_excite.cli.messages import MESSAGES, failures_as_sentences, given_path, quieten_libraries, warn
+from attend_excite.cli.messages import (
+    MESSAGES,
+    failures_as_sentences,
+    given_path,
+    plain,
+    quieten_libraries,
+    warn,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -59,7 +66,7 @@ def explain(
             for sentence in sentences:
                 RESULTS.print(sentence, markup=False, highlight=False)
             for name, path in files.items():
-                RESULTS.print(f"{name}: {path} ({_SHOWN[name]})", markup=False, highlight=False)
+                RESULTS.print(plain(f"{name}: {path} ({_SHOWN[name]})"))
 
 
 def _explained(
@@ -75,8 +82,9 @@ def _explained(
         maps_figure,
         save_animation,
     )
+    from attend_excite.files import written_whole
     from attend_excite.guidance.schedule import Recipe
-    from attend_excite.metadata import read_origin, write_png, written_whole
+    from attend_excite.metadata import read_origin, write_png
     from attend_excite.methods.own import find_method
 
     origin = read_origin(picture, None if method is None else find_method(method))

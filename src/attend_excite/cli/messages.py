@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import warnings
 from collections.abc import Iterator
@@ -114,6 +115,21 @@ def quieten_imports() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
+# What moves the cursor, sets colours, rings or turns the direction of writing; not tab and line feed.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """Text of a file, a picture or a prompt as a terminal may have it: what would steer the terminal is
+    spelled out, as "\\u001b". Inside a JSON document it still means the same."""
+    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def plain(text: str) -> Text:
+    """Anyone's text for a console: no markup in it counts, and nothing in it steers the terminal."""
+    return Text(printable(text))
+
+
 def warn(message: str) -> None:
     """Say something that does not end the program."""
     _say("warning", "bold yellow", message)
@@ -125,7 +141,7 @@ def _exit(message: str, status: int) -> typer.Exit:
 
 
 def _say(kind: str, style: str, message: str) -> None:
-    sentence = " ".join(message.split())
+    sentence = printable(" ".join(message.split()))
     MESSAGES.print(Text.assemble((f"{kind}: ", style), sentence), soft_wrap=True)
 
 

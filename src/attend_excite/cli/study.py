@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from attend_excite.cli.messages import failures_as_sentences, given_path
+from attend_excite.cli.messages import failures_as_sentences, given_path, printable
 
 study = typer.Typer(help="Ask people which system draws best, as in Table 2.", no_args_is_help=True)
 
@@ -156,7 +156,7 @@ def export_respondent(folder: StudyFolder, respondent: RespondentId, database: D
         from attend_excite.study.database import default_url, stored
         from attend_excite.study.export import respondent_csv
 
-        print(respondent_csv(stored(database or default_url(folder), respondent)), end="")
+        print(printable(respondent_csv(stored(database or default_url(folder), respondent))), end="")
 
 
 @study.command()

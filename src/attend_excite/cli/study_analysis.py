@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from attend_excite.cli.messages import MESSAGES, failures_as_sentences, warn
+from attend_excite.cli.messages import MESSAGES, failures_as_sentences, plain, warn
 from attend_excite.cli.study import Database, StudyFolder
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
@@ -27,8 +27,6 @@ def analyse(
 ) -> None:
     """Count the votes: shares, strengths, winners and agreement, as tables and plots."""
     with failures_as_sentences():
-        from rich.text import Text
-
         from attend_excite.cli.summary import RESULTS, print_json, table
         from attend_excite.study import results
         from attend_excite.study.analysis import analyse as analysed
@@ -50,10 +48,10 @@ def analyse(
         shares = table(*results.TABLE_COLUMNS)
         shares.title = warning
         for row in results.table_rows(result):
-            shares.add_row(*map(Text, row))
+            shares.add_row(*map(plain, row))
         RESULTS.print(shares)
         for line in (*results.remarks(result), *map(str, written)):
-            RESULTS.print(Text(line))
+            RESULTS.print(plain(line))
 
 
 def simulate(

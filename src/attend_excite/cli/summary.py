@@ -12,6 +12,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from attend_excite.cli.messages import plain, printable
 from attend_excite.nouns import find_nouns
 from attend_excite.subjects import Prompt, TokenGroup
 
@@ -25,7 +26,7 @@ RESULTS = Console(width=1000)
 
 def print_json(document: Mapping[str, Any]) -> None:
     """The document alone, on stdout."""
-    print(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+    print(printable(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)))
 
 
 def table(*columns: str) -> Table:
@@ -35,17 +36,22 @@ def table(*columns: str) -> Table:
 
 def print_drawing(drawing: Drawing) -> None:
     """A line a picture, then the sheet."""
+    from attend_excite.verdict import sentence
+
+    shown = [sentence(picture.verdict, drawing.prompt) for picture in drawing.pictures]
+    verdict = ["shows"] if any(shown) else []
     maps = ["maps"] if any(picture.maps_path for picture in drawing.pictures) else []
-    pictures = table("seed", "method", "lowest attention", "updates", "seconds", "file", *maps)
-    for picture in drawing.pictures:
+    pictures = table("seed", "method", *verdict, "lowest attention", "updates", "seconds", "file", *maps)
+    for picture, shows in zip(drawing.pictures, shown, strict=True):
         pictures.add_row(
             str(picture.origin.seed),
-            Text(picture.origin.settings.method.name),
-            Text(_lowest_attention(picture.trace, drawing.prompt)),
+            plain(picture.origin.settings.method.name),
+            *[plain(shows) for _ in verdict],
+            plain(_lowest_attention(picture.trace, drawing.prompt)),
             str(_updates_made(picture.trace)),
             f"{picture.seconds:.1f}",
-            Text(str(picture.path)),
-            *[Text(str(picture.maps_path)) for _ in maps],
+            plain(str(picture.path)),
+            *[plain(str(picture.maps_path)) for _ in maps],
         )
     RESULTS.print(pictures)
     for note in _notes(drawing):
@@ -70,6 +76,7 @@ def tokens_document(prompt: Prompt) -> dict[str, Any]:
         "tokens": list(prompt.tokens),
         "nouns": [noun.text for noun in find_nouns(prompt.text)],
         "subjects": _subjects(prompt),
+        "cut": prompt.cut,
     }
 
 
@@ -81,11 +88,17 @@ def print_tokens(prompt: Prompt, limit: int) -> None:
         limit: how many tokens the model reads.
     """
     tokens = table("position", "token", "subject")
-    subjects = {position: group.text for group in prompt.groups for position in group.positions}
+    subjects = {
+        position: f"of {group.text}"
+        for group in prompt.groups
+        for attribute in group.attributes
+        for position in attribute.positions
+    }
+    subjects |= {position: group.text for group in prompt.groups for position in group.positions}
     for position, token in enumerate(prompt.tokens):
         subject = subjects.get(position, "")
         style = "bold green" if subject else None
-        tokens.add_row(str(position), Text(token), Text(subject), style=style)
+        tokens.add_row(str(position), plain(token), plain(subject), style=style)
     RESULTS.print(tokens)
     nouns = ", ".join(noun.text for noun in find_nouns(prompt.text)) or "none"
     lines = [f"{len(prompt.tokens)} of the {limit} tokens that the model reads", f"nouns found: {nouns}"]
@@ -93,9 +106,15 @@ def print_tokens(prompt: Prompt, limit: int) -> None:
         head = " ".join(prompt.tokens[position] for position in group.positions)
         wanted = _wanted_attention(group)
         places = ", ".join(map(str, group.positions))
-        lines.append(f"subject {group.text}: {head}, position {places}, attention wanted {wanted}")
+        said = ", ".join(attribute.text for attribute in group.attributes)
+        lines.append(
+            f"subject {group.text}: {head}, position {places}, attention wanted {wanted}"
+            + (f", said of it: {said}" if said else "")
+        )
+    if prompt.cut:
+        lines.append(f"beyond what the model reads, so cut: {prompt.cut}")
     for line in lines:
-        RESULTS.print(Text(line))
+        RESULTS.print(plain(line))
 
 
 def _wanted(group: TokenGroup) -> str:
@@ -113,7 +132,7 @@ def _notes(drawing: Drawing) -> list[RenderableType]:
     blacked = sum(picture.nsfw for picture in drawing.pictures)
     notes: list[RenderableType] = []
     if drawing.prompt.groups:
-        notes.append(Text(f"subjects: {', '.join(map(_wanted, drawing.prompt.groups))}"))
+        notes.append(plain(f"subjects: {', '.join(map(_wanted, drawing.prompt.groups))}"))
     if skipped:
         noun = "update" if skipped == 1 else "updates"
         notes.append(Text(f"{skipped} {noun} skipped: gradient not finite", style="yellow"))
@@ -121,7 +140,7 @@ def _notes(drawing: Drawing) -> list[RenderableType]:
         noun = "picture" if blacked == 1 else "pictures"
         notes.append(Text(f"{blacked} {noun} blacked out by the model's safety checker", style="yellow"))
     if drawing.sheet is not None:
-        notes.append(Text(f"side by side: {drawing.sheet}"))
+        notes.append(plain(f"side by side: {drawing.sheet}"))
     return notes
 
 
@@ -132,6 +151,7 @@ def _picture(picture: Picture) -> dict[str, Any]:
         "maps": None if picture.maps_path is None else str(picture.maps_path),
         "seed": picture.origin.seed,
         "method": picture.origin.settings.method.name,
+        "verdict": dict(picture.verdict),
         "losses": [_finite(loss) for loss in trace.losses],
         "attention": {word: _finite(value) for word, value in updates[-1].attention.items()}
         if updates
@@ -152,6 +172,10 @@ def _subjects(prompt: Prompt) -> list[dict[str, Any]]:
             "positions": list(group.positions),
             "target": group.target,
             "negated": group.negated,
+            "attributes": [
+                {"text": attribute.text, "positions": list(attribute.positions)}
+                for attribute in group.attributes
+            ],
         }
         for group in prompt.groups
     ]

@@ -37,8 +37,10 @@ def web_page(
     with failures_as_sentences():
         try:
             import gradio  # noqa: F401
-        except ImportError:
-            raise ValueError("the web page needs gradio: pip install 'attend-excite[web]'") from None
+            import limits  # noqa: F401
+            import secure  # noqa: F401
+        except ImportError as error:
+            raise ValueError(f"the web page needs {error.name}: pip install 'attend-excite[web]'") from None
         if (user is None) != (password is None):
             raise ValueError("a login needs both: give --user and --password")
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -21,14 +21,17 @@ class Measurement(NamedTuple):
 
     Attributes:
         attention: (b, S) each subject's attention, 0 to 1.
-        losses: (b, S) how far each subject is from its target: whether an image is moved at all, and refined
-            at a threshold.
-        loss: (b,) what the latents are moved down along; differentiable.
+        losses: (b, S) how far each subject is from its target: whether an image is refined at a threshold.
+        loss: (b,) what the latents are moved down along; differentiable. Where it is 0 they stay.
+        parts: (b,) each, what the loss is the sum of, by the terms' names.
+        rests: (b,) the images to be left as they are, whatever their losses; None: none.
     """
 
     attention: Tensor
     losses: Tensor
     loss: Tensor
+    parts: Mapping[str, Tensor] = {}
+    rests: Tensor | None = None
 
 
 Measure = Callable[[Tensor, Tensor], Measurement]
@@ -45,9 +48,11 @@ class Visit:
     Attributes:
         rows: (b,) which images of the batch.
         attention: (b, S) each subject's attention before the update, 0 to 1.
-        loss: (b,) before the update: the most neglected subject's, or of an objective of one's own.
+        loss: (b,) before the update: the most neglected subject's, or of another objective.
+        parts: (b,) each, what it was the sum of, by the terms' names.
         shift: (b,) the update's size relative to the latent, |dz| / |z|; 0: there was no update.
         skipped: (b,) whether an update was left out because its gradient was NaN or infinite.
+        due: (b,) whether an update was to be made here.
     """
 
     rows: Tensor
@@ -55,6 +60,8 @@ class Visit:
     loss: Tensor
     shift: Tensor
     skipped: Tensor
+    due: Tensor
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def nurse(
@@ -85,14 +92,21 @@ def nurse(
     def visit(rows: Tensor, *, ordinary: bool = True) -> Tensor:
         """Measure and shift `rows`, or only those that are short; return the short ones."""
         current = latents[rows]
-        (attention, losses, loss), gradient = _gradient(measure, current, rows)
+        (attention, losses, loss, parts, rests), gradient = _gradient(measure, current, rows)
         finite = gradient.flatten(1).isfinite().all(dim=1) & loss.isfinite()
-        short = finite & (losses > limits[rows]).any(dim=1)
-        moves = finite & (losses > 0).any(dim=1) & (short | ordinary)
+        short = (losses > limits[rows]).any(dim=1)
+        due = (loss != 0) & (short | ordinary)
+        if rests is not None:
+            short, due = short & ~rests, due & ~rests
+        short = finite & short
+        moves = finite & due
         move = torch.where(moves[:, None, None, None], plan.step_size * gradient, 0)
+        length, size = move.flatten(1).norm(dim=1), current.flatten(1).norm(dim=1)
+        if plan.max_shift is not None:
+            kept = (plan.max_shift * size / length).clamp(max=1)
+            move, length = kept[:, None, None, None] * move, kept * length
         latents[rows] = current - move
-        shift = move.flatten(1).norm(dim=1) / current.flatten(1).norm(dim=1)
-        visits.append(Visit(rows, attention, loss, shift, ~finite))
+        visits.append(Visit(rows, attention, loss, length / size, ~finite, due, parts))
         # Asking which images are short makes a GPU wait, so only steps with a threshold ask.
         return rows[:0] if plan.threshold is None else rows[short]
 
@@ -114,4 +128,6 @@ def _gradient(measure: Measure, latents: Tensor, rows: Tensor) -> tuple[Measurem
         measured = measure(latents, rows)
         # No layer mixes images, so the gradient of the sum holds each image's own gradient.
         (gradient,) = torch.autograd.grad(_GRADIENT_SCALE * measured.loss.sum(), latents)
-    return Measurement(*(each.detach() for each in measured)), gradient / _GRADIENT_SCALE
+    attention, losses, loss = (each.detach() for each in measured[:3])
+    parts = {name: part.detach() for name, part in measured.parts.items()}
+    return Measurement(attention, losses, loss, parts, measured.rests), gradient / _GRADIENT_SCALE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -23,6 +23,11 @@ class SubjectTokens:
         first: (B,) the first one: 1 where <sot> stands before the words.
         real: (B, S) which subjects are no filler. Of several tables of tokens one may lack a subject that
             another has.
+        attributes: (B, S, A, K') token positions of each subject's at most A modifiers.
+        attributes_valid: (B, S, A, K') which of them are real. A modifier without any is filler.
+        others: (B, O) token positions of the prompt's words that belong to no subject, "a" and "and" among
+            them.
+        others_valid: (B, O) which of them are real.
     """
 
     positions: Tensor
@@ -32,6 +37,20 @@ class SubjectTokens:
     last: Tensor
     first: Tensor
     real: Tensor
+    attributes: Tensor
+    attributes_valid: Tensor
+    others: Tensor
+    others_valid: Tensor
+
+    @property
+    def here(self) -> Tensor:
+        """(B, S) the subjects that have a token in this table."""
+        return self.valid.any(dim=-1)
+
+    @property
+    def shown(self) -> Tensor:
+        """(B, S) those of them that the picture is to show, none that it is to avoid."""
+        return self.here & ~self.negated
 
     @staticmethod
     def stack(
@@ -42,25 +61,38 @@ class SubjectTokens:
         first: Sequence[int] | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        attributes: Sequence[Sequence[Sequence[Sequence[int]]]] | None = None,
+        others: Sequence[Sequence[int]] | None = None,
     ) -> SubjectTokens:
-        """Pad `positions[image][subject] = [token, ...]` and what belongs to it into tensors."""
-        images = len(positions)
-        subjects = max(len(image) for image in positions)
-        tokens = max(1, *(len(subject) for image in positions for subject in image))
-        padded = torch.zeros(images, subjects, tokens, dtype=torch.long)
-        valid = torch.zeros(images, subjects, tokens, dtype=torch.bool)
+        """Pad `positions[image][subject] = [token, ...]` and what belongs to it into tensors.
+
+        `attributes[image][subject]` is a list of modifiers, each a list of its tokens; `others[image]` the
+        tokens of the prompt's other words. None: there are none.
+        """
+        padded, valid = _padded(positions)
+        images, subjects = padded.shape[:2]
         targets = torch.ones(images, subjects, dtype=dtype)
         negations = torch.zeros(images, subjects, dtype=torch.bool)
         for b, image in enumerate(positions):
-            for s, subject in enumerate(image):
-                padded[b, s, : len(subject)] = torch.as_tensor(subject)
-                valid[b, s, : len(subject)] = True
             if target is not None:
                 targets[b, : len(image)] = torch.as_tensor(target[b], dtype=dtype)
             if negated is not None:
                 negations[b, : len(image)] = torch.as_tensor(negated[b])
         begin = torch.ones(images, dtype=torch.long) if first is None else torch.as_tensor(first)
-        tensors = (padded, valid, targets, negations, torch.as_tensor(last), begin, valid.any(dim=-1))
+        # Each subject's modifiers are padded as an image's subjects are, and then to so many subjects.
+        modifiers, modifiers_valid = _padded(
+            [
+                subject
+                for image in attributes or [[]] * images
+                for subject in [*image, *[[]] * (subjects - len(image))]
+            ]
+        )
+        further, further_valid = _padded([[list(image)] for image in others or [[]] * images])
+        tensors = (
+            *(padded, valid, targets, negations, torch.as_tensor(last), begin, valid.any(dim=-1)),
+            *(each.unflatten(0, (images, subjects)) for each in (modifiers, modifiers_valid)),
+            *(each[:, 0] for each in (further, further_valid)),
+        )
         return SubjectTokens(*(tensor.to(device) for tensor in tensors))
 
     def rows(self, rows: Tensor) -> SubjectTokens:
@@ -68,11 +100,17 @@ class SubjectTokens:
         return SubjectTokens(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
-Objective = Callable[[Tensor, SubjectTokens], Tensor]
-"""(maps (b, H, W, tokens), subjects) -> (b,) one loss an image, differentiable.
-
-The maps are `Recording.average`: the attention of each patch, summing to 1 over the tokens, <sot> among them.
-"""
+def _padded(positions: Sequence[Sequence[Sequence[int]]]) -> tuple[Tensor, Tensor]:
+    """Ragged lists of lists of lists as (n, most, longest) tensors: the positions, and which are real."""
+    most = max(map(len, positions), default=0)
+    longest = max([1, *(len(tokens) for groups in positions for tokens in groups)])
+    padded = torch.zeros(len(positions), most, longest, dtype=torch.long)
+    valid = torch.zeros(len(positions), most, longest, dtype=torch.bool)
+    for n, groups in enumerate(positions):
+        for g, tokens in enumerate(groups):
+            padded[n, g, : len(tokens)] = torch.as_tensor(tokens, dtype=torch.long)
+            valid[n, g, : len(tokens)] = True
+    return padded, valid
 
 
 def renormalised(maps: Tensor, first: Tensor, last: Tensor) -> Tensor:
@@ -148,6 +186,30 @@ def subject_attention(probabilities: Tensor, subjects: SubjectTokens, sigma: flo
     chosen = probabilities.gather(-1, index).permute(0, 3, 1, 2)
     peaks = smooth(chosen, sigma).amax(dim=(-2, -1)).reshape(b, s, k)
     return peaks.masked_fill(~subjects.valid, 0).amax(dim=-1)
+
+
+def subject_leads(probabilities: Tensor, subjects: SubjectTokens, sigma: float) -> Tensor:
+    """How far each subject is ahead of all others in the patch where it is furthest ahead.
+
+    A subject of 0.4 whose patch belongs to another of 0.45 is further from being drawn than one of 0.3 that
+    has a patch to itself. A subject alone is ahead by its whole attention.
+
+    Args:
+        probabilities: (B, H, W, N) from `token_probabilities`.
+        sigma: see `smooth`.
+
+    Returns:
+        (B, S) in -1..1; 0 for filler.
+    """
+    b, s, k = subjects.positions.shape
+    index = subjects.positions.reshape(b, 1, 1, s * k).expand(*probabilities.shape[:3], s * k)
+    chosen = smooth(probabilities.gather(-1, index).permute(0, 3, 1, 2), sigma).unflatten(1, (s, k))
+    maps = chosen.masked_fill(~subjects.valid[..., None, None], 0).amax(dim=2)
+    itself = torch.eye(s, dtype=torch.bool, device=maps.device)[:, :, None, None]
+    # (B, S, others, H, W): a subject is no rival of its own, and filler, with nothing, of nobody's.
+    rivals = maps[:, None].masked_fill(itself, 0).amax(dim=2)
+    leads = (maps - rivals).amax(dim=(-2, -1))
+    return leads.masked_fill(~subjects.valid.any(dim=-1), 0)
 
 
 def subject_losses(attention: Tensor, subjects: SubjectTokens) -> Tensor:

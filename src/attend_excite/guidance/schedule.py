@@ -5,12 +5,75 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cache
 from importlib.resources import files
-from typing import Any, Literal, get_args
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
 
-Decay = Literal["square-root", "linear"]
+from attend_excite.documents import read_object
+from attend_excite.guidance.objectives import Need, Objective, Term, term_named
+from attend_excite.guidance.objectives.most_neglected import MostNeglected
+
+Decay = Literal["square-root", "linear", "constant"]
+Number = bool | int | float
+
+
+@dataclass(frozen=True)
+class WeightedTerm:
+    """One term of the loss that a recipe moves the latents down along.
+
+    Attributes:
+        term: its name, one of `TERMS`.
+        weight: the factor on it, not 0.
+        options: numbers of the term's own, by name; as (name, number) pairs or a mapping. Its temperature and
+            sigma are the recipe's unless they are among these.
+        start: from this fraction of the run on it counts, 0 to 1.
+        end: and before this one.
+        only_at_thresholds: whether it counts only on steps that have a threshold.
+
+    Raises:
+        ValueError: there is no such term or number, or one is out of its range.
+    """
+
+    term: str
+    weight: float = 1.0
+    options: tuple[tuple[str, Number], ...] = ()
+    start: float = 0.0
+    end: float = 1.0
+    only_at_thresholds: bool = False
+
+    def __post_init__(self) -> None:
+        where = f"of the term {self.term}"
+        for what in ("weight", "start", "end"):
+            value = getattr(self, what)
+            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            _require(number, f"the {what} {where}", repr(value), "a number")
+        _require(self.weight != 0, f"the weight {where}", self.weight, "other than 0")
+        fine = 0 <= self.start < self.end <= 1
+        _require(fine, f"start and end {where}", f"{self.start:g} and {self.end:g}", "0 to 1, in this order")
+        fine = isinstance(self.only_at_thresholds, bool)
+        _require(fine, f"only_at_thresholds {where}", repr(self.only_at_thresholds), "true or false")
+        try:
+            object.__setattr__(self, "options", tuple(sorted(dict(self.options).items())))
+        except (TypeError, ValueError):
+            raise ValueError(f"the options {where} are numbers by name") from None
+        self.made()
+
+    def made(self, **shared: Number) -> Term:
+        """The term with its own numbers, and with those that all terms of the recipe share."""
+        return term_named(self.term, dict(self.options), **shared)
+
+
+class PlannedTerm(NamedTuple):
+    """A term of one step, or a function like one, and the factor on it."""
+
+    weight: float
+    term: Objective
+
+
+# No recipe comes near; beyond them numbers overflow, and a run doesn't end.
+_LARGEST, _MOST = 1e6, 1000
 
 
 @dataclass(frozen=True)
@@ -23,6 +86,8 @@ class StepPlan:
         threshold: the attention that every subject must reach here, 0 to 1; None: no refinement.
         max_refinements: at most so many refinement updates.
         update_after_refinement: whether a refined latent gets the ordinary update on top.
+        terms: what the loss is the sum of.
+        max_shift: no update moves a latent by more than this share of its norm; None: no bound.
     """
 
     step_size: float
@@ -30,11 +95,18 @@ class StepPlan:
     threshold: float | None
     max_refinements: int
     update_after_refinement: bool
+    max_shift: float | None = None
+    terms: tuple[PlannedTerm, ...] = (PlannedTerm(1.0, MostNeglected()),)
 
     @property
     def idle(self) -> bool:
         """Whether the latents cannot change here, so that no guidance pass is needed."""
         return not self.alters and self.threshold is None
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What its terms need recorded besides the cross-attention."""
+        return frozenset[Need]().union(*(getattr(each.term, "needs", ()) for each in self.terms))
 
 
 @dataclass(frozen=True)
@@ -44,9 +116,9 @@ class Recipe:
     Attributes:
         step_size: alpha at the first step, above 0; see `decay` for how it falls.
         decay: "square-root": step_size * sqrt(1 .. 0.5) over the whole run, as in the authors' code;
-            "linear": step_size * (1 .. 0.5) over the altered steps, as in Appendix A.1.
+            "linear": step_size * (1 .. 0.5) over the altered steps, in Appendix A.1; "constant": it stays.
         thresholds: (fraction of the run, attention demanded there) pairs, both 0 to 1.
-        altered: the first fraction of the run that is altered, 0 to 1.
+        altered: where altering ends, as a fraction of the run, 0 to 1.
         max_refinements: at most so many refinement updates at each threshold; 0: no refinement.
         update_after_refinement: whether the ordinary update follows a refinement, as in the authors'
             code, or the refinement's last update is the step's update, as in Algorithm 1.
@@ -56,8 +128,21 @@ class Recipe:
             for the architecture: only for Stable Diffusion 2.x.
         guide_every: alter only every so many of the altered steps, 1 or more; steps with a threshold are
             always guided. Above 1 an approximation that saves time.
-        rest_after: leave an image alone once all its subjects were past the last threshold when so many
-            guided steps in a row began. 0: never; above that an approximation that saves time.
+        start: where altering begins, as a fraction of the run, 0 to `altered`. What a threshold demands
+            earlier is demanded there.
+        max_shift: no update moves a latent by more than this share of its norm, above 0: a longer one is
+            shortened to it. None: no bound.
+        rest_after: leave an image alone once all its subjects have enough (`rest_at`, `rest_lead`), and had
+            when each of so many guided steps in a row began, the present one included. An image whose next
+            step begins with less is nursed again, unless so many steps began well: then it isn't looked at
+            any more. 1: as soon as they have enough; 0: never. Saves time, and keeps what is there.
+        rest_at: the attention that is enough, 0 to 1; None: the last threshold. Taken as a threshold is.
+        rest_lead: how far each subject must also be ahead of the others where it is furthest ahead, -1 to 1:
+            above 0 it leads somewhere (`subject_leads`). None: not asked.
+        terms: the loss, a weighted sum; most often of the most neglected subject alone. Whether a threshold
+            is met, and an image rests, stays a matter of the subjects' attention.
+        method: the name of the method that it is, on the command line.
+        title: its name for people.
         summary: one line for people.
 
     Raises:
@@ -74,11 +159,19 @@ class Recipe:
     sigma: float
     prompt_tokens_only: bool | None = None
     guide_every: int = 1
+    start: float = 0.0
+    max_shift: float | None = None
     rest_after: int = 0
+    rest_at: float | None = None
+    rest_lead: float | None = None
+    terms: tuple[WeightedTerm, ...] = field(default_factory=lambda: (WeightedTerm("most-neglected"),))
+    method: str = "attend-excite"
+    title: str = "Attend-and-Excite"
     summary: str = ""
 
     def __post_init__(self) -> None:
-        for what in ("step_size", "altered", "temperature", "sigma"):
+        optional = [what for what in ("max_shift", "rest_at", "rest_lead") if getattr(self, what) is not None]
+        for what in ("step_size", "altered", "temperature", "sigma", "start", *optional):
             value = getattr(self, what)
             number = isinstance(value, int | float) and not isinstance(value, bool)
             _require(number, what, repr(value), "a number")
@@ -87,15 +180,31 @@ class Recipe:
             switches["prompt_tokens_only"] = self.prompt_tokens_only
         for what, value in switches.items():
             _require(isinstance(value, bool), what, repr(value), "true or false")
-        _require(0 < self.step_size < math.inf, "step_size", self.step_size, "above 0")
+        _require(
+            0 < self.step_size <= _LARGEST, "step_size", self.step_size, f"above 0, {_LARGEST:g} at most"
+        )
         _require(self.decay in get_args(Decay), "decay", self.decay, " or ".join(get_args(Decay)))
         _require(0 <= self.altered <= 1, "altered", self.altered, "a fraction of the run, 0 to 1")
+        fine = 0 <= self.start <= self.altered
+        _require(
+            fine, "start", self.start, f"a fraction of the run, 0 to where altering ends ({self.altered:g})"
+        )
+        _require(self.max_shift is None or self.max_shift > 0, "max_shift", self.max_shift, "above 0")
+        _require(self.rest_at is None or 0 <= self.rest_at <= 1, "rest_at", self.rest_at, "0 to 1")
+        _require(self.rest_lead is None or -1 <= self.rest_lead <= 1, "rest_lead", self.rest_lead, "-1 to 1")
         for what, least in (("max_refinements", 0), ("guide_every", 1), ("rest_after", 0)):
             value = getattr(self, what)
-            whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
-            _require(whole, what, value, f"a whole number, {least} or more")
-        _require(0 < self.temperature < math.inf, "temperature", self.temperature, "above 0")
-        _require(0 <= self.sigma < math.inf, "sigma", self.sigma, "0 or more")
+            whole = isinstance(value, int) and not isinstance(value, bool) and least <= value <= _MOST
+            _require(whole, what, value, f"a whole number, {least} to {_MOST}")
+        _require(
+            0 < self.temperature <= _LARGEST,
+            "temperature",
+            self.temperature,
+            f"above 0, {_LARGEST:g} at most",
+        )
+        _require(0 <= self.sigma <= _LARGEST, "sigma", self.sigma, f"0 to {_LARGEST:g}")
+        _require(isinstance(self.summary, str), "summary", repr(self.summary), "a text")
+        object.__setattr__(self, "terms", _terms(self.terms))
         object.__setattr__(self, "thresholds", _pairs(self.thresholds))
         for fraction, threshold in self.thresholds:
             _require(0 <= fraction <= 1, "a threshold's place", fraction, "a fraction of the run, 0 to 1")
@@ -106,17 +215,22 @@ class Recipe:
         """One of the recipes that come with the package, by name.
 
         Args:
-            name: as in `recipe_names`, or "recommended".
-            recommended: the model's own recipe, which the ablations change; None: "official".
+            name: as in `recipe_names` or `method_recipes`, or "recommended".
+            recommended: the model's own recipe (`model.recipe`), which the ablations change.
 
         Raises:
-            ValueError: there is no such recipe.
+            ValueError: there is no such recipe, or it is made of a model's and that isn't given.
         """
         recipes = _packaged_recipes()
         if name == "recommended":
-            return recommended or Recipe.named("official")
-        if name not in recipes:
-            raise ValueError(f"unknown recipe '{name}': choose one of recommended, {', '.join(recipes)}")
+            if recommended is None:
+                raise ValueError(
+                    "what a model recommends is its own: give it too, as "
+                    'Recipe.named("recommended", model.recipe), or take "official" as the base'
+                )
+            return recommended
+        if not isinstance(name, str) or name not in recipes:
+            raise ValueError(f"unknown recipe {name!r}: choose one of recommended, {', '.join(recipes)}")
         return Recipe.from_dict(recipes[name], recommended)
 
     @staticmethod
@@ -125,17 +239,18 @@ class Recipe:
 
         Args:
             values: attributes by name, and perhaps a base, as `named` takes it.
-            recommended: likewise.
+            recommended: likewise: `Recipe.from_dict({"base": "recommended", "sigma": 0.0}, model.recipe)`.
 
         Raises:
-            ValueError: an unknown or missing key, or a number out of its range.
+            ValueError: an unknown or missing key, a number out of its range, or a base that is made of a
+                model's recipe where that isn't given.
         """
         if not isinstance(values, Mapping):
             raise ValueError("a recipe is an object of numbers by name")
         values = dict(values)
         base = values.pop("base", None)
-        known = {field.name for field in fields(Recipe)}
-        needed = {field.name for field in fields(Recipe) if field.default is MISSING}
+        known = {each.name for each in fields(Recipe)}
+        needed = {each.name for each in fields(Recipe) if each.default is each.default_factory is MISSING}
         if unknown := sorted(values.keys() - known):
             raise ValueError(
                 f"unknown in a recipe: {', '.join(unknown)}; known are {', '.join(sorted(known))}"
@@ -152,37 +267,95 @@ class Recipe:
         A fraction f stands for iteration floor(f * iterations): with 50 iterations, and with the 51
         that PNDM makes of 50 steps, the official numbers 0, 10, 20 and 25 come out.
         """
-        altered = _floor(self.altered * iterations)
+        start, altered = _floor(self.start * iterations), _floor(self.altered * iterations)
         thresholds: dict[int, float] = {}
         if self.max_refinements:
             for fraction, threshold in self.thresholds:
-                index = _floor(fraction * iterations)
+                index = max(_floor(fraction * iterations), start)
                 # In a short run two thresholds can fall on one iteration; the stronger one holds.
                 thresholds[index] = max(threshold, thresholds.get(index, 0.0))
+        terms = self._planned_terms(iterations, thresholds)
         return tuple(
             StepPlan(
-                step_size=self._step_size(index, altered if self.decay == "linear" else iterations),
-                alters=index < altered and (index % self.guide_every == 0 or index in thresholds),
-                threshold=thresholds.get(index),
+                step_size=self._step_size(index, start, altered, iterations),
+                alters=start <= index < altered
+                and bool(terms[index])
+                and ((index - start) % self.guide_every == 0 or index in thresholds),
+                threshold=thresholds.get(index) if terms[index] else None,
                 max_refinements=self.max_refinements,
                 update_after_refinement=self.update_after_refinement,
+                max_shift=self.max_shift,
+                terms=terms[index],
             )
             for index in range(iterations)
         )
+
+    def _planned_terms(
+        self, iterations: int, thresholds: Mapping[int, float]
+    ) -> list[tuple[PlannedTerm, ...]]:
+        """The terms that count at each iteration."""
+        made = [
+            PlannedTerm(each.weight, each.made(temperature=self.temperature, sigma=self.sigma))
+            for each in self.terms
+        ]
+        return [
+            tuple(
+                planned
+                for each, planned in zip(self.terms, made, strict=True)
+                if _floor(each.start * iterations) <= index < max(_floor(each.end * iterations), 1)
+                and (index in thresholds or not each.only_at_thresholds)
+            )
+            for index in range(iterations)
+        ]
 
     @property
     def goal(self) -> float:
         """The attention that every subject is to have in the end, 0 to 1: the last threshold."""
         return max(self.thresholds, default=(0.0, 1.0))[1]
 
-    def _step_size(self, index: int, steps: int) -> float:
-        scale = 1 - 0.5 * min(index / max(steps - 1, 1), 1)
+    @property
+    def enough(self) -> float:
+        """The attention with which a subject has enough for its image to rest, 0 to 1."""
+        return self.goal if self.rest_at is None else self.rest_at
+
+    def _step_size(self, index: int, start: int, altered: int, iterations: int) -> float:
+        if self.decay == "constant":
+            return self.step_size
+        first, steps = (start, altered - start) if self.decay == "linear" else (0, iterations)
+        scale = 1 - 0.5 * min(max(index - first, 0) / max(steps - 1, 1), 1)
         return self.step_size * (math.sqrt(scale) if self.decay == "square-root" else scale)
 
 
+def read_recipe(name: str, recommended: Recipe | None = None) -> Recipe:
+    """A recipe by its name, or from a file whose name ends in ".json".
+
+    Args:
+        name: as for `Recipe.named`, or a path.
+        recommended: likewise; what the file may be based on.
+
+    Raises:
+        ValueError: there is no such recipe or file, or what is in it makes none.
+    """
+    if not name.endswith(".json"):
+        return Recipe.named(name, recommended)
+    try:
+        numbers = read_object(Path(name))
+    except ValueError as error:
+        raise ValueError(f"the recipe '{name}' {error}") from error
+    try:
+        return Recipe.from_dict(numbers, recommended)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"the recipe '{name}' cannot be used: {error}") from error
+
+
+def method_recipes() -> Mapping[str, str]:
+    """The recipes that are methods of their own, by name, with their names for people."""
+    return {name: values["title"] for name, values in _packaged_recipes().items() if "method" in values}
+
+
 def recipe_names() -> tuple[str, ...]:
-    """The recipes that come with the package."""
-    return tuple(_packaged_recipes())
+    """The recipes of Attend-and-Excite that come with the package."""
+    return tuple(name for name in _packaged_recipes() if name not in method_recipes())
 
 
 @cache
@@ -197,6 +370,16 @@ def _pairs(thresholds: Any) -> tuple[tuple[float, float], ...]:
         raise ValueError(
             "thresholds are pairs: a fraction of the run and an attention, as (0.2, 0.5)"
         ) from None
+
+
+def _terms(terms: Any) -> tuple[WeightedTerm, ...]:
+    try:
+        found = tuple(each if isinstance(each, WeightedTerm) else WeightedTerm(**each) for each in terms)
+    except TypeError:
+        example = '{"term": "overlap", "weight": 0.5, "options": {"raw": true}}'
+        raise ValueError(f"terms are a list of objects, as {example}") from None
+    _require(bool(found), "terms", "empty", "one term or more")
+    return found
 
 
 def _floor(value: float) -> int:

@@ -1,10 +1,12 @@
-"""The systems that the paper compares, each a method behind one interface."""
+"""The systems that the paper compares and what came after it, each a method behind one interface."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
+from attend_excite.guidance.schedule import method_recipes
 from attend_excite.methods.attend_excite import AttendAndExcite
 from attend_excite.methods.base import Denoise, Method, Run, Step
 from attend_excite.methods.composable import ComposableDiffusion
@@ -12,17 +14,20 @@ from attend_excite.methods.reweighting import AttentionReweighting
 from attend_excite.methods.stable_diffusion import StableDiffusion
 from attend_excite.methods.structure import StructureDiffusion
 
-METHODS: Mapping[str, Callable[..., Method]] = {
-    method.name: method
-    for method in (
-        AttendAndExcite,
-        StableDiffusion,
-        ComposableDiffusion,
-        StructureDiffusion,
-        AttentionReweighting,
-    )
+PAPER_METHODS: Mapping[str, Callable[..., Method]] = {
+    "attend-excite": AttendAndExcite,
+    "stable-diffusion": StableDiffusion,
+    "composable": ComposableDiffusion,
+    "structure": StructureDiffusion,
+    "reweight": AttentionReweighting,
 }
-"""The methods by the name that they have on the command line."""
+"""The systems that the paper compares, by the name that they have on the command line."""
+
+METHODS: Mapping[str, Callable[..., Method]] = {
+    **PAPER_METHODS,
+    **{name: partial(AttendAndExcite, name) for name in method_recipes()},
+}
+"""All methods: those, and what came after, which are recipes of Attend-and-Excite's class."""
 
 
 def method_named(name: str, **options: Any) -> Method:
@@ -38,6 +43,7 @@ def method_named(name: str, **options: Any) -> Method:
 
 __all__ = [
     "METHODS",
+    "PAPER_METHODS",
     "AttendAndExcite",
     "AttentionReweighting",
     "ComposableDiffusion",

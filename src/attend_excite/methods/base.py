@@ -17,6 +17,8 @@ from attend_excite.models.families import Conditioning, concatenated
 from attend_excite.models.model import Model
 from attend_excite.schedulers import scaled_input, vp_scale
 from attend_excite.subjects import Prompt, Stream
+from attend_excite.trace import Nursed
+from attend_excite.turns import turn_of
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ class Run:
         visits: per step index, what nursing did; filled by the method.
         dominant_token: draws a word alone and says which of the token positions given it attends to most
             (Appendix A.2); None: nobody can ask.
+        nursed: what is nursed, and how far; filled by the method.
     """
 
     model: Model
@@ -105,6 +108,7 @@ class Run:
     map_downsampling: int | None = None
     maps: list[Tensor] = field(default_factory=list)
     visits: dict[int, list[Visit]] = field(default_factory=dict)
+    nursed: Nursed | None = None
     dominant_token: Callable[[str, tuple[int, ...]], int] | None = None
 
     @property
@@ -121,9 +125,9 @@ class Run:
         """Which of the text's tokens the maps have; None: all.
 
         Where image and text share a softmax, those of the longest prompt alone: padding is attended to, and
-        means nothing.
+        means nothing. Where padding is masked, likewise: nothing is attended to there.
         """
-        if self.model.family.joint is None:
+        if self.model.family.joint is None and not self.model.family.padding_masked:
             return None
         used = []
         for at, stream in enumerate(self.streams):
@@ -143,8 +147,15 @@ class Run:
     def encode(self, texts: Sequence[str]) -> Conditioning:
         """The conditioning of n texts."""
         different = list(dict.fromkeys(texts))
-        encoded, _ = self.model.family.encode(different, None, self.distilled, self.size)
+        with turn_of(*(stream.tokenizer for stream in self.model.family.streams())):
+            encoded, _ = self.model.family.encode(different, None, self.distilled, self.size)
         return encoded[[different.index(text) for text in texts]]
+
+    def encode_negative(self, images: int) -> Conditioning:
+        """The conditioning of the negative prompt, so many times, also where the run has no guidance."""
+        _, encoded = self.model.family.encode([""], self.negative, self.distilled, self.size)
+        assert encoded is not None
+        return encoded[[0] * images]
 
     @contextmanager
     def conditioned_on(self, keys: Tensor, values: Tensor) -> Iterator[None]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from attend_excite.methods.base import Denoise, Run, Step
 from attend_excite.models.families import concatenated
+from attend_excite.models.reading import warn_of_cut, warn_of_unknown_words
 
 _OPERATOR = re.compile(r"\b(AND\s+NOT|AND|NOT)\b")
 _SPOKEN_OPERATORS = tuple(re.compile(rf"(?<![\w-])({word})(?![\w-])") for word in ("and", "with"))
@@ -72,9 +73,12 @@ class ComposableDiffusion:
         split = [concepts(prompt.text) for prompt in run.prompts]
         weights = [self._weights(parts, run).view(-1, 1, 1, 1) for parts in split]
         counts = [len(parts) for parts in split]
-        texts = run.encode([part.text for parts in split for part in parts])
+        spoken = [part.text for parts in split for part in parts]
+        warn_of_cut(run.model, spoken, "a concept")
+        warn_of_unknown_words(run.model, spoken)
+        texts = run.encode(spoken)
         # Without classifier-free guidance the loop has none, but the weights here may be others.
-        empty = run.empty_text if run.empty_text is not None else run.encode([run.negative] * len(split))
+        empty = run.empty_text if run.empty_text is not None else run.encode_negative(len(split))
         text = concatenated(empty, texts)
         image = torch.arange(len(split), device=text.device).repeat_interleave(
             torch.tensor(counts, device=text.device)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from attend_excite.methods import METHODS, Method, method_named
+from attend_excite.methods.own_code import digest
 
 # What `base.Method` asks for.
 _NEEDED = ("attach", "name", "title", "uses_subjects", "attends_to_prompt")
@@ -37,6 +38,11 @@ def find_method(name: str) -> Method:
     if found is None:
         missing = attribute or "name behind the colon"
         raise ValueError(f"no method '{name}': the module {module} has no {missing}")
+    if callable(found) and not hasattr(found, "attach") and _is_objective(found):
+        raise ValueError(
+            f"'{name}' is an objective and no method: write `mine = AttendAndExcite(objective={attribute})` "
+            f"into {module}, and name {module}:mine"
+        )
     made = isinstance(found, type) or (callable(found) and not hasattr(found, "attach"))
     try:
         method: Any = found() if made else found
@@ -48,17 +54,31 @@ def find_method(name: str) -> Method:
 
 
 def code_digest(name: str) -> str | None:
-    """16 hex digits of the module that a method lies in, so that an edited one is told from what it was.
+    """16 hex digits of the code of a method and of what that uses, so that an edited one is told from what
+    it was. What else stands in its module may change.
 
     Args:
         name: as for `find_method`.
 
     Returns:
-        None: it is one of `METHODS`, or a module that is no file.
+        None: it is one of `METHODS`, or lies in a module that is no file.
     """
-    module, colon, _ = name.partition(":")
-    path = getattr(_imported(module), "__file__", None) if colon else None
-    return None if path is None else hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    module, colon, attribute = name.partition(":")
+    return digest(_imported(module), attribute) if colon else None
+
+
+def _is_objective(found: Any) -> bool:
+    """Whether it takes maps and subjects and nothing else, as a function of one's own for the loss does."""
+    try:
+        parameters = signature(found).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    needed = [
+        each.name
+        for each in parameters
+        if each.default is each.empty and each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
+    ]
+    return not isinstance(found, type) and len(needed) == 2
 
 
 def _imported(module: str) -> Any:

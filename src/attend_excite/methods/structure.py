@@ -56,8 +56,10 @@ class StructureDiffusion:
         """The plain step, with the phrases' texts behind the prompt's own.
 
         Raises:
-            ValueError: a prompt has no noun phrase, or lacks one of `phrases`.
+            ValueError: a prompt has no noun phrase, or lacks one of `phrases`; or the model can't attend to
+                several texts.
         """
+        run.model.family.require_sets()
         states = run.text.states
         rows = {prompt.text: row for row, prompt in enumerate(run.prompts)}
         aligned = {

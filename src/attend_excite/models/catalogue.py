@@ -31,11 +31,13 @@ SETTINGS_FILE = "attend_excite.json"
 @dataclass(frozen=True)
 class CatalogueEntry:
     """A model with a short name: where it comes from (a Hub id, or "bundled"), one line on it, and its
-    kind: "generator" makes pictures; "clip", "captioner" and "judge" look at them."""
+    kind: "generator" makes pictures; "clip", "captioner" and "judge" look at them. A generator may have a
+    judge of its pictures."""
 
     source: str
     summary: str
     kind: str = "generator"
+    judge: str | None = None
 
 
 @cache

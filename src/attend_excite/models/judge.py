@@ -8,6 +8,7 @@ is trained by `training/judge.py`.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,14 @@ class Judge(nn.Module):
         # Colour needs sharp places more than wide context: it also sees an early layer.
         self.colour_head = nn.Conv2d(6 * width + width, len(self.colours) + 1, 1)
         self.register_buffer("thresholds", torch.full((len(self.subjects),), 0.5))
+
+    def index_of(self, subject: str) -> int | None:
+        """The index of what a subject is, which is what it ends in: "big yellow bowl" is a bowl. None: it is
+        nothing that the judge knows."""
+        for index, name in enumerate(self.subjects):
+            if re.search(rf"(^| ){re.escape(name)}$", subject, re.IGNORECASE):
+                return index
+        return None
 
     def cells(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """B x 3 x H x W in [-1, 1] to logits B x (1 + S) x 8 x 8 (0 is background) and

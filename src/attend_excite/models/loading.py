@@ -49,7 +49,7 @@ def load(
             )
         folder = model.config.get("_name_or_path") or "pipeline"
         settings = _read_settings(folder, None) if Path(folder).is_dir() else {}
-        return _ready(_family_of(model), folder, settings)
+        return _ready(family_of(model), folder, settings)
 
     if not isinstance(model, str | Path):
         raise ValueError(
@@ -95,7 +95,7 @@ def _ready(family: Family, name: str, settings: dict[str, Any]) -> Model:
     )
 
 
-def _family_of(pipeline: DiffusionPipeline) -> Family:
+def family_of(pipeline: DiffusionPipeline) -> Family:
     """The family that serves a caller's pipeline.
 
     Raises:
@@ -150,7 +150,7 @@ def _read_family(source: str | Path, name: str, dtype: torch.dtype, revision: st
             if kind[0] in ("diffusers", "transformers") and issubclass(_class_of(kind), nn.Module)
         }
         pipeline = DiffusionPipeline.from_pretrained(source, dtype=dtype, revision=revision, **parts)
-    return _family_of(pipeline)
+    return family_of(pipeline)
 
 
 def _class_of(kind: Sequence[str]) -> Any:

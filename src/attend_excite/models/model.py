@@ -29,7 +29,7 @@ _USUAL_BATCH = 8
 class Model:
     """A model, from `load`.
 
-    It makes one generation at a time: threads that share a model must take turns.
+    It makes one generation at a time: threads that share a model, or its UNet, take turns.
 
     Attributes:
         family: its architecture, around diffusers' pipeline.

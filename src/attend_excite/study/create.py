@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from attend_excite.benchmark import store
 from attend_excite.documents import read_object
+from attend_excite.files import put_in_place, write_whole, written_whole
 from attend_excite.study.votes import Kind
 
 STUDY_FILE, IMAGES = "study.json", "images"
@@ -256,8 +257,8 @@ def create_study(
             },
         )
         content = {"hash": study.hash} | asdict(study)
-        (partial / STUDY_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        partial.rename(folder)
+        write_whole(partial / STUDY_FILE, json.dumps(content, indent=1) + "\n")
+        put_in_place(partial, folder)
     return study
 
 
@@ -336,7 +337,8 @@ def _copied(image: Image.Image, target: Path) -> str:
     picture = image.convert("RGB")
     picture.info.clear()
     picture.thumbnail((_IMAGE_SIDE, _IMAGE_SIDE), Image.Resampling.LANCZOS)
-    picture.save(target, quality=_QUALITY)
+    with written_whole(target) as partial:
+        picture.save(partial, quality=_QUALITY)
     return _digest(target)
 
 

@@ -16,8 +16,10 @@ from typing import Any
 from xml.etree import ElementTree
 
 from attend_excite.documents import read_text
+from attend_excite.files import write_whole
 from attend_excite.study.create import BETWEEN, NONE, Page, Study
 from attend_excite.study.votes import Vote
+from attend_excite.tables import harmless
 
 _COLUMNS = [field.name for field in fields(Vote)]
 _OTHER_NAMES = {"annotator": "respondent", "lead_time": "seconds"}
@@ -43,7 +45,10 @@ def _csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
     writer.writeheader()
     for row in rows:
         none = row["choice"] is None and row["seconds"] is not None
-        writer.writerow({**row, "shown": BETWEEN.join(row["shown"])} | ({"choice": NONE} if none else {}))
+        # Texts that nobody reads again from here; a spreadsheet might run them.
+        texts = {name: harmless(row[name]) for name in ("prompt", "subset")}
+        told = {**row, **texts, "shown": BETWEEN.join(row["shown"])}
+        writer.writerow(told | ({"choice": NONE} if none else {}))
     return text.getvalue()
 
 
@@ -147,9 +152,7 @@ def write_votes(file: Path, study: Study, votes: Sequence[Vote]) -> list[Path]:
     else:
         raise ValueError(f"'{file}': end the name in .csv, or in .json for Label Studio")
     for path, text in texts.items():
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, text)
     return list(texts)
 
 

@@ -102,7 +102,7 @@ class JudgedPresence(Metric):
 
     def knows(self, subject: str) -> bool:
         """Whether it can tell if a subject is there."""
-        return self._place(subject) is not None
+        return self._judge_model.index_of(subject) is not None
 
     def _judge(self, images: Sequence[Image.Image], rows: Sequence[Row]) -> list[dict[str, Any]]:
         seen = self._judge_model(pixels(images).to(self._device))
@@ -110,7 +110,7 @@ class JudgedPresence(Metric):
 
     def _verdict(self, row: Row, scores: torch.Tensor, hues: torch.Tensor) -> dict[str, Any]:
         subjects, judge = row["subjects"] or [], self._judge_model
-        places = [place for subject in subjects if (place := self._place(subject)) is not None]
+        places = [place for subject in subjects if (place := self._judge_model.index_of(subject)) is not None]
         if not subjects or len(places) < len(subjects):
             strangers = [subject for subject in subjects if not self.knows(subject)]
             self.unjudged[f"it doesn't know {', '.join(strangers)}" if strangers else "no subject named"] += 1
@@ -124,10 +124,3 @@ class JudgedPresence(Metric):
             (scores[places] >= thresholds[places]).tolist(),
             [None if colour is None else colour == hue for colour, hue in zip(wanted, seen, strict=True)],
         )
-
-    def _place(self, subject: str) -> int | None:
-        """The index of what a subject is, which is what it ends in; None: the judge doesn't know it."""
-        for place, name in enumerate(self._judge_model.subjects):
-            if re.search(rf"(^| ){re.escape(name)}$", subject, re.IGNORECASE):
-                return place
-        return None

@@ -12,7 +12,8 @@ _FAMILIES: Mapping[str, str] = {
     "StableDiffusionAttendAndExcitePipeline": "stable_diffusion:StableDiffusion",
     "StableDiffusionXLPipeline": "stable_diffusion_xl:StableDiffusionXL",
     "PixArtAlphaPipeline": "pixart:PixArt",
-    "PixArtSigmaPipeline": "pixart:PixArt",
+    "PixArtSigmaPipeline": "pixart:PixArtSigma",
+    "SanaPipeline": "sana:Sana",
     "StableDiffusion3Pipeline": "stable_diffusion_3:StableDiffusion3",
     "FluxPipeline": "flux:Flux",
 }

@@ -16,6 +16,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor, nn
 
 from attend_excite.attention.places import Place, map_size
+from attend_excite.finite import check_finite
 from attend_excite.subjects import Stream
 
 
@@ -107,12 +108,16 @@ class Family(ABC):
         network_part: the name of the denoising network among the pipeline's parts.
         joint: None where image attends to text alone (cross-attention); "image-first" or "text-first" where
             both share one softmax, by their order.
+        sets_refusal: what keeps it from taking keys and values from several texts; None: nothing does.
+        padding_masked: whether no attention goes to padding, so that its columns are all noughts.
         pipeline: diffusers' pipeline.
     """
 
     name: ClassVar[str]
     network_part: ClassVar[str] = "transformer"
     joint: ClassVar[Literal["image-first", "text-first"] | None] = None
+    sets_refusal: ClassVar[str | None] = "doesn't take keys and values from the text alone"
+    padding_masked: ClassVar[bool] = False
 
     def __init__(self, pipeline: DiffusionPipeline) -> None:
         self.pipeline: Any = pipeline
@@ -219,6 +224,19 @@ class Family(ABC):
         """Every attention layer that could be read, in running order."""
         return self.places(self.defaults.attention_downsampling)
 
+    def self_places(self, places: Sequence[Place]) -> tuple[Place, ...]:
+        """The layers in which the image attends to itself as finely as it attends to the text in `places`.
+
+        Raises:
+            ValueError: there are none, or they aren't known.
+        """
+        if self.joint is not None:
+            return tuple(places)
+        raise ValueError(
+            f"this method reads the image's attention to itself, and where {self.defaults.title} has that "
+            "isn't known here: choose another method"
+        )
+
     def downsamplings(self) -> tuple[int, ...]:
         """The downsamplings at which there are maps, the finest first."""
         (finest,) = {place.downsampling for place in self.places(self.defaults.attention_downsampling)}
@@ -239,16 +257,22 @@ class Family(ABC):
             f"no attention map is {wanted[0]}x{wanted[1]} (height x width): the sizes here are {sizes}"
         )
 
+    def require_sets(self) -> None:
+        """Raises a ValueError where `attend_to_sets` can't be had."""
+        if self.sets_refusal is not None:
+            raise ValueError(
+                f"{self.defaults.title} {self.sets_refusal}, which this method needs: "
+                "choose Attend-and-Excite, Composable Diffusion or the plain model"
+            )
+
     def attend_to_sets(self, sets: int, width: int) -> AbstractContextManager[None]:
         """See `attention.texts.attend_to_sets`: keys from one text and values from another.
 
         Raises:
-            ValueError: this architecture doesn't take keys and values from the text alone.
+            ValueError: this architecture's keys and values can't be had so.
         """
-        raise ValueError(
-            f"{self.defaults.title} doesn't take keys and values from the text alone, which this method "
-            "needs: choose Attend-and-Excite, Composable Diffusion or the plain model"
-        )
+        self.require_sets()
+        raise NotImplementedError
 
     def textless_modules(self) -> tuple[nn.Module, ...]:
         """The largest parts of the network that never see the text: what `Model.compile` compiles."""
@@ -267,12 +291,25 @@ class Family(ABC):
 
         Returns:
             The pictures, and a safety checker's verdict on each; None: the model has no checker.
+
+        Raises:
+            ValueError: see `pixels`.
+        """
+        return self.pipeline.image_processor.postprocess(self.pixels(latents), output_type=output_type), None
+
+    def pixels(self, latents: Tensor) -> Tensor:
+        """Denoised latents (B, C, height, width) -> what the autoencoder makes of them: (B, 3, H, W), about
+        -1 to 1.
+
+        Raises:
+            ValueError: it made NaN of them, which would be black pictures.
         """
         vae = self.pipeline.vae
         scaled = self.unscaled(latents).to(vae.dtype)
         # One at a time: an image is the same in every batch, and the decoder's memory that of one.
         pixels = torch.cat([vae.decode(latent[None], return_dict=False)[0] for latent in scaled])
-        return self.pipeline.image_processor.postprocess(pixels, output_type=output_type), None
+        check_finite("in the autoencoder", {"latents given to it": latents, "pixels": pixels})
+        return pixels
 
     def unscaled(self, latents: Tensor) -> Tensor:
         """Latents as the autoencoder takes them."""

@@ -3,40 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from attend_excite.attention.places import Place
-from attend_excite.attention.texts import attend_to_sets
 from attend_excite.models.families import unet
-from attend_excite.models.families.base import Conditioning, Family
+from attend_excite.models.families.base import Conditioning
 from attend_excite.subjects import Stream
 
 # Stable Diffusion 2.x is the family whose text encoder (OpenCLIP ViT-H) is 1024 wide.
 _SD2_TEXT_WIDTH = 1024
 
 
-class StableDiffusion(Family):
+class StableDiffusion(unet.UNetFamily):
     """`StableDiffusionPipeline`: a UNet with cross-attention to CLIP's tokens."""
 
     name = "stable-diffusion"
-    network_part = "unet"
 
     @classmethod
     def refusal(cls, configs: Mapping[str, Mapping[str, Any]]) -> str | None:
-        config = configs.get("unet", {})
-        if config.get("in_channels") != config.get("out_channels"):
-            return "its UNet needs more than latents and a text, as those of inpainting do"
-        if config.get("addition_embed_type") is not None or config.get("class_embed_type") is not None:
-            return "its UNet needs more than latents and a text"
-        if config.get("encoder_hid_dim_type") is not None:
-            return "its UNet wants more than a text, as with an IP-Adapter: take that out first"
-        if config.get("time_cond_proj_dim") is not None:
-            return "its UNet is told the guidance, as those of latent consistency models are"
-        return None
+        config, scheduler = configs.get("unet", {}), configs.get("scheduler") or {"prediction_type": None}
+        # Those of flow matching have no say in what is predicted.
+        flows = scheduler.get("prediction_type", "flow_prediction") == "flow_prediction"
+        if flows or scheduler.get("use_flow_sigmas"):
+            return "its scheduler is for flow matching: give it another, as DDIMScheduler"
+        return unet.refusal(config)
 
     def streams(self) -> tuple[Stream, ...]:
         tokenizer = self.pipeline.tokenizer
@@ -66,29 +57,8 @@ class StableDiffusion(Family):
     def inputs(self, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> dict[str, Any]:
         return {"sample": latents, "timestep": timestep, "encoder_hidden_states": conditioning.states}
 
-    def places(self, downsampling: int) -> tuple[Place, ...]:
-        return unet.cross_attention_places(self.network, downsampling)
-
-    def all_places(self) -> tuple[Place, ...]:
-        return tuple(unet.all_places(self.network))
-
-    def downsamplings(self) -> tuple[int, ...]:
-        return unet.downsamplings(self.network)
-
-    def attend_to_sets(self, sets: int, width: int) -> AbstractContextManager[None]:
-        return attend_to_sets(self.network, sets, width)
-
-    def textless_modules(self) -> tuple[nn.Module, ...]:
-        return tuple(unet.textless_modules(self.network))
-
-    def activation_bytes(self, size: tuple[int, int]) -> int:
-        return unet.activation_bytes(self.network, size)
-
     def decode(self, latents: Tensor, output_type: str = "pil") -> tuple[Any, list[bool] | None]:
-        pipeline, vae = self.pipeline, self.pipeline.vae
-        scaled = (latents / vae.config["scaling_factor"]).to(vae.dtype)
-        # One at a time: an image is the same in every batch, and the decoder's memory that of one.
-        pixels = torch.cat([vae.decode(latent[None], return_dict=False)[0] for latent in scaled])
+        pipeline, pixels = self.pipeline, self.pixels(latents)
         pixels, flagged = pipeline.run_safety_checker(pixels, pixels.device, pixels.dtype)
         shown = [True] * len(latents) if flagged is None else [not flag for flag in flagged]
         images = pipeline.image_processor.postprocess(pixels, output_type=output_type, do_denormalize=shown)

@@ -2,17 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 from diffusers.models.attention_processor import Attention
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 
 from attend_excite.attention.places import Place
+from attend_excite.attention.texts import attend_to_sets
+from attend_excite.models.families.base import Family
 
 # What a guidance pass keeps for the way back, in activations of the UNet's first level: 190 in Stable
 # Diffusion 1.4, 230 in the bundled model. Twice that, for what else comes and goes.
 _ACTIVATIONS_AN_IMAGE = 2 * 230
+
+
+class UNetFamily(Family):
+    """Around a `UNet2DConditionModel`, whose cross-attention layers have different resolutions."""
+
+    network_part = "unet"
+    sets_refusal = None
+
+    def places(self, downsampling: int) -> tuple[Place, ...]:
+        return cross_attention_places(self.network, downsampling)
+
+    def self_places(self, places: Sequence[Place]) -> tuple[Place, ...]:
+        return self_attention_places(self.network, places)
+
+    def all_places(self) -> tuple[Place, ...]:
+        return tuple(all_places(self.network))
+
+    def downsamplings(self) -> tuple[int, ...]:
+        return downsamplings(self.network)
+
+    def attend_to_sets(self, sets: int, width: int) -> AbstractContextManager[None]:
+        return attend_to_sets(self.network, sets, width)
+
+    def textless_modules(self) -> tuple[nn.Module, ...]:
+        return tuple(textless_modules(self.network))
+
+    def activation_bytes(self, size: tuple[int, int]) -> int:
+        return activation_bytes(self.network, size)
+
+
+def refusal(config: Mapping[str, Any], addition: str | None = None) -> str | None:
+    """Why a UNet can't be served, in a sentence; None: it can.
+
+    Args:
+        config: the UNet's.
+        addition: what it is told beside the text, by its `addition_embed_type`.
+    """
+    if config.get("in_channels") != config.get("out_channels"):
+        return "its UNet needs more than latents and a text, as those of inpainting do"
+    if config.get("addition_embed_type") != addition:
+        return "its UNet needs more than latents and a text"
+    if config.get("class_embed_type") is not None or config.get("num_class_embeds") is not None:
+        return "its UNet is told a class, as those of upscalers are"
+    if config.get("encoder_hid_dim_type") is not None:
+        return "its UNet wants more than a text, as with an IP-Adapter: take that out first"
+    if config.get("time_cond_proj_dim") is not None:
+        return "its UNet is told the guidance, as those of latent consistency models are"
+    return None
 
 
 def cross_attention_places(unet: UNet2DConditionModel, downsampling: int) -> tuple[Place, ...]:
@@ -35,6 +87,23 @@ def cross_attention_places(unet: UNet2DConditionModel, downsampling: int) -> tup
             f"choose a downsampling of {have or 'a model with cross-attention'}"
         )
     return chosen
+
+
+def self_attention_places(unet: nn.Module, places: Sequence[Place]) -> tuple[Place, ...]:
+    """The self-attention layers beside cross-attention layers, in the same transformer blocks.
+
+    Raises:
+        ValueError: there are none.
+    """
+    modules = dict(unet.named_modules())
+    beside = (Place(place.name.removesuffix("attn2") + "attn1", place.downsampling) for place in places)
+    found = tuple(place for place in beside if place.name in modules and not _sees_text(modules[place.name]))
+    if not found:
+        raise ValueError(
+            "this model has no self-attention of the size of its maps, which this method reads: "
+            "choose another method"
+        )
+    return found
 
 
 def downsamplings(unet: UNet2DConditionModel) -> tuple[int, ...]:

@@ -1,0 +1,74 @@
+"""What the page shows first: example prompts, and one that is drawn already."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from attend_excite.app.forms import Form
+from attend_excite.models import Model, catalogue
+from attend_excite.subjects import Prompt, parse
+from attend_excite.verdict import Verdict, judge_of
+
+
+@dataclass(frozen=True)
+class Opening:
+    """An example with its pictures.
+
+    Attributes:
+        prompt: parsed.
+        seed: of the pictures.
+        pictures: of each its label, a URL that needs no file, and which subjects it shows.
+    """
+
+    prompt: Prompt
+    seed: int
+    pictures: Sequence[tuple[str, str, Verdict]]
+
+
+def opening_form(model: str) -> Form:
+    """The form as the page opens with that model."""
+    opening = _data()["opening"]
+    if opening["model"] != model:
+        return Form()
+    return Form(prompt=opening["prompt"], seed=opening["seed"], steps=opening["steps"])
+
+
+def opening_of(model: Model) -> Opening | None:
+    """The example of a model; None: it has none.
+
+    It is the first prompt of the benchmark, and of its seeds 0 to 3 the lowest, whose plain picture lacks a
+    subject by the bundled judge: `python docs/make_pictures.py opening` looks for it.
+    """
+    opening = _data()["opening"]
+    if opening["model"] != model.name:
+        return None
+    pictures = []
+    for label, verdict in opening["verdicts"].items():
+        content = files("attend_excite").joinpath(f"data/opening-{len(pictures)}.webp").read_bytes()
+        url = "data:image/webp;base64," + base64.b64encode(content).decode()
+        pictures.append((label, url, verdict))
+    return Opening(parse(opening["prompt"], model.tokenizer), opening["seed"], pictures)
+
+
+def examples(model: str) -> list[list[str]]:
+    """The paper's prompts; of the bundled model those that it knows the words of."""
+    prompts = _data()["prompts"]
+    return [[example["prompt"]] for example in prompts if example["stickers"] or model != "stickers"]
+
+
+def about(model: str) -> tuple[str, dict[str, Sequence[str]]]:
+    """What a model is, in a sentence, and the words that it knows by kind, where they can be told."""
+    entry, judge = catalogue().get(model), judge_of(model)
+    sentence = f"Drawn by {model}, {entry.summary}." if entry else f"Drawn by {model}."
+    return sentence, {} if judge is None else {"subjects": judge.subjects, "colours": judge.colours}
+
+
+@cache
+def _data() -> Any:
+    return json.loads(files("attend_excite").joinpath("data/examples.json").read_text(encoding="utf-8"))

@@ -1,0 +1,46 @@
+"""The patches that make up one subject don't look at those of another, at the peaks: InitNO."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from attend_excite.guidance.objective import SubjectTokens, smooth
+from attend_excite.guidance.objectives.base import (
+    SIGMA,
+    TEMPERATURE,
+    Need,
+    Recorded,
+    masked_mean,
+    pairs,
+    self_attention,
+    sharpened,
+)
+from attend_excite.guidance.objectives.overlap import pairwise_overlap
+
+
+@dataclass(frozen=True)
+class SelfOverlap:
+    """Mean over pairs of subjects of the overlap of the self-attention of their peaks:
+    Guo et al., CVPR 2024, arXiv 2404.04650. The peaks are those of the sharpened maps; no gradient
+    goes through where they are.
+
+    Attributes:
+        temperature: factor on the attention before the softmax over the tokens, above 0.
+        sigma: the Gaussian filter's standard deviation in patches; 0: no filter.
+    """
+
+    temperature: float = TEMPERATURE
+    sigma: float = SIGMA
+
+    name = "self-overlap"
+    needs = frozenset[Need]({"self-attention"})
+
+    def __call__(self, recorded: Recorded, subjects: SubjectTokens) -> Tensor:
+        maps = sharpened(recorded, subjects, subjects.positions, subjects.valid, self.temperature, self.sigma)
+        peaks = maps.detach().flatten(2).argmax(dim=-1)
+        attention = self_attention(recorded)
+        rows = attention.gather(1, peaks[..., None].expand(-1, -1, attention.shape[-1]))
+        seen = smooth(rows.unflatten(-1, maps.shape[-2:]), self.sigma).flatten(2)
+        return masked_mean(pairwise_overlap(seen), pairs(subjects), dims=2)

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
@@ -17,6 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import nn
 from transformers import (
     CLIPTextConfig,
+    CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
     PreTrainedTokenizerFast,
@@ -59,20 +62,23 @@ def t5_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def clip_config(width: int, projection: int = 16) -> CLIPTextConfig:
+    """Of a random CLIP text encoder."""
+    return CLIPTextConfig(
+        vocab_size=49408,
+        hidden_size=width,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        projection_dim=projection,
+        bos_token_id=49406,
+        eos_token_id=49407,
+    )
+
+
 def clip_encoder(width: int, projection: int) -> CLIPTextModelWithProjection:
     """A random CLIP text encoder."""
-    return CLIPTextModelWithProjection(
-        CLIPTextConfig(
-            vocab_size=49408,
-            hidden_size=width,
-            intermediate_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            projection_dim=projection,
-            bos_token_id=49406,
-            eos_token_id=49407,
-        )
-    )
+    return CLIPTextModelWithProjection(clip_config(width, projection))
 
 
 def t5_encoder(width: int) -> T5EncoderModel:
@@ -141,8 +147,43 @@ def stable_diffusion_3(t5: bool = True) -> StableDiffusion3Pipeline:
     )
 
 
+def flux(guidance: bool = True) -> FluxPipeline:
+    """FLUX.1's shape: dev's, which is told the guidance, or schnell's, which has none."""
+    torch.manual_seed(0)
+    transformer = FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=16,
+        guidance_embeds=guidance,
+        axes_dims_rope=(2, 2, 4),
+    )
+    sharpened(transformer, ("norm_q", "norm_added_k"))
+    pipeline = FluxPipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=guidance),
+        vae=autoencoder(4, scaling_factor=0.4, shift_factor=0.1),
+        text_encoder=CLIPTextModel(clip_config(16)),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=t5_encoder(32),
+        tokenizer_2=t5_tokenizer(),
+    )
+    pipeline.default_sample_size = 16
+    return pipeline
+
+
 FAMILIES: Mapping[str, Callable[[], DiffusionPipeline]] = {
+    "flux": flux,
+    "flux schnell": functools.partial(flux, guidance=False),
     "stable-diffusion-3": stable_diffusion_3,
     "stable-diffusion-3 without T5": functools.partial(stable_diffusion_3, t5=False),
 }
 """What is to pass every test of the contract (`test_families.py`), by a name for people."""
+
+PIPELINE_OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "flux schnell": {"max_sequence_length": 256},
+}
+"""What a family's pipeline must be told beside, to draw as its makers mean it to."""

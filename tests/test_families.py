@@ -20,7 +20,7 @@ from attend_excite.generate import _encode
 from attend_excite.guidance.schedule import Recipe
 from attend_excite.methods.base import Run, Step
 from attend_excite.subjects import parse
-from tests.families import FAMILIES
+from tests.families import FAMILIES, PIPELINE_OPTIONS
 
 PROMPT = "a cat and a frog"
 STEPS = 4
@@ -89,6 +89,7 @@ def test_the_plain_loop_is_the_familys_own_pipeline(
         guidance_scale=guidance,
         latents=model.family.as_the_pipeline_has_them(noise),
         output_type="latent",
+        **PIPELINE_OPTIONS.get(name, {}),
     ).images
     torch.testing.assert_close(model.family.as_the_pipeline_has_them(ours), theirs, rtol=0, atol=1e-10)
 

@@ -27,7 +27,6 @@ class Flux(Family):
 
     name = "flux"
     joint = "text-first"
-    distilled_guidance = True
 
     @classmethod
     def refusal(cls, configs: Mapping[str, Mapping[str, Any]]) -> str | None:
@@ -44,6 +43,10 @@ class Flux(Family):
     @property
     def _is_told_guidance(self) -> bool:
         return self.network.config["guidance_embeds"]
+
+    @property
+    def distilled_guidance(self) -> bool:
+        return True
 
     @property
     def size_factor(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +14,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from attend_excite import AttendAndExcite, ComposableDiffusion, Model, StableDiffusion, load
+from attend_excite import (
+    AttendAndExcite,
+    AttentionReweighting,
+    ComposableDiffusion,
+    Model,
+    StableDiffusion,
+    StructureDiffusion,
+    load,
+)
 from attend_excite.attention.places import map_size
 from attend_excite.attention.record import record
 from attend_excite.generate import _encode
@@ -94,6 +103,31 @@ def test_the_plain_loop_is_the_familys_own_pipeline(
     torch.testing.assert_close(model.family.as_the_pipeline_has_them(ours), theirs, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_classifier_free_guidance_beside_distilled_guidance_is_the_pipelines(name: str) -> None:
+    model = model_of(name)
+    if not model.family.distilled_guidance:
+        with pytest.raises(ValueError, match="true_cfg_scale is for models whose guidance is distilled"):
+            model.generate(PROMPT, true_cfg_scale=2.0)
+        return
+    height, width = model.default_size
+    options: dict[str, Any] = {"negative_prompt": "a dog", "true_cfg_scale": 3.0, "guidance_scale": 2.0}
+    ours = model.generate(
+        PROMPT, method=StableDiffusion(), steps=2, **options, decode=False, progress=False
+    ).latents
+    theirs = copy.copy(model.pipeline)(
+        PROMPT,
+        height=height,
+        width=width,
+        num_inference_steps=2,
+        latents=model.family.as_the_pipeline_has_them(noise_of(model)),
+        output_type="latent",
+        **options,
+        **PIPELINE_OPTIONS.get(name, {}),
+    ).images
+    torch.testing.assert_close(model.family.as_the_pipeline_has_them(ours), theirs, rtol=0, atol=1e-10)
+
+
 def _naive(run: Run, latents: Tensor, place: str, monkeypatch: pytest.MonkeyPatch) -> Tensor:
     """The whole attention of one layer, written out: (b, heads, rows, columns)."""
     found: list[Tensor] = []
@@ -149,6 +183,75 @@ def test_recorded_maps_are_the_softmax_of_the_whole_attention(
         kept = [first + column for column in columns] if columns else slice(None)
         expected = rows[..., kept].mean(dim=1)
         torch.testing.assert_close(recording.layers[place.name].mean(dim=1), expected, rtol=0, atol=1e-12)
+
+
+def test_single_stream_blocks_are_read_where_somebody_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "single_transformer_blocks.0.attn"
+    model = dataclasses.replace(model_of("flux"), layers=(name,))
+    run = run_of(model, [PROMPT])
+    layout = run.layout(model.attention_downsampling)
+    with record(model.network, model.places(), layout=layout) as recording:
+        run.predict(noise_of(model), first_step(run), run.text)
+    patches = map_size(layout.size, 2)[0] * map_size(layout.size, 2)[1]
+    whole = _naive(run, noise_of(model), name, monkeypatch)
+    expected = whole[:, :, -patches:, list(run.columns or ())]
+    torch.testing.assert_close(recording.layers[name], expected.mean(dim=1, keepdim=True), rtol=0, atol=1e-12)
+
+
+JOINT = [name for name in NAMES if model_of(name).family.joint is not None]
+
+
+@pytest.mark.parametrize("name", JOINT)
+def test_reweighting_multiplies_the_maps_that_the_image_sees(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written out: the whole softmax of every joint layer, its image rows times c in the subjects' columns."""
+    model = model_of(name)
+    run = run_of(model, [PROMPT, "a lion with a red crown"], 4.0)
+    if run.empty_text is None:
+        run = run_of(model, [PROMPT, "a lion with a red crown"])
+    latents, columns = noise_of(model, 2), [[1, 4], [2]]
+    text = run.text.states
+    weights = torch.ones(text.shape[:2], dtype=torch.float64)
+    for row, some in zip(weights, columns, strict=True):
+        row[some] = 2.0
+    with run.weighted_tokens(weights) as weigh:
+        weighted = run.predict_guided(latents, first_step(run))
+        weigh(torch.ones_like(weights))
+        plain = run.predict_guided(latents, first_step(run))
+    torch.testing.assert_close(plain, run.predict_guided(latents, first_step(run)), rtol=0, atol=1e-10)
+    assert (weighted - plain).abs().max() > 1e-4
+
+    height, width = map_size(run.size, model.places()[0].downsampling)
+    patches = height * width
+    joint = model.family.joint
+
+    def written_out(query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, **_: Any) -> Tensor:
+        scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+        if attn_mask is not None:
+            scores = scores.masked_fill(~attn_mask, -torch.inf)
+        maps = scores.softmax(dim=-1)
+        if key.shape[-2] > patches:
+            first = 0 if joint == "text-first" else patches
+            image = slice(-patches, None) if joint == "text-first" else slice(patches)
+            for maps_of, some in zip(maps[-2:], columns, strict=True):
+                maps_of[:, image, [first + column for column in some]] *= 2.0
+        return maps @ value
+
+    with monkeypatch.context() as patched:
+        patched.setattr(F, "scaled_dot_product_attention", written_out)
+        expected = run.predict_guided(latents, first_step(run))
+    torch.testing.assert_close(weighted, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", JOINT)
+def test_nursing_goes_on_top_of_reweighting_and_not_of_structure(name: str) -> None:
+    model = model_of(name)
+    make = functools.partial(model.generate, PROMPT, steps=STEPS, decode=False, progress=False)
+    nursed = make(method=AttendAndExcite(base=AttentionReweighting(weight=1.0)))
+    torch.testing.assert_close(nursed.latents, make(method=AttendAndExcite()).latents, rtol=0, atol=1e-8)
+    with pytest.raises(ValueError, match="keys and values that come from the text alone"):
+        make(method=StructureDiffusion())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -278,9 +381,13 @@ def test_composable_diffusion_goes_with_every_family_that_has_classifier_free_gu
     model = model_of(name)
     make = functools.partial(model.generate, steps=2, decode=False, progress=False)
     if model.family.distilled_guidance:
-        pytest.skip("its guidance is distilled into the network")
+        with pytest.raises(ValueError, match="true_cfg_scale"):
+            make("a cat AND a frog", method=ComposableDiffusion())
+        make = functools.partial(make, true_cfg_scale=4.0)
+    else:
+        make = functools.partial(make, guidance_scale=4.0)
     drawn = make("a cat AND a frog", method=ComposableDiffusion()).latents
     assert drawn.isfinite().all()
-    single = make("a cat AND a cat", method=ComposableDiffusion([2.0, 2.0]), guidance_scale=4.0).latents
-    plain = make("a cat", method=StableDiffusion(), guidance_scale=4.0).latents
+    single = make("a cat AND a cat", method=ComposableDiffusion([2.0, 2.0])).latents
+    plain = make("a cat", method=StableDiffusion()).latents
     torch.testing.assert_close(single, plain, rtol=0, atol=1e-8)

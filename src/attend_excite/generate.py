@@ -23,6 +23,7 @@ from attend_excite.attention.places import map_size
 from attend_excite.methods.attend_excite import AttendAndExcite
 from attend_excite.methods.base import Method, Run, Step
 from attend_excite.methods.stable_diffusion import StableDiffusion
+from attend_excite.models.hindrances import refuse_hindrances
 from attend_excite.models.model import Model, fitting_batch_size, offloaded_afterwards, prepared
 from attend_excite.schedulers import seed_noise, shift_carrier
 from attend_excite.subjects import Prompt, Subject, locate, parse
@@ -145,6 +146,7 @@ def generate(
     method = method or AttendAndExcite()
     if isinstance(method, type | str):
         raise ValueError(f"the method is {method}: give one that is made, as AttendAndExcite()")
+    refuse_hindrances(model.network)
     # numpy's integers, and arrays of them, are as good.
     seeds = [operator.index(seed) for seed in (seeds if isinstance(seeds, Iterable) else [seeds])]
     size = _latent_size(model, height, width)
@@ -153,6 +155,12 @@ def generate(
     steps = family.defaults.steps if steps is None else steps
     guidance_scale = family.defaults.guidance_scale if guidance_scale is None else guidance_scale
     _require(hasattr(steps, "__index__") and steps >= 1, "steps", steps, "a whole number, 1 or more")
+    if isinstance(method, AttendAndExcite) and steps < family.defaults.fewest_steps:
+        warnings.warn(
+            f"of {steps} steps nursing has hardly one in which it could do anything: give "
+            f"{family.defaults.fewest_steps} or more",
+            stacklevel=2,
+        )
     _require(0 <= guidance_scale < math.inf, "guidance_scale", guidance_scale, "0 or more, and finite")
     if true_cfg_scale is not None and not family.distilled_guidance:
         raise ValueError(
@@ -361,7 +369,8 @@ def _dominant_token(model: Model, prompt: str, positions: tuple[int, ...]) -> in
         prompt,
         method=StableDiffusion(),
         steps=_DOMINANT_STEPS,
-        guidance_scale=1.0,
+        # No second pass, and what is told to a network that imitates guidance as it is used to.
+        guidance_scale=None if model.family.distilled_guidance else 1.0,
         maps=True,
         decode=False,
         progress=False,

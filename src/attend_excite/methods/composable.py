@@ -61,13 +61,19 @@ class ComposableDiffusion:
         """All concepts of all images in one pass.
 
         Raises:
-            ValueError: a prompt cannot be split, the weights are not as many as its concepts, or maps of
-                the attention to the whole prompt are wanted, to which this method never attends.
+            ValueError: a prompt cannot be split, the weights are not as many as its concepts, there is no
+                classifier-free guidance, or maps of the attention to the whole prompt are wanted, to which
+                this method never attends.
         """
         if run.map_downsampling is not None:
             raise ValueError(
                 "composable diffusion never attends to the whole prompt, so it has no maps of it: "
                 "generate with maps=False"
+            )
+        if run.empty_text is None and run.distilled is not None and self.weights is None:
+            raise ValueError(
+                "composable diffusion needs classifier-free guidance, and that of this model is distilled into "
+                "it: ask for some with true_cfg_scale above 1, or give the weights"
             )
         split = [concepts(prompt.text) for prompt in run.prompts]
         weights = [self._weights(parts, run).view(-1, 1, 1, 1) for parts in split]

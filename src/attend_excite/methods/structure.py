@@ -56,8 +56,15 @@ class StructureDiffusion:
         """The plain step, with the phrases' texts behind the prompt's own.
 
         Raises:
-            ValueError: a prompt has no noun phrase, or lacks one of `phrases`.
+            ValueError: a prompt has no noun phrase, or lacks one of `phrases`, or image and text share one
+                attention.
         """
+        if run.model.family.joint is not None:
+            raise ValueError(
+                "StructureDiffusion needs keys and values that come from the text alone, and in "
+                f"{run.model.family.defaults.title} they change with the image: choose Attend-and-Excite, "
+                "attention re-weighting or the plain model"
+            )
         states = run.text.states
         rows = {prompt.text: row for row, prompt in enumerate(run.prompts)}
         aligned = {

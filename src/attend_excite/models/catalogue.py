@@ -22,6 +22,7 @@ from transformers import CLIPTokenizer
 
 from attend_excite.guidance.schedule import Recipe
 from attend_excite.models.families import Family, family_class, is_served
+from attend_excite.models.hindrances import refuse_hindrances
 from attend_excite.models.model import Model
 
 SETTINGS_FILE = "attend_excite.json"
@@ -188,7 +189,9 @@ def _family_of(pipeline: DiffusionPipeline) -> Family:
     configs = {part: getattr(module, "config", None) or {} for part, module in parts.items()}
     if reason := family.refusal(configs) or _unusable(parts[family.network_part]):
         raise ValueError(f"this {type(pipeline).__name__} is not served: {reason}")
-    return family(pipeline)
+    served = family(pipeline)
+    refuse_hindrances(served.network)
+    return served
 
 
 def _unusable(network: Any) -> str | None:

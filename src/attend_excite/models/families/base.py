@@ -53,6 +53,11 @@ class Conditioning:
         """The same with other text embeddings."""
         return self._with({**self.tensors, self.states_name: states})
 
+    def with_token_weights(self, weights: Tensor) -> Conditioning:
+        """The same for a pass in which the image sees the text's tokens by weights (B, tokens): see
+        `attention.weights`."""
+        return self._with({**self.tensors, "token_weights": weights})
+
     def _with(self, tensors: Mapping[str, Tensor]) -> Conditioning:
         return Conditioning(tensors, self.states_name)
 

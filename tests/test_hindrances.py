@@ -25,9 +25,7 @@ CPU = torch.device("cpu")
 
 
 def _drawn(pipeline: Any) -> Tensor:
-    drawn = load(pipeline).generate(
-        "a cat and a frog", seeds=[0, 1], steps=4, decode=False, progress=False
-    )
+    drawn = load(pipeline).generate("a cat and a frog", seeds=[0, 1], steps=4, decode=False, progress=False)
     assert all(trace.steps[0].updates[0].shift > 0 for trace in drawn.trace)
     return drawn.latents
 
@@ -77,7 +75,10 @@ def test_layerwise_casting_is_as_weights_of_fewer_bits(name: str) -> None:
     [
         (FirstBlockCacheConfig(), "first block cache"),
         (FasterCacheConfig(current_timestep_callback=lambda: 0), "faster cache"),
-        (PyramidAttentionBroadcastConfig(2, current_timestep_callback=lambda: 0), "pyramid attention broadcast"),
+        (
+            PyramidAttentionBroadcastConfig(2, current_timestep_callback=lambda: 0),
+            "pyramid attention broadcast",
+        ),
         (TaylorSeerCacheConfig(), "taylorseer cache"),
         (MagCacheConfig(num_inference_steps=4, mag_ratios=[1.0] * 4), "mag cache"),
     ],

@@ -153,6 +153,10 @@ def generate(
     _require(len(seeds) > 0 and min(seeds) >= 0, "seeds", seeds, "one or more numbers, none negative")
     family = model.family
     steps = family.defaults.steps if steps is None else steps
+    if guidance_scale and not family.takes_guidance:
+        warnings.warn(
+            f"{model.name} has no guidance to set: {guidance_scale:g} changes nothing", stacklevel=2
+        )
     guidance_scale = family.defaults.guidance_scale if guidance_scale is None else guidance_scale
     _require(hasattr(steps, "__index__") and steps >= 1, "steps", steps, "a whole number, 1 or more")
     if isinstance(method, AttendAndExcite) and steps < family.defaults.fewest_steps:
@@ -167,7 +171,9 @@ def generate(
             f"true_cfg_scale is for models whose guidance is distilled, and {model.name} has classifier-free "
             "guidance: give guidance_scale alone"
         )
-    cfg_scale = (true_cfg_scale or 1.0) if family.distilled_guidance else guidance_scale
+    cfg_scale = true_cfg_scale or 1.0
+    if not family.distilled_guidance:
+        cfg_scale = family.weight_of_guidance(guidance_scale)
     distilled = guidance_scale if family.distilled_guidance else None
     negative_prompt = "" if negative_prompt is None else negative_prompt
     _require(isinstance(negative_prompt, str), "negative_prompt", negative_prompt, "one text for all prompts")
@@ -370,7 +376,7 @@ def _dominant_token(model: Model, prompt: str, positions: tuple[int, ...]) -> in
         method=StableDiffusion(),
         steps=_DOMINANT_STEPS,
         # No second pass, and what is told to a network that imitates guidance as it is used to.
-        guidance_scale=None if model.family.distilled_guidance else 1.0,
+        guidance_scale=None if model.family.distilled_guidance else 0.0,
         maps=True,
         decode=False,
         progress=False,

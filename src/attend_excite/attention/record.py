@@ -30,12 +30,14 @@ class Layout:
             both in one softmax: then the rows are the image's, and what a row gives to the image is left out.
         downsampling: latent cells per map cell along one side; maps of finer layers are averaged down to it.
             None: as the layers are.
+        image_multiple: of what the patches are filled up to, before the text where the image is first.
     """
 
     size: tuple[int, int]
     columns: Sequence[int] | None = None
     joint: Literal["image-first", "text-first"] | None = None
     downsampling: int | None = None
+    image_multiple: int = 1
 
 
 class Recording:
@@ -208,7 +210,8 @@ def image_and_text(key: Tensor, place: Place, layout: Layout) -> tuple[slice, sl
     columns, patches = key.shape[-2], height * width
     if layout.joint == "text-first":
         return slice(columns - patches, columns), slice(0, columns - patches)
-    return slice(0, patches), slice(patches, columns)
+    filled = -(-patches // layout.image_multiple) * layout.image_multiple
+    return slice(0, patches), slice(filled, columns)
 
 
 def _text_part(

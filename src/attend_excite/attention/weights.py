@@ -16,9 +16,9 @@ from attend_excite.attention.record import Layout, image_and_text
 
 @contextmanager
 def weighted_tokens(network: nn.Module, places: Sequence[Place], layout: Layout) -> Iterator[None]:
-    """In the block each pass takes `token_weights` (b, tokens) among its arguments.
+    """In the block each pass takes `token_weights_above_1` (b, tokens) among its arguments.
 
-    By them the attention that the image pays to the text's tokens is multiplied, behind the softmax and
+    By those weights the attention that the image pays to the text's tokens is multiplied, behind the softmax and
     without normalising it again.
 
     softmax(QK) diag(c) V = softmax(QK) (diag(c) V), so the image's rows see values that are multiplied, and
@@ -34,7 +34,7 @@ def weighted_tokens(network: nn.Module, places: Sequence[Place], layout: Layout)
 
     def take(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # Kept after the pass: with gradient checkpointing the layers run again on the way back.
-        now[:] = [kwargs.pop("token_weights")]
+        now[:] = [kwargs.pop("token_weights_above_1")]
         return args, kwargs
 
     def answer(place: Place) -> Callable[..., Tensor]:
@@ -50,7 +50,7 @@ def weighted_tokens(network: nn.Module, places: Sequence[Place], layout: Layout)
             image, text = image_and_text(key, place, layout)
             factors = value.new_ones(len(value), 1, value.shape[-2], 1)
             tokens = now[0].shape[1]
-            factors[:, 0, text.start : text.start + tokens, 0] = now[0].to(value.dtype)
+            factors[:, 0, text.start : text.start + tokens, 0] += now[0].to(value.dtype)
             # First with all rows, as the layer itself asks: whoever listens too hears the whole attention.
             output = fused(query, key, value * factors, attn_mask, *rest, **options)
             others = slice(0, image.start) if image.start else slice(image.stop, None)

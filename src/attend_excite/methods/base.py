@@ -134,7 +134,8 @@ class Run:
 
     def layout(self, downsampling: int) -> Layout:
         """How this batch's attention is read."""
-        return Layout(self.size, self.columns, self.model.family.joint, downsampling)
+        family = self.model.family
+        return Layout(self.size, self.columns, family.joint, downsampling, family.image_multiple)
 
     @property
     def latents_dtype(self) -> torch.dtype:
@@ -195,11 +196,13 @@ class Run:
             self.text = before[0].with_token_weights(others)
 
         family = self.model.family
-        with weighted_tokens(family.network, family.all_places(), Layout(self.size, joint=family.joint)):
+        layout = Layout(self.size, joint=family.joint, image_multiple=family.image_multiple)
+        with weighted_tokens(family.network, family.all_places(), layout):
             try:
                 weigh(weights)
                 if self.empty_text is not None:
-                    self.empty_text = self.empty_text.with_token_weights(torch.ones_like(weights))
+                    plain = weights.new_ones(self.empty_text.states.shape[:2])
+                    self.empty_text = self.empty_text.with_token_weights(plain)
                 yield weigh
             finally:
                 self.text, self.empty_text = before

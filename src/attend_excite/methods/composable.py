@@ -89,11 +89,13 @@ class ComposableDiffusion:
         def denoise(latents: Tensor, step: Step) -> tuple[Tensor, Tensor]:
             output = run.predict(torch.cat([latents, latents[image]]), step, text)
             unconditional, conditional = output.split([len(latents), len(image)])
+            parts = conditional.split(counts)
             guided = [
                 base + (weight * (part - base)).sum(dim=0)
-                for base, part, weight in zip(unconditional, conditional.split(counts), weights, strict=True)
+                for base, part, weight in zip(unconditional, parts, weights, strict=True)
             ]
-            return latents, torch.stack(guided)
+            middle = torch.stack([part.mean(dim=0) for part in parts])
+            return latents, run.model.family.tempered(torch.stack(guided), middle)
 
         yield denoise
 

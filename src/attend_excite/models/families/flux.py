@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,6 +48,10 @@ class Flux(Family):
         return True
 
     @property
+    def takes_guidance(self) -> bool:
+        return self._is_told_guidance
+
+    @property
     def size_factor(self) -> int:
         return self.pixels_per_cell * _PATCH
 
@@ -68,10 +71,6 @@ class Flux(Family):
     def encode(
         self, texts: Sequence[str], negative: str | None, guidance: float | None, size: tuple[int, int]
     ) -> tuple[Conditioning, Conditioning | None]:
-        if guidance and not self._is_told_guidance:
-            warnings.warn(
-                f"{self.defaults.title} has no guidance to set: {guidance:g} changes nothing", stacklevel=2
-            )
         conditioned = self._conditioning(list(texts), guidance)
         if negative is None:
             return conditioned, None
@@ -105,7 +104,7 @@ class Flux(Family):
             **conditioning.tensors,
         }
 
-    def output(self, raw: Tensor, latents: Tensor) -> Tensor:
+    def output(self, raw: Any, latents: Tensor) -> Tensor:
         return transformer.unpacked(raw, (latents.shape[-2], latents.shape[-1]))
 
     def as_the_pipeline_has_them(self, latents: Tensor) -> Tensor:

@@ -80,6 +80,12 @@ def set_flow_timesteps(scheduler: Any, steps: int, device: torch.device, mu: flo
     scheduler.set_begin_index(0)
 
 
+def chat_template(tokenizer: Any, **options: Any) -> str:
+    """What a language model's tokenizer makes of what a user says, with "{}" in the place of that."""
+    said = [{"role": "user", "content": "{}"}]
+    return tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True, **options)
+
+
 def packed(latents: Tensor) -> Tensor:
     """(B, C, height, width) -> (B, patches, 4 C): each 2x2 cells one patch."""
     return F.pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2)

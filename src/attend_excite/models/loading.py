@@ -17,6 +17,7 @@ from attend_excite.documents import read_object
 from attend_excite.guidance.schedule import Recipe
 from attend_excite.models.catalogue import SETTINGS_FILE, VOCABULARIES, generator, sought
 from attend_excite.models.families import Family, family_class, is_served
+from attend_excite.models.hindrances import refuse_hindrances
 from attend_excite.models.model import Model
 
 
@@ -111,7 +112,9 @@ def family_of(pipeline: DiffusionPipeline) -> Family:
     configs = {part: getattr(module, "config", None) or {} for part, module in parts.items()}
     if reason := family.refusal(configs) or _unusable(parts[family.network_part]):
         raise ValueError(f"this {type(pipeline).__name__} is not served: {reason}")
-    return family(pipeline)
+    served = family(pipeline)
+    refuse_hindrances(served.network)
+    return served
 
 
 def _unusable(network: Any) -> str | None:

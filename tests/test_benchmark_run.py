@@ -514,7 +514,7 @@ def test_the_program_draws_tells_and_goes_on(tiny_folder: Path, tmp_path: Path) 
     again = _run(*options, "--seeds", "3")
     assert "12 of 18 images are there" in again.stderr
     assert store.read_rows(out).num_rows == 18
-    assert "only attend-excite has recipes" in _run(*options, "--system", "reweight bare", status=2).stderr
+    assert "reweight has no recipes" in _run(*options, "--system", "reweight bare", status=2).stderr
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a cat and a frog\nquickly\n")
     mixed = _run(*options, "--prompts", str(prompts), "--system", "attend-excite no-refinement", status=1)

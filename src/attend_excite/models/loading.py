@@ -152,6 +152,8 @@ def _read_family(source: str | Path, name: str, dtype: torch.dtype, revision: st
             for part, kind in kinds.items()
             if kind[0] in ("diffusers", "transformers") and issubclass(_class_of(kind), nn.Module)
         }
+        # Saved without it, as Stable Diffusion 3 may be without T5.
+        parts |= {part: None for part, kind in index.items() if isinstance(kind, list) and None in kind}
         pipeline = DiffusionPipeline.from_pretrained(source, dtype=dtype, revision=revision, **parts)
     return family_of(pipeline)
 

@@ -27,6 +27,7 @@ from attend_excite.attention.places import map_size
 from attend_excite.attention.record import record
 from attend_excite.generate import _encode
 from attend_excite.methods.base import Run, Step
+from attend_excite.schedulers import scheduler_for_run
 from attend_excite.subjects import parse
 from tests.families import FAMILIES, PIPELINE_OPTIONS, SCHEDULERS, pixart_alpha
 
@@ -69,7 +70,8 @@ def run_of(model: Model, prompts: list[str], guidance: float = 1.0, steps: int =
     parsed = [parse(prompt, model.family.streams()) for prompt in prompts]
     size = model.latent_size(*model.default_size)
     distilled = guidance if model.family.distilled_guidance else None
-    run = _encode(model, parsed, size, 1.0 if distilled else guidance, "", distilled)
+    scheduler = scheduler_for_run(model.pipeline.scheduler)
+    run = _encode(model, parsed, size, 1.0 if distilled else guidance, "", distilled, scheduler)
     model.family.set_timesteps(run.scheduler, steps, size)
     return run
 

@@ -194,8 +194,11 @@ def record(
             handle = layer.register_forward_pre_hook(keep(place), with_kwargs=True, prepend=True)
             stack.callback(handle.remove)
         for place in self_places:
-            if place.read == "projections":
-                layer = network.get_submodule(place.name)
+            layer = network.get_submodule(place.name)
+            if place.read == "fused" and place not in places:
+                assert layout is not None
+                stack.enter_context(_listening(layer, place, layout, None, recording))
+            elif place.read == "projections":
                 hook = keep_of_image(place)
                 stack.callback(layer.register_forward_pre_hook(hook, with_kwargs=True, prepend=True).remove)
         if _are_compiled(network, places):
@@ -257,7 +260,7 @@ def _listening(
     layer: nn.Module,
     place: Place,
     layout: Layout,
-    kept: Callable[[Place, Tensor, int], None],
+    kept: Callable[[Place, Tensor, int], None] | None,
     of_image: Recording | None = None,
 ) -> Iterator[None]:
     """In the block a layer's fused attention is heard, in whatever thread the layer runs: gradient
@@ -280,7 +283,8 @@ def _listening(
             if of_image is not None:
                 part = _part("image", query, key, attn_mask, place, layout, **options)
                 of_image._keep_of_image(place, *part)
-            kept(place, *_part("text", query, key, attn_mask, place, layout, **options))
+            if kept is not None:
+                kept(place, *_part("text", query, key, attn_mask, place, layout, **options))
 
         with _Listening(hear):
             output = forward(*args, **kwargs)

@@ -30,6 +30,7 @@ from attend_excite.attention.places import map_size
 from attend_excite.attention.record import record
 from attend_excite.generate import _encode
 from attend_excite.methods.base import Run, Step
+from attend_excite.schedulers import scheduler_for_run
 from attend_excite.subjects import parse
 from tests.families import FAMILIES, SCHEDULERS, pipeline_options, pixart_alpha
 
@@ -39,8 +40,10 @@ NAMES = list(FAMILIES)
 
 
 @pytest.fixture(autouse=True)
-def _no_rounding_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_rounding_inside(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some networks, and pipelines, work out parts in float32, where rounding could hide a difference."""
+    if "z-image" in request.node.name:  # its pipeline insists on float32
+        return
     to = torch.Tensor.to
 
     def kept_wide(tensor: Tensor, *args: Any, **options: Any) -> Tensor:
@@ -72,7 +75,7 @@ def run_of(model: Model, prompts: list[str], guidance: float = 1.0, steps: int =
     parsed = [parse(prompt, model.family.streams()) for prompt in prompts]
     size = model.latent_size(*model.default_size)
     distilled = guidance if model.family.distilled_guidance else None
-    scheduler = copy.deepcopy(model.pipeline.scheduler)
+    scheduler = scheduler_for_run(model.pipeline.scheduler)
     run = _encode(model, parsed, size, 1.0 if distilled else guidance, "", distilled, scheduler)
     model.family.set_timesteps(run.scheduler, steps, size)
     return run

@@ -195,7 +195,8 @@ def record(
             if place in self_places:
                 part = _part("image", query, key, attn_mask, place, layout, **options)
                 recording._keep_of_image(place, *part)
-            kept(place, *_part("text", query, key, attn_mask, place, layout, **options))
+            if place in places:
+                kept(place, *_part("text", query, key, attn_mask, place, layout, **options))
             return fused(query, key, value, attn_mask, *rest, **options)
 
         return hear
@@ -213,8 +214,11 @@ def record(
             handle = layer.register_forward_pre_hook(keep(place), with_kwargs=True, prepend=True)
             stack.callback(handle.remove)
         for place in self_places:
-            if place.read == "projections":
-                layer = network.get_submodule(place.name)
+            layer = network.get_submodule(place.name)
+            if place.read == "fused" and place not in places:
+                assert layout is not None
+                stack.enter_context(fused_attention_answered(layer, place.name, listen(place, layout)))
+            elif place.read == "projections":
                 hook = keep_of_image(place)
                 stack.callback(layer.register_forward_pre_hook(hook, with_kwargs=True, prepend=True).remove)
         if _are_compiled(network, places):

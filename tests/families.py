@@ -574,7 +574,7 @@ SCHEDULERS: Mapping[str, Callable[[], Any]] = {
 
 
 def pipeline_options(pipeline: Any, guidance: float) -> dict[str, Any]:
-    """What a pipeline must be told to draw a prompt as it is, in the size asked for, with so much guidance."""
+    """What a pipeline must be told to draw a prompt as it is, in the size asked for, so guided."""
     kind = type(pipeline).__name__
     if kind == "QwenImagePipeline":
         return {"true_cfg_scale": guidance, "negative_prompt": ""}

@@ -129,5 +129,5 @@ def test_a_quantised_network_is_refused_where_no_gradient_passes(passes: bool) -
         refuse_hindrances(transformer)
         return
     transformer.proj_out = _Rounding(transformer.proj_out.in_features, transformer.proj_out.out_features)
-    with pytest.raises(ValueError, match="quantised by eight-bits, .* through its _Rounding"):
+    with pytest.raises(ValueError, match=r"quantised by eight-bits, .* through its _Rounding"):
         refuse_hindrances(transformer)

@@ -159,7 +159,7 @@ def curves_figure(
 
 
 def account(runs: Mapping[str, Generation], image: int = 0) -> list[str]:
-    """What the figures show, in sentences: each subject's highest attention at the last step, and the nursing.
+    """What the figures show, in sentences: each subject's highest attention at the last step, the nursing.
 
     The arguments and the errors are those of `maps_figure`.
     """
@@ -181,8 +181,8 @@ def account(runs: Mapping[str, Generation], image: int = 0) -> list[str]:
         refined = f", refined at {', '.join(map(str, trace.refinements))}" if trace.refinements else ""
         sentences.append(
             f"{label}: {sum(update.shift > 0 for update in updates)} updates in {len(nursed)} of "
-            f"{len(trace.steps)} steps{refined}; when it ended, {word} was attended to least, with {least:.2f} "
-            "as nursing measures it"
+            f"{len(trace.steps)} steps{refined}; when it ended, {word} was attended to least, with "
+            f"{least:.2f} as nursing measures it"
         )
     return sentences
 

@@ -20,9 +20,9 @@ from typer.testing import CliRunner
 
 from attend_excite import Model, Recipe, Subject
 from attend_excite.cli import app
-from attend_excite.generate import unread_tokens
 from attend_excite.metadata import read_origin, write_png
 from attend_excite.methods import AttendAndExcite
+from attend_excite.models.reading import unread_tokens
 
 pytest.importorskip("gradio", reason="the web page needs gradio")
 

@@ -401,6 +401,8 @@ def test_systems_with_recipes_of_ones_own(tmp_path: Path) -> None:
         replace(official, step_size=5),
         replace(official, step_size=10),
     ]
+    (other,) = systems_named(["syngen step_size=7"], official)
+    assert (other.method.name, other.method.recipe.step_size) == ("syngen", 7)  # type: ignore[attr-defined]
     assert sweep("bare altered=0.25,1") == ["attend-excite bare altered=0.25", "attend-excite bare altered=1"]
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.json").write_text('{"base": "recommended"}')
@@ -512,7 +514,7 @@ def test_the_program_draws_tells_and_goes_on(tiny_folder: Path, tmp_path: Path) 
     again = _run(*options, "--seeds", "3")
     assert "12 of 18 images are there" in again.stderr
     assert store.read_rows(out).num_rows == 18
-    assert "only attend-excite has recipes" in _run(*options, "--system", "reweight bare", status=2).stderr
+    assert "reweight has no recipes" in _run(*options, "--system", "reweight bare", status=2).stderr
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a cat and a frog\nquickly\n")
     mixed = _run(*options, "--prompts", str(prompts), "--system", "attend-excite no-refinement", status=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -87,20 +88,22 @@ def test_unets_that_need_something_else_are_refused(xl: Model, changed: dict[str
         load(StableDiffusionXLPipeline(**(xl.pipeline.components | {"unet": network})))
 
 
-def test_refiners_are_refused(xl: Model, tmp_path: Any) -> None:
+def test_refiners_are_refused(xl: Model, tmp_path: Path) -> None:
     parts = xl.pipeline.components | {"text_encoder": None, "tokenizer": None}
     with pytest.raises(ValueError, match="as refiners do: choose the base model"):
         load(StableDiffusionXLPipeline(**parts))
     refiner = StableDiffusionXLImg2ImgPipeline(**parts, requires_aesthetics_score=True)
     with pytest.raises(ValueError, match="StableDiffusionXLImg2ImgPipeline is not served"):
         load(refiner)
-    # Before weights are read: there are none.
-    refiner.save_config(tmp_path)
-    with pytest.raises(ValueError, match="StableDiffusionXLImg2ImgPipeline is not served"):
-        load(tmp_path)
-    StableDiffusionXLPipeline(**parts).save_config(tmp_path)
-    with pytest.raises(ValueError, match="choose the base model"):
-        load(tmp_path)
+    for pipeline, message in (
+        (refiner, "StableDiffusionXLImg2ImgPipeline is not served"),
+        (StableDiffusionXLPipeline(**parts), "choose the base model"),
+    ):
+        pipeline.save_pretrained(tmp_path)
+        for weights in tmp_path.rglob("*.safetensors"):
+            weights.write_bytes(b"")  # so that it is told before they are read
+        with pytest.raises(ValueError, match=message):
+            load(tmp_path)
 
 
 def test_pixart_reads_small_letters() -> None:

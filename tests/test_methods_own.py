@@ -246,7 +246,7 @@ def test_the_benchmark_tells_systems_of_ones_own_apart(mine: Path, tiny_folder: 
     result = CliRunner().invoke(app, ["benchmark", "run", *run, *chosen, "--system", "my_methods:also"])
     assert result.exit_code == 0, result.output
     # Pictures by a method as it was aren't mixed with those by what it became.
-    (mine / "my_methods.py").write_text(METHODS.replace("-maps.amax", "-2 * maps.amax"))
+    (mine / "my_methods.py").write_text(METHODS.replace("-recorded.cross", "-2 * recorded.cross"))
     sys.modules.pop("my_methods")
     again = CliRunner().invoke(app, ["benchmark", "run", *run, *chosen])
     assert again.exit_code != 0

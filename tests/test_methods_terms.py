@@ -11,6 +11,7 @@ from torch import Tensor
 from attend_excite import AttendAndExcite, Model, Recipe, record
 from attend_excite.guidance.recipes import method_recipes
 from attend_excite.methods import METHODS
+from tests.families import FAMILIES
 from tests.test_families import first_step as first
 from tests.test_families import model_of, noise_of, run_of
 
@@ -54,7 +55,8 @@ def test_self_attention_is_kept_only_where_a_term_needs_it(tiny: Model, name: st
         return tensor
 
     base = name if name in method_recipes() else "official"
-    recipe = Recipe.from_dict({"base": base, "thresholds": [], "altered": 1.0})
+    official = Recipe.named("official")
+    recipe = Recipe.from_dict({"base": base, "thresholds": [], "altered": 1.0}, official)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         _drawn(tiny, AttendAndExcite(recipe), PROMPTS[:1], steps=1)
     assert sum(tensor.shape == (1, 2, 16, 16) for tensor in kept) == layers
@@ -105,6 +107,25 @@ def test_joint_attention_of_finer_patches_is_averaged_to_the_maps() -> None:
     # Of the rows of four patches the mean, of their columns the sum.
     expected = fine[:2, :2, :2, :2].mean(dim=(0, 1)).sum()
     torch.testing.assert_close(maps[coarse][0, 0, 0], expected)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_has_self_attention_or_says_that_it_has_none(name: str) -> None:
+    model = model_of(name)
+    places = model.places()
+    if name.startswith("sana"):
+        with pytest.raises(ValueError, match=r"where Sana.* has that isn't known here: choose another method"):
+            model.family.self_places(places)
+        return
+    run = run_of(model, ["a cat and a frog"])
+    inputs = run.network_inputs(noise_of(model), first(run), run.text)
+    layout, own = run.layout(model.attention_downsampling), model.family.self_places(places)
+    with record(model.network, places, layout=layout, stop_after_last=True, self_places=own) as recording:
+        recording.forward(**inputs)
+    patches = recording.average().shape[1] * recording.average().shape[2]
+    found = recording.self_average()
+    assert found.shape == (1, patches, patches)
+    torch.testing.assert_close(found.sum(dim=-1), torch.ones(1, patches, dtype=torch.float64))
 
 
 def test_recipes_are_the_numbers_that_a_method_stands_on() -> None:

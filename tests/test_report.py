@@ -376,9 +376,8 @@ def test_a_system_of_ones_own_is_shown_like_any_other(tmp_path: Path) -> None:
 
 def test_names_tell_systems_apart() -> None:
     given = {"mine:A": "Faded", "mine:B": "Faded", "mine:C": "Attend-and-Excite"}
-    found = titles(
-        [*given, "attend-excite no-smoothing", "attend-excite sigma=-1", "stable-diffusion"], "x", given
-    )
+    others = ["attend-excite no-smoothing", "attend-excite sigma=-1", "stable-diffusion", "syngen altered=1"]
+    found = titles([*given, *others], "x", given)
     assert list(found.values()) == [
         "Faded (A)",
         "Faded (B)",
@@ -386,6 +385,7 @@ def test_names_tell_systems_apart() -> None:
         "Attend-and-Excite, no smoothing",
         "Attend-and-Excite, sigma -1",
         "Stable Diffusion",
+        "SynGen, altered 1",
     ]
 
 

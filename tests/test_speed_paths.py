@@ -17,8 +17,16 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
 
-from attend_excite import AttendAndExcite, Generation, Model, Recipe, StableDiffusion, StepEvent, load
-from attend_excite.attention.places import cross_attention_places
+from attend_excite import (
+    AttendAndExcite,
+    Generation,
+    Model,
+    Recipe,
+    StableDiffusion,
+    StepEvent,
+    cross_attention_places,
+    load,
+)
 from attend_excite.attention.record import record
 from attend_excite.bench.measure import distances, take_turns
 from attend_excite.bench.report import save_chart, show

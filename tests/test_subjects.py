@@ -223,6 +223,7 @@ def test_accents_do_not_shift_positions(tokenizer):
         ("a [yellow bowl]", "a yellow bowl", [("yellow bowl", (3,))]),
         ("a car and a [car]", "a car and a car", [("car#2", (5,))]),
         (r"a \[cat\] and a [very big frog]", "a [cat] and a very big frog", [("very big frog", (9,))]),
+        ("a [red] cat", "a red cat", [("red", (2,))]),
         ("a [remote] and a [painting]", "a remote and a painting", [("remote", (2,)), ("painting", (5,))]),
     ],
 )

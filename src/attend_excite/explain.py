@@ -159,7 +159,7 @@ def curves_figure(
 
 
 def account(runs: Mapping[str, Generation], image: int = 0) -> list[str]:
-    """What the figures show, in sentences: each subject's highest attention at the last step, the nursing.
+    """What the figures show, in sentences: each subject's highest attention in the end, and the nursing.
 
     The arguments and the errors are those of `maps_figure`.
     """

@@ -24,6 +24,7 @@ from attend_excite.finite import check_finite
 from attend_excite.methods.attend_excite import AttendAndExcite
 from attend_excite.methods.base import Method, Run, Step
 from attend_excite.methods.stable_diffusion import StableDiffusion
+from attend_excite.models.hindrances import refuse_hindrances
 from attend_excite.models.model import Model, fitting_batch_size, offloaded_afterwards, prepared
 from attend_excite.models.reading import warn_of_cut, warn_of_unknown_words
 from attend_excite.schedulers import check_scheduler, scheduler_for_run, seed_noise, shift_carrier
@@ -174,20 +175,33 @@ def generate(
     if isinstance(method, type) or not hasattr(method, "attach"):
         raise ValueError(f"the method is {method!r}: give one that is made, as AttendAndExcite()")
     seeds = _seeds(seeds)
+    refuse_hindrances(model.network)
     size = _latent_size(model, height, width)
     family = model.family
     steps = family.defaults.steps if steps is None else steps
+    if guidance_scale and not family.takes_guidance:
+        warnings.warn(
+            f"{model.name} has no guidance to set: {guidance_scale:g} changes nothing", stacklevel=2
+        )
     guidance_scale = family.defaults.guidance_scale if guidance_scale is None else guidance_scale
     _require(hasattr(steps, "__index__") and steps >= 1, "steps", steps, "a whole number, 1 or more")
     for what, scale in (("guidance_scale", guidance_scale), ("true_cfg_scale", true_cfg_scale or 0)):
         fine = isinstance(scale, Real) and 0 <= scale < math.inf
         _require(fine, what, scale, "a number, 0 or more, and finite")
+    if isinstance(method, AttendAndExcite) and steps < family.defaults.fewest_steps:
+        warnings.warn(
+            f"of {steps} steps nursing has hardly one in which it could do anything: give "
+            f"{family.defaults.fewest_steps} or more",
+            stacklevel=2,
+        )
     if true_cfg_scale is not None and not family.distilled_guidance:
         raise ValueError(
             f"true_cfg_scale is for models whose guidance is distilled, and {model.name} has classifier-free "
             "guidance: give guidance_scale alone"
         )
-    cfg_scale = (true_cfg_scale or 1.0) if family.distilled_guidance else guidance_scale
+    cfg_scale = true_cfg_scale or 1.0
+    if not family.distilled_guidance:
+        cfg_scale = family.weight_of_guidance(guidance_scale)
     distilled = guidance_scale if family.distilled_guidance else None
     negative_prompt = "" if negative_prompt is None else negative_prompt
     _require(isinstance(negative_prompt, str), "negative_prompt", negative_prompt, "one text for all prompts")
@@ -434,7 +448,8 @@ def _dominant_token(model: Model, prompt: str, positions: tuple[int, ...]) -> in
         prompt,
         method=StableDiffusion(),
         steps=_DOMINANT_STEPS,
-        guidance_scale=1.0,
+        # No second pass, and what is told to a network that imitates guidance as it is used to.
+        guidance_scale=None if model.family.distilled_guidance else 0.0,
         maps=True,
         decode=False,
         progress=False,

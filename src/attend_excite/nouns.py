@@ -358,12 +358,13 @@ def head_of(span: Span, text: str) -> Span:
 
 
 def names_a_thing(span: Span, text: str) -> bool:
-    """Whether a part of a text has the head of a noun phrase: "cat" and "black cat" have one, "black" not."""
+    """Whether a part of a text has the head of a noun phrase, or is a colour: "cat", "black cat", "black"."""
     words = _tagged(text)
     heads = [words[end - 1] for _, end in _noun_phrases(words)]
+    colours = [word for word in words if word.is_colour]
     return any(
-        head.span[0] < span[1] and head.span[1] > span[0] and head.lower not in _lists()["quality"]
-        for head in heads
+        word.span[0] < span[1] and word.span[1] > span[0] and word.lower not in _lists()["quality"]
+        for word in (*heads, *colours)
     )
 
 

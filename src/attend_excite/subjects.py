@@ -191,7 +191,7 @@ def parse(
     of its first nouns. With no subjects, (), only the brackets are taken out.
 
     What a prompt from another program has for that program, "(cat:1.3)", "[blurry]", "<lora:x:1>", "BREAK",
-    is warned of and no subject: `find_instructions`, and brackets beside one of those or without a noun.
+    is warned of and no subject: `find_instructions`, and brackets beside one or without noun or colour.
 
     Raises ValueError, in one sentence that says what to do, if the prompt is empty, has no noun, isn't
     English (where the nouns are wanted), or has bad brackets; if a subject or its occurrence isn't in the

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
+from attend_excite.attention.fused import Answer, fused_attention_answered
 from attend_excite.attention.places import Place, map_size
 
 
@@ -30,12 +30,14 @@ class Layout:
             both in one softmax: then the rows are the image's, and what a row gives to the image is left out.
         downsampling: latent cells per map cell along one side; maps of finer layers are averaged down to it.
             None: as the layers are.
+        image_multiple: of what the patches are filled up to, before the text where the image is first.
     """
 
     size: tuple[int, int]
     columns: Sequence[int] | None = None
     joint: Literal["image-first", "text-first"] | None = None
     downsampling: int | None = None
+    image_multiple: int = 1
 
 
 class Recording:
@@ -180,6 +182,25 @@ def record(
 
         return hook
 
+    def listen(place: Place, layout: Layout) -> Answer:
+        def hear(
+            fused: Callable[..., Tensor],
+            query: Tensor,
+            key: Tensor,
+            value: Tensor,
+            attn_mask: Tensor | None = None,
+            *rest: Any,
+            **options: Any,
+        ) -> Tensor:
+            if place in self_places:
+                part = _part("image", query, key, attn_mask, place, layout, **options)
+                recording._keep_of_image(place, *part)
+            if place in places:
+                kept(place, *_part("text", query, key, attn_mask, place, layout, **options))
+            return fused(query, key, value, attn_mask, *rest, **options)
+
+        return hear
+
     with ExitStack() as stack:
         stack.callback(network.register_forward_pre_hook(begin, with_kwargs=True).remove)
         for place in places:
@@ -187,15 +208,17 @@ def record(
             if place.read == "fused":
                 if layout is None:
                     raise ValueError("a layout is needed to read what is handed to fused attention")
-                of_image = recording if place in self_places else None
-                stack.enter_context(_listening(layer, place, layout, kept, of_image))
+                stack.enter_context(fused_attention_answered(layer, place.name, listen(place, layout)))
                 continue
             # First of the layer's hooks, so that it reads what the network gives the layer.
             handle = layer.register_forward_pre_hook(keep(place), with_kwargs=True, prepend=True)
             stack.callback(handle.remove)
         for place in self_places:
-            if place.read == "projections":
-                layer = network.get_submodule(place.name)
+            layer = network.get_submodule(place.name)
+            if place.read == "fused" and place not in places:
+                assert layout is not None
+                stack.enter_context(fused_attention_answered(layer, place.name, listen(place, layout)))
+            elif place.read == "projections":
                 hook = keep_of_image(place)
                 stack.callback(layer.register_forward_pre_hook(hook, with_kwargs=True, prepend=True).remove)
         if _are_compiled(network, places):
@@ -236,71 +259,14 @@ def text_attention(query: Tensor, key: Tensor, columns: Sequence[int], **options
     return torch.cat(parts, dim=-1)
 
 
-class _Listening(TorchFunctionMode):
-    """Hears what is handed to fused attention while a layer runs."""
-
-    def __init__(self, hear: Callable[..., None]) -> None:
-        super().__init__()
-        self._hear = hear
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if function is F.scaled_dot_product_attention:
-            self._hear(*args, **kwargs)
-        return function(*args, **kwargs)
-
-
-@contextmanager
-def _listening(
-    layer: nn.Module,
-    place: Place,
-    layout: Layout,
-    kept: Callable[[Place, Tensor, int], None],
-    of_image: Recording | None = None,
-) -> Iterator[None]:
-    """In the block a layer's fused attention is heard, in whatever thread the layer runs: gradient
-    checkpointing runs it again in that of the way back."""
-
-    def listen(*args: Any, **kwargs: Any) -> Any:
-        heard: list[bool] = []
-
-        def hear(
-            query: Tensor,
-            key: Tensor,
-            value: Tensor,
-            attn_mask: Tensor | None = None,
-            *rest: Any,
-            **options: Any,
-        ) -> None:
-            if heard:
-                return
-            heard.append(True)
-            if of_image is not None:
-                part = _part("image", query, key, attn_mask, place, layout, **options)
-                of_image._keep_of_image(place, *part)
-            kept(place, *_part("text", query, key, attn_mask, place, layout, **options))
-
-        with _Listening(hear):
-            output = forward(*args, **kwargs)
-        if not heard:
-            raise ValueError(
-                f"the attention of {place.name} can't be read: its processor doesn't hand it to PyTorch's "
-                "fused attention; set the model's attention backend to native"
-            )
-        return output
-
-    replaced = vars(layer).get("forward")  # by another library, as for offloading
-    forward = layer.forward
-    try:
-        layer.forward = listen
-        yield
-    finally:
-        if replaced is None:
-            vars(layer).pop("forward", None)
-        else:
-            layer.forward = replaced
+def image_and_text(key: Tensor, place: Place, layout: Layout) -> tuple[slice, slice]:
+    """Where the image's rows, or columns, and the text's are in a joint attention of these keys."""
+    height, width = map_size(layout.size, place.downsampling)
+    columns, patches = key.shape[-2], height * width
+    if layout.joint == "text-first":
+        return slice(columns - patches, columns), slice(0, columns - patches)
+    filled = -(-patches // layout.image_multiple) * layout.image_multiple
+    return slice(0, patches), slice(filled, columns)
 
 
 def _part(
@@ -316,20 +282,19 @@ def _part(
 ) -> tuple[Tensor, int]:
     """(B, 1, patches, columns) what the image's rows give to the columns of text or image, and how many heads
     there are."""
-    height, width = map_size(layout.size, place.downsampling)
-    patches = height * width
-    texts = key.shape[-2] - (0 if layout.joint is None else patches)
-    first_row = texts if layout.joint == "text-first" else 0
-    first_column = patches if layout.joint == "image-first" else 0
-    query = query[:, :, first_row : first_row + patches]
-    if mask is not None and mask.shape[-2] > patches:
-        mask = mask[..., first_row : first_row + patches, :]
+    image, text = slice(0, query.shape[-2]), slice(0, key.shape[-2])
+    if layout.joint is not None:
+        image, text = image_and_text(key, place, layout)
+    query = query[:, :, image]
+    if mask is not None and mask.shape[-2] > 1:
+        mask = mask[..., image, :]
     if enable_gqa:
         key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     if columns_of == "image":
-        columns = range(first_row, first_row + patches)
+        columns = range(image.start, image.stop)
     else:
-        columns = [first_column + at for at in (range(texts) if layout.columns is None else layout.columns)]
+        tokens = range(text.stop - text.start) if layout.columns is None else layout.columns
+        columns = [text.start + token for token in tokens]
     with torch.autocast(query.device.type, enabled=False):  # a caller's would make it half again
         probabilities = text_attention(query, key, columns, attn_mask=mask, scale=scale)
     return probabilities[:, None], query.shape[1]

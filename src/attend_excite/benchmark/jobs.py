@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from attend_excite.benchmark.names import FULL_METHOD
 from attend_excite.benchmark.prompts import BenchmarkPrompt
 from attend_excite.benchmark.store import name_of
 from attend_excite.guidance.schedule import Recipe, read_recipe
@@ -137,9 +138,7 @@ def systems_named(names: Sequence[str], recommended: Recipe) -> list[System]:
         method_name, _, recipe = name.partition(" ")
         method = find_method(method_name)
         if isinstance(method, AttendAndExcite):
-            if recipe:
-                method = method.on(_recipe(recipe, recommended))
-            method = replace(method, recipe=method.recipe_for(recommended))
+            method = _with_recipe(method, recipe, recommended)
         elif recipe:
             raise ValueError(f"'{name}': {method_name} has no recipes: attend-excite has, and its like")
         if recipe.endswith(".json"):  # wherever it lies
@@ -170,17 +169,20 @@ def sweep(text: str) -> list[str]:
     if not head.strip() or not equals or "" in listed or len(listed) < 2:
         raise ValueError(f"'{text}' is no sweep: write it like step_size=5,10,20")
     told = [value if isinstance(value, str) else json.dumps(value, separators=(",", ":")) for value in listed]
-    return [f"{AttendAndExcite.name} {head.strip()}={value}" for value in told]
+    return [f"{FULL_METHOD} {head.strip()}={value}" for value in told]
 
 
-def _recipe(text: str, recommended: Recipe) -> Recipe:
-    words = text.split()
+def _with_recipe(method: AttendAndExcite, text: str, recommended: Recipe) -> AttendAndExcite:
+    """A method with its numbers in full: its own, or what stands behind its name."""
+    words = [] if text.endswith(".json") else text.split()
     changes = [word for word in words if "=" in word]
-    if not changes or text.endswith(".json"):
-        return read_recipe(text, recommended)
-    named = " ".join(word for word in words if "=" not in word)
-    base = read_recipe(named or "recommended", recommended)
-    return Recipe.from_dict({"base": "recommended"} | dict(map(_change, changes)), base)
+    named = " ".join(word for word in words if "=" not in word) if changes else text
+    if named:
+        method = method.on(read_recipe(named, recommended))
+    recipe = method.recipe_for(recommended)
+    if changes:
+        recipe = Recipe.from_dict({"base": "recommended"} | dict(map(_change, changes)), recipe)
+    return replace(method, recipe=recipe)
 
 
 def _change(word: str) -> tuple[str, Any]:

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from attend_excite.methods import METHODS
+from attend_excite.methods import METHODS, method_named
 from attend_excite.models import catalogue
 
 FULL_METHOD, PLAIN, REWEIGHT = "attend-excite", "stable-diffusion", "reweight"
@@ -30,7 +30,7 @@ def is_own(system: str) -> bool:
 
 def recipe_of(system: str) -> str:
     """What an ablation's recipe is called, for people: "no smoothing", "step size 10"."""
-    words = system.removeprefix(f"{FULL_METHOD} ").removesuffix(".json").split()
+    words = system.partition(" ")[2].removesuffix(".json").split()
     # Of a number the minus is one.
     return " ".join(re.sub("[=_]", " ", word) if "=" in word else word.replace("-", " ") for word in words)
 
@@ -46,7 +46,7 @@ def titles(systems: Iterable[str], model: str, given: Mapping[str, str] | None =
     given = given or {}
     found = {system: _title(system, model, given) for system in systems}
     # Where a user's method has the title of another, it also gets the name that it has in its module.
-    counts = Counter([*found.values(), *(kind.title for kind in METHODS.values() if kind.name not in found)])
+    counts = Counter([*found.values(), *(method_named(name).title for name in METHODS if name not in found)])
     return {
         system: f"{title} ({system.partition(':')[2]})" if is_own(system) and counts[title] > 1 else title
         for system, title in found.items()
@@ -56,6 +56,7 @@ def titles(systems: Iterable[str], model: str, given: Mapping[str, str] | None =
 def _title(system: str, model: str, given: Mapping[str, str]) -> str:
     if system == PLAIN and is_bundled(model):
         return f"{model}, plain"
-    if is_ablation(system):
-        return f"{METHODS[FULL_METHOD].title}, {recipe_of(system)}"
-    return METHODS[system].title if system in METHODS else given.get(system, system)
+    method, _, recipe = system.partition(" ")
+    if method not in METHODS:
+        return given.get(system, system)
+    return f"{method_named(method).title}, {recipe_of(system)}" if recipe else method_named(method).title

@@ -17,13 +17,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from attend_excite.benchmark.claims import Claims
 from attend_excite.benchmark.estimate import Estimate, estimate
 from attend_excite.benchmark.jobs import Batch, plan, sweep, systems_named
+from attend_excite.benchmark.names import FULL_METHOD, PLAIN
 from attend_excite.benchmark.prompts import paper_prompts, read_prompts, sample, with_subjects
 from attend_excite.benchmark.run import Executor, Here, Queue, Row, begin, broken_images, settings_of
 from attend_excite.benchmark.store import read_rows, set_aside_broken
 from attend_excite.cli.messages import MESSAGES, plain, warn
 from attend_excite.cli.summary import RESULTS, table
 from attend_excite.guidance.schedule import Recipe
-from attend_excite.methods import AttendAndExcite, StableDiffusion
 from attend_excite.models import load, load_tokenizer
 
 # Errors that are told one by one; beyond them a count is enough.
@@ -66,7 +66,7 @@ def draw_benchmark(request: Request) -> bool:
         raise ValueError("--workers and --address are for --executor ray")
     names = [*request.systems, *(name for text in request.sweeps for name in sweep(text))]
     if request.sweeps and not request.systems:
-        names = [StableDiffusion.name, AttendAndExcite.name, *names]
+        names = [PLAIN, FULL_METHOD, *names]
     systems_named(names, Recipe.named("official"))  # A mistake shows before a model is loaded.
     prompts = paper_prompts() if request.prompts is None else read_prompts(request.prompts)
     if request.per_subset is not None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from attend_excite.attention.record import Layout, record
 from attend_excite.attention.texts import side_by_side
+from attend_excite.attention.weights import weighted_tokens
 from attend_excite.guidance.nurse import Visit
 from attend_excite.models.families import Conditioning, concatenated
 from attend_excite.models.model import Model
@@ -137,7 +138,8 @@ class Run:
 
     def layout(self, downsampling: int) -> Layout:
         """How this batch's attention is read."""
-        return Layout(self.size, self.columns, self.model.family.joint, downsampling)
+        family = self.model.family
+        return Layout(self.size, self.columns, family.joint, downsampling, family.image_multiple)
 
     @property
     def latents_dtype(self) -> torch.dtype:
@@ -181,6 +183,40 @@ class Run:
     def condition_on(self, keys: Tensor, values: Tensor) -> None:
         """Go on with other texts of the same shape, in a `conditioned_on` block."""
         self.text = self.text.with_states(side_by_side(keys, values))
+
+    @contextmanager
+    def weighted_tokens(self, weights: Tensor) -> Iterator[Callable[[Tensor], None]]:
+        """In the block the attention that the image pays to the text's tokens is multiplied.
+
+        In every layer, behind the softmax, and in the conditional half of every pass. Gives a function that
+        sets other weights.
+
+        Args:
+            weights: (B, tokens).
+        """
+        if self.model.family.joint is None:
+            # softmax(QK) diag(c) V = softmax(QK) (diag(c) V): multiplying columns of the map is multiplying
+            # rows of the values, which are linear in the text. So the map is never made.
+            plain = self.text.states[:, None]
+            with self.conditioned_on(plain, plain * weights[:, None, :, None]):
+                yield lambda others: self.condition_on(plain, plain * others[:, None, :, None])
+            return
+        before = self.text, self.empty_text
+
+        def weigh(others: Tensor) -> None:
+            self.text = before[0].with_token_weights(others)
+
+        family = self.model.family
+        layout = Layout(self.size, joint=family.joint, image_multiple=family.image_multiple)
+        with weighted_tokens(family.network, family.all_places(), layout):
+            try:
+                weigh(weights)
+                if self.empty_text is not None:
+                    plain = weights.new_ones(self.empty_text.states.shape[:2])
+                    self.empty_text = self.empty_text.with_token_weights(plain)
+                yield weigh
+            finally:
+                self.text, self.empty_text = before
 
     def vp_scale(self, step: Step) -> float:
         """What brings the latents to variance-preserving scale: see `schedulers.vp_scale`."""

@@ -62,13 +62,19 @@ class ComposableDiffusion:
         """All concepts of all images in one pass.
 
         Raises:
-            ValueError: a prompt cannot be split, the weights are not as many as its concepts, or maps of
-                the attention to the whole prompt are wanted, to which this method never attends.
+            ValueError: a prompt cannot be split, the weights are not as many as its concepts, there is no
+                classifier-free guidance, or maps of the attention to the whole prompt are wanted, to which
+                this method never attends.
         """
         if run.map_downsampling is not None:
             raise ValueError(
                 "composable diffusion never attends to the whole prompt, so it has no maps of it: "
                 "generate with maps=False"
+            )
+        if run.empty_text is None and run.distilled is not None and self.weights is None:
+            raise ValueError(
+                "composable diffusion needs classifier-free guidance, and that of this model is distilled into "
+                "it: ask for some with true_cfg_scale above 1, or give the weights"
             )
         split = [concepts(prompt.text) for prompt in run.prompts]
         weights = [self._weights(parts, run).view(-1, 1, 1, 1) for parts in split]
@@ -87,11 +93,13 @@ class ComposableDiffusion:
         def denoise(latents: Tensor, step: Step) -> tuple[Tensor, Tensor]:
             output = run.predict(torch.cat([latents, latents[image]]), step, text)
             unconditional, conditional = output.split([len(latents), len(image)])
+            parts = conditional.split(counts)
             guided = [
                 base + (weight * (part - base)).sum(dim=0)
-                for base, part, weight in zip(unconditional, conditional.split(counts), weights, strict=True)
+                for base, part, weight in zip(unconditional, parts, weights, strict=True)
             ]
-            return latents, torch.stack(guided)
+            middle = torch.stack([part.mean(dim=0) for part in parts])
+            return latents, run.model.family.tempered(torch.stack(guided), middle)
 
         yield denoise
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from attend_excite.methods.base import Denoise, Run, Step
@@ -16,8 +17,8 @@ from attend_excite.subjects import columns_of
 class AttentionReweighting:
     """Attention re-weighting (Hertz et al., ICLR 2023): A_s <- c A_s for the tokens s of the subjects.
 
-    The maps are multiplied in every cross-attention layer, behind the softmax and without normalising them
-    again, and only in the conditional half of the guidance.
+    The maps are multiplied in every layer in which the image attends to the text, behind the softmax and
+    without normalising them again, and only in the conditional half of the guidance.
 
     Attributes:
         weight: c, -2 to 2. Above 1 the subjects get stronger, below 1 weaker; 1 is Stable Diffusion. A
@@ -47,17 +48,15 @@ class AttentionReweighting:
         """The plain step, with the subjects' values multiplied for the first share of the run."""
         # As the authors' code rounds: 40 of 50 steps, and 40 of the 51 iterations of PNDM.
         multiplied = int(self.share * len(run.scheduler.timesteps))
-        # softmax(QK) diag(c) V = softmax(QK) (diag(c) V): multiplying columns of the map is multiplying
-        # rows of the values, which are linear in the text. So the map is never made.
-        plain = run.text.states[:, None]
-        weighted = plain * self._weights(run)[:, None, :, None]
-        with run.conditioned_on(plain, weighted if multiplied else plain):
+        weights = self._weights(run)
+        plain = torch.ones_like(weights)
+        with run.weighted_tokens(weights if multiplied else plain) as weigh:
 
             def denoise(latents: Tensor, step: Step) -> tuple[Tensor, Tensor]:
                 output = run.predict_guided(latents, step)
                 # Behind the pass, not before it: a method on top has then measured the same step already.
                 if step.index == multiplied - 1:
-                    run.condition_on(plain, plain)
+                    weigh(plain)
                 return latents, output
 
             yield denoise

@@ -17,6 +17,7 @@ from attend_excite.documents import read_object
 from attend_excite.guidance.schedule import Recipe
 from attend_excite.models.catalogue import SETTINGS_FILE, VOCABULARIES, generator, sought
 from attend_excite.models.families import Family, family_class, is_served
+from attend_excite.models.hindrances import refuse_hindrances
 from attend_excite.models.model import Model
 
 
@@ -111,7 +112,9 @@ def family_of(pipeline: DiffusionPipeline) -> Family:
     configs = {part: getattr(module, "config", None) or {} for part, module in parts.items()}
     if reason := family.refusal(configs) or _unusable(parts[family.network_part]):
         raise ValueError(f"this {type(pipeline).__name__} is not served: {reason}")
-    return family(pipeline)
+    served = family(pipeline)
+    refuse_hindrances(served.network)
+    return served
 
 
 def _unusable(network: Any) -> str | None:
@@ -149,6 +152,8 @@ def _read_family(source: str | Path, name: str, dtype: torch.dtype, revision: st
             for part, kind in kinds.items()
             if kind[0] in ("diffusers", "transformers") and issubclass(_class_of(kind), nn.Module)
         }
+        # Saved without it, as Stable Diffusion 3 may be without T5.
+        parts |= {part: None for part, kind in index.items() if isinstance(kind, list) and None in kind}
         pipeline = DiffusionPipeline.from_pretrained(source, dtype=dtype, revision=revision, **parts)
     return family_of(pipeline)
 

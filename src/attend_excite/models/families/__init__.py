@@ -16,6 +16,9 @@ _FAMILIES: Mapping[str, str] = {
     "SanaPipeline": "sana:Sana",
     "StableDiffusion3Pipeline": "stable_diffusion_3:StableDiffusion3",
     "FluxPipeline": "flux:Flux",
+    "Flux2KleinPipeline": "flux_2_klein:Flux2Klein",
+    "QwenImagePipeline": "qwen_image:QwenImage",
+    "ZImagePipeline": "z_image:ZImage",
 }
 """By the name of diffusers' class: the module here and the class in it."""
 

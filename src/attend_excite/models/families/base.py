@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from attend_excite.attention.places import Place, map_size
 from attend_excite.finite import check_finite
@@ -54,6 +55,12 @@ class Conditioning:
         """The same with other text embeddings."""
         return self._with({**self.tensors, self.states_name: states})
 
+    def with_token_weights(self, weights: Tensor) -> Conditioning:
+        """The same for a pass in which the image sees the text's tokens by weights (B, tokens): see
+        `attention.weights`."""
+        # From 1, since texts of several lengths are filled up with noughts.
+        return self._with({**self.tensors, "token_weights_above_1": weights - 1})
+
     def _with(self, tensors: Mapping[str, Tensor]) -> Conditioning:
         return Conditioning(tensors, self.states_name)
 
@@ -61,8 +68,16 @@ class Conditioning:
 def concatenated(*parts: Conditioning) -> Conditioning:
     """One batch of several."""
     first = parts[0]
-    joined = {name: torch.cat([part.tensors[name] for part in parts]) for name in first.tensors}
+    joined = {name: torch.cat(_as_long([part.tensors[name] for part in parts])) for name in first.tensors}
     return Conditioning(joined, first.states_name)
+
+
+def _as_long(tensors: list[Tensor]) -> list[Tensor]:
+    """Some families have as many text tokens as the text: noughts, which their masks leave out, for the rest."""
+    if tensors[0].ndim < 2:
+        return tensors
+    longest = max(tensor.shape[1] for tensor in tensors)
+    return [F.pad(each, (0, 0) * (each.ndim - 2) + (0, longest - each.shape[1])) for each in tensors]
 
 
 @dataclass(frozen=True)
@@ -110,6 +125,7 @@ class Family(ABC):
             both share one softmax, by their order.
         sets_refusal: what keeps it from taking keys and values from several texts; None: nothing does.
         padding_masked: whether no attention goes to padding, so that its columns are all noughts.
+        image_multiple: of what the network fills up the number of patches to, in one softmax with the text.
         pipeline: diffusers' pipeline.
     """
 
@@ -118,6 +134,7 @@ class Family(ABC):
     joint: ClassVar[Literal["image-first", "text-first"] | None] = None
     sets_refusal: ClassVar[str | None] = "doesn't take keys and values from the text alone"
     padding_masked: ClassVar[bool] = False
+    image_multiple: ClassVar[int] = 1
 
     def __init__(self, pipeline: DiffusionPipeline) -> None:
         self.pipeline: Any = pipeline
@@ -146,6 +163,15 @@ class Family(ABC):
     def distilled_guidance(self) -> bool:
         """Whether the guidance scale is an input of the network, and a step one pass."""
         return False
+
+    @property
+    def takes_guidance(self) -> bool:
+        """Whether `guidance_scale` changes anything."""
+        return True
+
+    def weight_of_guidance(self, scale: float) -> float:
+        """w in unconditional + w (conditional - unconditional) for the pipeline's `guidance_scale`."""
+        return scale
 
     @property
     def pixels_per_cell(self) -> int:
@@ -200,7 +226,7 @@ class Family(ABC):
             conditioning: of the b images.
         """
 
-    def output(self, raw: Tensor, latents: Tensor) -> Tensor:
+    def output(self, raw: Any, latents: Tensor) -> Tensor:
         """What the network gave, as the scheduler takes it: (b, C, height, width)."""
         return raw
 
@@ -210,7 +236,11 @@ class Family(ABC):
 
     def combine(self, unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
         """Classifier-free guidance."""
-        return unconditional + scale * (conditional - unconditional)
+        return self.tempered(unconditional + scale * (conditional - unconditional), conditional)
+
+    def tempered(self, guided: Tensor, conditional: Tensor) -> Tensor:
+        """What the pipeline makes of a guided output, that it may not go too far from the conditional one."""
+        return guided
 
     @abstractmethod
     def places(self, downsampling: int) -> tuple[Place, ...]:
@@ -304,12 +334,15 @@ class Family(ABC):
         Raises:
             ValueError: it made NaN of them, which would be black pictures.
         """
-        vae = self.pipeline.vae
-        scaled = self.unscaled(latents).to(vae.dtype)
+        scaled = self.unscaled(latents).to(self.pipeline.vae.dtype)
         # One at a time: an image is the same in every batch, and the decoder's memory that of one.
-        pixels = torch.cat([vae.decode(latent[None], return_dict=False)[0] for latent in scaled])
+        pixels = torch.cat([self.decoded(latent[None]) for latent in scaled])
         check_finite("in the autoencoder", {"latents given to it": latents, "pixels": pixels})
         return pixels
+
+    def decoded(self, latents: Tensor) -> Tensor:
+        """What the autoencoder makes of its latents (b, C, height, width): (b, 3, height, width), -1 to 1."""
+        return self.pipeline.vae.decode(latents, return_dict=False)[0]
 
     def unscaled(self, latents: Tensor) -> Tensor:
         """Latents as the autoencoder takes them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -74,6 +75,9 @@ class PixArt(Family):
     def places(self, downsampling: int) -> tuple[Place, ...]:
         names = [f"transformer_blocks.{block}.attn2" for block in range(len(self.network.transformer_blocks))]
         return transformer.fused_places(names, self.network.config["patch_size"], downsampling)
+
+    def self_places(self, places: Sequence[Place]) -> tuple[Place, ...]:
+        return tuple(replace(place, name=place.name.removesuffix("2") + "1") for place in places)
 
     def activation_bytes(self, size: tuple[int, int]) -> int:
         config = self.network.config

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from attend_excite.models.families.base import Conditioning
+from attend_excite.attention.places import Place
+from attend_excite.models.families.base import Conditioning, Family
 from attend_excite.models.families.pixart import PixArt
 from attend_excite.subjects import Stream
 
@@ -24,6 +25,9 @@ class Sana(PixArt):
     def _instruction(self) -> list[str]:
         """What the pipeline puts before a prompt where nobody says otherwise."""
         return signature(type(self.pipeline).__call__).parameters["complex_human_instruction"].default
+
+    def self_places(self, places: Sequence[Place]) -> tuple[Place, ...]:
+        return Family.self_places(self, places)
 
     def streams(self) -> tuple[Stream, ...]:
         tokenizer, instruction = self.pipeline.tokenizer, "\n".join(self._instruction)

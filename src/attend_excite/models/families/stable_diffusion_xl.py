@@ -22,6 +22,7 @@ class StableDiffusionXL(unet.UNetFamily):
     """
 
     name = "stable-diffusion-xl"
+    activations = 390  # counted in the base model's shape, with fused attention among the patches
 
     @classmethod
     def refusal(cls, configs: Mapping[str, Mapping[str, Any]]) -> str | None:

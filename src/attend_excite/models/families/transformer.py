@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from attend_excite.attention.places import Place
 
@@ -52,3 +58,40 @@ def activation_bytes(network: Any, tokens: int, width: int, blocks: int) -> int:
     """About how much memory a guidance pass takes for each image: what a block keeps for the way back is some
     30 times its tokens."""
     return 30 * blocks * tokens * width * network.dtype.itemsize
+
+
+def set_flow_timesteps(scheduler: Any, steps: int, device: torch.device, mu: float | None) -> None:
+    """Evenly spaced noise levels from 1 to 1/steps, shifted as the scheduler is told to.
+
+    Args:
+        scheduler: a run's own.
+        steps: denoising steps.
+        device: of the timesteps.
+        mu: from `resolution_shift`.
+    """
+    accepted = signature(scheduler.set_timesteps).parameters
+    options: dict[str, Any] = {"num_inference_steps": steps}
+    # Those that work noise levels out themselves do so where their owner says.
+    if "sigmas" in accepted and not scheduler.config.get("use_flow_sigmas"):
+        options = {"sigmas": np.linspace(1.0, 1 / steps, steps)}
+    if mu is not None:
+        options["mu"] = mu
+    scheduler.set_timesteps(device=device, **options)
+    scheduler.set_begin_index(0)
+
+
+def chat_template(tokenizer: Any, **options: Any) -> str:
+    """What a language model's tokenizer makes of what a user says, with "{}" in the place of that."""
+    said = [{"role": "user", "content": "{}"}]
+    return tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True, **options)
+
+
+def packed(latents: Tensor) -> Tensor:
+    """(B, C, height, width) -> (B, patches, 4 C): each 2x2 cells one patch."""
+    return F.pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2)
+
+
+def unpacked(patches: Tensor, size: tuple[int, int]) -> Tensor:
+    """What `packed` made of latents of (height, width) `size`, back again."""
+    grid = patches.transpose(1, 2).unflatten(2, (size[0] // 2, size[1] // 2))
+    return F.pixel_shuffle(grid, 2)

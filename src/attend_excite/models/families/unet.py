@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, ClassVar
 
 from diffusers.models.attention_processor import Attention
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -14,16 +14,15 @@ from attend_excite.attention.places import Place
 from attend_excite.attention.texts import attend_to_sets
 from attend_excite.models.families.base import Family
 
-# What a guidance pass keeps for the way back, in activations of the UNet's first level: 190 in Stable
-# Diffusion 1.4, 230 in the bundled model. Twice that, for what else comes and goes.
-_ACTIVATIONS_AN_IMAGE = 2 * 230
-
 
 class UNetFamily(Family):
     """Around a `UNet2DConditionModel`, whose cross-attention layers have different resolutions."""
 
     network_part = "unet"
     sets_refusal = None
+    activations: ClassVar[int] = 230
+    """What a guidance pass keeps for the way back, in activations of the UNet's first level: 190 in Stable
+    Diffusion 1.4, 230 in the bundled model."""
 
     def places(self, downsampling: int) -> tuple[Place, ...]:
         return cross_attention_places(self.network, downsampling)
@@ -44,7 +43,9 @@ class UNetFamily(Family):
         return tuple(textless_modules(self.network))
 
     def activation_bytes(self, size: tuple[int, int]) -> int:
-        return activation_bytes(self.network, size)
+        first_level = size[0] * size[1] * self.network.config["block_out_channels"][0]
+        # Twice what is kept, for what else comes and goes.
+        return 2 * self.activations * first_level * self.network.dtype.itemsize
 
 
 def refusal(config: Mapping[str, Any], addition: str | None = None) -> str | None:
@@ -118,12 +119,6 @@ def textless_modules(module: nn.Module) -> Iterator[nn.Module]:
             yield from textless_modules(child)
         elif next(child.children(), None) is not None:
             yield child
-
-
-def activation_bytes(unet: UNet2DConditionModel, size: tuple[int, int]) -> int:
-    """About how much memory a guidance pass takes for each image of a latent's (height, width)."""
-    first_level = size[0] * size[1] * unet.config["block_out_channels"][0] * unet.dtype.itemsize
-    return _ACTIVATIONS_AN_IMAGE * first_level
 
 
 def all_places(unet: UNet2DConditionModel) -> Iterator[Place]:

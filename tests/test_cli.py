@@ -63,6 +63,14 @@ def test_every_picture_is_written_and_told(drawn: dict[str, Any]) -> None:
     assert 2 * 256 < height < 3 * 256
 
 
+def test_the_token_that_stood_for_a_word_is_told(tmp_path: Path) -> None:
+    options = ("--steps", "1", "--recipe", "no-refinement")
+    (image,) = _generate(tmp_path, "an elephant with a sombrero", *options)["images"]
+    nursed = image["nursed"]["sombrero"]
+    assert len(nursed["positions"]) == 1
+    assert nursed["tokens"][0] in ("som", "brero</w>", "brero")
+
+
 @pytest.mark.parametrize("index", [1, 3])
 def test_a_picture_is_made_again_to_the_bit(drawn: dict[str, Any], index: int, tmp_path: Path) -> None:
     first = drawn["images"][index]

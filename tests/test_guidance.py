@@ -24,7 +24,8 @@ from attend_excite.guidance.objective import (
     tolerated_losses,
 )
 from attend_excite.guidance.objectives.most_neglected import MostNeglected
-from attend_excite.guidance.schedule import StepPlan, method_recipes
+from attend_excite.guidance.recipes import method_recipes
+from attend_excite.guidance.schedule import StepPlan
 
 OFFICIAL, PAPER = Recipe.named("official"), Recipe.named("paper")
 

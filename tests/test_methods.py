@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from attend_excite import AttendAndExcite, Model, Recipe, StableDiffusion, StepEvent
-from attend_excite.guidance.schedule import method_recipes, recipe_names
+from attend_excite.guidance.recipes import method_recipes, recipe_names
 from attend_excite.methods import (
     METHODS,
     PAPER_METHODS,

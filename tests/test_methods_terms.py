@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attend_excite import AttendAndExcite, Model, Recipe, record
-from attend_excite.guidance.schedule import method_recipes
+from attend_excite.guidance.recipes import method_recipes
 from attend_excite.methods import METHODS
 from tests.families import FAMILIES
 from tests.test_families import first_step as first

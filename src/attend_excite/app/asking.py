@@ -15,7 +15,7 @@ from attend_excite.app.forms import RECOMMENDED, Form, checked_form
 from attend_excite.app.opening import about, examples, opening_form
 from attend_excite.app.views import sentence
 from attend_excite.app.words import subjects_of, words_document, words_from, words_of
-from attend_excite.guidance.schedule import recipe_names
+from attend_excite.guidance.recipes import recipe_names
 from attend_excite.methods import METHODS, AttendAndExcite, method_named
 from attend_excite.models import Model
 from attend_excite.schedulers import fitting_schedulers

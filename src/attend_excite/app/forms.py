@@ -9,7 +9,8 @@ from urllib.parse import parse_qs, urlencode
 from pydantic import TypeAdapter, ValidationError
 
 from attend_excite.app import limits
-from attend_excite.guidance.schedule import Recipe, recipe_names
+from attend_excite.guidance.recipes import recipe_names
+from attend_excite.guidance.schedule import Recipe
 from attend_excite.metadata import Settings, revision_of
 from attend_excite.methods import AttendAndExcite, Method, method_named
 from attend_excite.models import Model

@@ -23,7 +23,7 @@ from attend_excite.cli.study_analysis import analyse, simulate
 from attend_excite.cli.verify import verify
 from attend_excite.cli.web import web_page
 from attend_excite.cli.words import check_prompt, check_subjects
-from attend_excite.guidance.schedule import method_recipes, recipe_names
+from attend_excite.guidance.recipes import method_recipes, recipe_names
 from attend_excite.schedulers import scheduler_names
 
 # torch and diffusers take seconds to import: only commands that need them do, when they run.

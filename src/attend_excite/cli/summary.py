@@ -64,7 +64,7 @@ def drawing_document(drawing: Drawing) -> dict[str, Any]:
         "prompt": drawing.prompt.text,
         "model": drawing.model,
         "subjects": _subjects(drawing.prompt),
-        "images": [_picture(picture) for picture in drawing.pictures],
+        "images": [_picture(picture, drawing.prompt) for picture in drawing.pictures],
         "sheet": None if drawing.sheet is None else str(drawing.sheet),
     }
 
@@ -144,7 +144,7 @@ def _notes(drawing: Drawing) -> list[RenderableType]:
     return notes
 
 
-def _picture(picture: Picture) -> dict[str, Any]:
+def _picture(picture: Picture, prompt: Prompt) -> dict[str, Any]:
     trace, updates = picture.trace, _measured(picture.trace)
     return {
         "file": str(picture.path),
@@ -156,6 +156,11 @@ def _picture(picture: Picture) -> dict[str, Any]:
         "attention": {word: _finite(value) for word, value in updates[-1].attention.items()}
         if updates
         else {},
+        # Of a word that is several tokens, the one that stood for it.
+        "nursed": {
+            word: {"positions": list(places), "tokens": [prompt.tokens[place] for place in places]}
+            for word, places in trace.tokens.items()
+        },
         "updates": _updates_made(trace),
         "refinements": {str(index): count for index, count in trace.refinements.items()},
         "max_shift": max((_finite(update.shift) or 0.0 for update in updates), default=0.0),

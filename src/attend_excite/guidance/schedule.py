@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from attend_excite.documents import read_object
 from attend_excite.guidance.objectives import Need, Objective, Term, term_named
 from attend_excite.guidance.objectives.most_neglected import MostNeglected
+from attend_excite.guidance.recipes import packaged_recipes
 
 Decay = Literal["square-root", "linear", "constant"]
 Number = bool | int | float
@@ -221,7 +219,7 @@ class Recipe:
         Raises:
             ValueError: there is no such recipe, or it is made of a model's and that isn't given.
         """
-        recipes = _packaged_recipes()
+        recipes = packaged_recipes()
         if name == "recommended":
             if recommended is None:
                 raise ValueError(
@@ -346,21 +344,6 @@ def read_recipe(name: str, recommended: Recipe | None = None) -> Recipe:
         return Recipe.from_dict(numbers, recommended)
     except (ValueError, TypeError) as error:
         raise ValueError(f"the recipe '{name}' cannot be used: {error}") from error
-
-
-def method_recipes() -> Mapping[str, str]:
-    """The recipes that are methods of their own, by name, with their names for people."""
-    return {name: values["title"] for name, values in _packaged_recipes().items() if "method" in values}
-
-
-def recipe_names() -> tuple[str, ...]:
-    """The recipes of Attend-and-Excite that come with the package."""
-    return tuple(name for name in _packaged_recipes() if name not in method_recipes())
-
-
-@cache
-def _packaged_recipes() -> Mapping[str, Mapping[str, Any]]:
-    return json.loads(files("attend_excite").joinpath("data/recipes.json").read_text(encoding="utf-8"))
 
 
 def _pairs(thresholds: Any) -> tuple[tuple[float, float], ...]:

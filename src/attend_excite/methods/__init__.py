@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from attend_excite.guidance.schedule import method_recipes
+from attend_excite.guidance.recipes import method_recipes
 from attend_excite.methods.attend_excite import AttendAndExcite
 from attend_excite.methods.base import Denoise, Method, Run, Step
 from attend_excite.methods.composable import ComposableDiffusion

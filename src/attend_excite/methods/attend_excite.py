@@ -27,7 +27,8 @@ from attend_excite.guidance.objective import (
 )
 from attend_excite.guidance.objectives import Objective, Recorded
 from attend_excite.guidance.objectives.most_neglected import MostNeglected
-from attend_excite.guidance.schedule import PlannedTerm, Recipe, StepPlan, method_recipes
+from attend_excite.guidance.recipes import method_recipes
+from attend_excite.guidance.schedule import PlannedTerm, Recipe, StepPlan
 from attend_excite.methods.base import Denoise, Method, Run, Step
 from attend_excite.methods.stable_diffusion import StableDiffusion
 from attend_excite.subjects import Prompt, Stream, TokenGroup, parse

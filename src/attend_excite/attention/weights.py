@@ -18,8 +18,8 @@ from attend_excite.attention.record import Layout, image_and_text
 def weighted_tokens(network: nn.Module, places: Sequence[Place], layout: Layout) -> Iterator[None]:
     """In the block each pass takes `token_weights_above_1` (b, tokens) among its arguments.
 
-    By those weights the attention that the image pays to the text's tokens is multiplied, behind the softmax and
-    without normalising it again.
+    By those weights the attention that the image pays to the text's tokens is multiplied, behind the softmax
+    and without normalising it again.
 
     softmax(QK) diag(c) V = softmax(QK) (diag(c) V), so the image's rows see values that are multiplied, and
     the text's rows those of the model. The map is never made. The price is the text's rows a second time, a

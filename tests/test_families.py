@@ -29,11 +29,10 @@ from attend_excite import (
 from attend_excite.attention.places import map_size
 from attend_excite.attention.record import record
 from attend_excite.generate import _encode
-from attend_excite.guidance.schedule import Recipe
 from attend_excite.methods.base import Run, Step
 from attend_excite.schedulers import scheduler_for_run
 from attend_excite.subjects import parse
-from tests.families import FAMILIES, SCHEDULERS, pipeline_options, pixart_alpha
+from tests.families import FAMILIES, SCHEDULERS, flux, flux_2_klein, pipeline_options, pixart_alpha, ready
 
 PROMPT = "a cat and a frog"
 STEPS = 4
@@ -57,12 +56,7 @@ def _no_rounding_inside(request: pytest.FixtureRequest, monkeypatch: pytest.Monk
 
 def as_compared(pipeline: Any) -> Any:
     """A pipeline in float64, where rounding cannot hide a difference."""
-    pipeline.to(torch.float64)
-    pipeline.set_progress_bar_config(disable=True)
-    for part in pipeline.components.values():
-        if isinstance(part, torch.nn.Module):
-            part.eval()
-    return pipeline
+    return ready(pipeline).to(torch.float64)
 
 
 @functools.cache
@@ -122,6 +116,16 @@ def _by_both(
         **pipeline_options(pipeline, guidance),
     ).images
     return ours, theirs
+
+
+def test_models_that_have_learnt_to_do_without_guidance_say_so() -> None:
+    for pipeline in (flux(guidance=False), flux_2_klein(distilled=True)):
+        model = load(ready(pipeline))
+        assert (model.family.defaults.steps, model.family.defaults.guidance_scale) == (4, 0.0)
+        make = functools.partial(model.generate, PROMPT, method=StableDiffusion(), steps=1, decode=False)
+        with pytest.warns(UserWarning, match="has no guidance to set: 4 changes nothing"):
+            guided = make(guidance_scale=4.0, progress=False).latents
+        assert torch.equal(guided, make(progress=False).latents)
 
 
 def _assert_as_its_pipeline(model: Model, guidance: float, size: tuple[int, int]) -> None:
@@ -297,7 +301,7 @@ def joint_model_of(name: str) -> Model:
 def test_reweighting_multiplies_the_maps_that_the_image_sees(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Written out: every joint layer's whole softmax, its image rows times c in the subjects' columns."""
+    """Written out: the softmax of every joint layer, its image rows times c in the subjects' columns."""
     model = joint_model_of(name)
     run = run_of(model, [PROMPT, "a lion with a red crown"], 4.0)
     if run.empty_text is None:
@@ -340,7 +344,7 @@ def test_reweighting_multiplies_the_maps_that_the_image_sees(
 def test_nursing_goes_on_top_of_reweighting_and_not_of_structure(name: str) -> None:
     model = joint_model_of(name)
     make = functools.partial(model.generate, PROMPT, steps=STEPS, decode=False, progress=False)
-    recipe = Recipe.from_dict({"base": "official", "step_size": 1.0, "thresholds": []})
+    recipe = dataclasses.replace(model.recipe, step_size=1.0, thresholds=())
     nursed = make(method=AttendAndExcite(recipe, base=AttentionReweighting(weight=1.0))).latents
     alone = make(method=AttendAndExcite(recipe)).latents
     torch.testing.assert_close(nursed, alone, rtol=0, atol=1e-6)  # some norms are worked out in float32

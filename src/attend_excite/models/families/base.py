@@ -73,7 +73,7 @@ def concatenated(*parts: Conditioning) -> Conditioning:
 
 
 def _as_long(tensors: list[Tensor]) -> list[Tensor]:
-    """Some families have as many tokens as the text: noughts, which their masks leave out, for the rest."""
+    """Texts of several lengths filled up with noughts: families that have such mask what is no text."""
     if tensors[0].ndim < 2:
         return tensors
     longest = max(tensor.shape[1] for tensor in tensors)

@@ -39,7 +39,7 @@ from attend_excite.methods import (
     StructureDiffusion,
 )
 from attend_excite.methods.own import find_method
-from attend_excite.models import Model, catalogue, load, load_tokenizer
+from attend_excite.models import Model, catalogue, load, load_streams
 from attend_excite.models.loading import is_usable
 from attend_excite.models.model import fitting_batch_size
 from attend_excite.sheets import comparison_sheet, maps_sheet
@@ -196,13 +196,13 @@ def prepare(request: Request) -> Plan:
         )
     _make_writable(request.out)
 
-    tokenizer = load_tokenizer(chosen["model"], revision=chosen["revision"])
+    streams = load_streams(chosen["model"], revision=chosen["revision"])
     try:
-        prompt = parse(chosen["prompt"], tokenizer, chosen["subjects"])
+        prompt = parse(chosen["prompt"], streams, chosen["subjects"])
     except ValueError:
         if request.maps or request.best or any(method.uses_subjects for method in methods):
             raise
-        prompt = parse(chosen["prompt"], tokenizer, ())
+        prompt = parse(chosen["prompt"], streams, ())
     if request.best and not can_judge(prompt, chosen["model"]):
         raise ValueError(f"--best: {NOBODY_CAN_TELL}")
     with MESSAGES.status(plain(f"loading {chosen['model']}")):

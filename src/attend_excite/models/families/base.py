@@ -292,7 +292,7 @@ class Family(ABC):
         if self.sets_refusal is not None:
             raise ValueError(
                 f"{self.defaults.title} {self.sets_refusal}, which this method needs: "
-                "choose Attend-and-Excite, Composable Diffusion or the plain model"
+                "choose Attend-and-Excite, re-weighting, Composable Diffusion or the plain model"
             )
 
     def attend_to_sets(self, sets: int, width: int) -> AbstractContextManager[None]:

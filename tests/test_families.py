@@ -30,6 +30,7 @@ from attend_excite.attention.places import map_size
 from attend_excite.attention.record import record
 from attend_excite.generate import _encode
 from attend_excite.methods.base import Run, Step
+from attend_excite.models import load_streams
 from attend_excite.schedulers import scheduler_for_run
 from attend_excite.subjects import parse
 from tests.families import FAMILIES, SCHEDULERS, flux, flux_2_klein, pipeline_options, pixart_alpha, ready
@@ -182,6 +183,10 @@ def test_a_folder_is_as_good_as_a_pipeline(name: str, tmp_path: Path) -> None:
         for model in models
     ]
     torch.testing.assert_close(*drawn)
+    # Its words can be looked at without its weights.
+    for file in tmp_path.rglob("*.safetensors"):
+        file.unlink()
+    assert parse(PROMPT, load_streams(tmp_path)) == parse(PROMPT, load(pipeline).family.streams())
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from diffusers.configuration_utils import ConfigMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
@@ -256,8 +255,12 @@ def read_streams(source: str | Path, index: Mapping[str, Any], revision: str | N
     kinds = {part: kind for part, kind in index.items() if isinstance(kind, list) and None not in kind}
     # A pipeline whose networks are their configurations.
     left_out = {part: None for part in kinds if "tokenizer" not in part and part != "scheduler"}
-    pipeline: Any = DiffusionPipeline.from_pretrained(source, revision=revision, **left_out)
+    absent = {part: None for part, kind in index.items() if isinstance(kind, list) and None in kind}
+    pipeline: Any = DiffusionPipeline.from_pretrained(source, revision=revision, **left_out, **absent)
     for part in left_out:
-        config = ConfigMixin.load_config(source, subfolder=part, revision=revision)
+        path = Path(source) / part / "config.json"
+        if not Path(source).is_dir():
+            path = Path(hf_hub_download(str(source), "config.json", subfolder=part, revision=revision))
+        config = read_object(path)
         object.__setattr__(pipeline, part, SimpleNamespace(config=config))
     return family(pipeline).streams()

@@ -338,6 +338,15 @@ def sana() -> SanaPipeline:
     )
 
 
+def ready(pipeline: DiffusionPipeline) -> Any:
+    """As one that was loaded: without dropout."""
+    pipeline.set_progress_bar_config(disable=True)
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
+            part.eval()
+    return pipeline
+
+
 def stable_diffusion_3(t5: bool = True) -> StableDiffusion3Pipeline:
     """Stable Diffusion 3.5 medium's shape: two of its three blocks attend twice."""
     torch.manual_seed(0)
@@ -479,6 +488,7 @@ def flux_2_klein(distilled: bool = False) -> Flux2KleinPipeline:
         is_distilled=distilled,
     )
     pipeline.default_sample_size = 16
+    pipeline.tokenizer_max_length = 48
     return pipeline
 
 
@@ -494,7 +504,7 @@ def qwen_image() -> QwenImagePipeline:
         joint_attention_dim=16,
         axes_dims_rope=(2, 2, 4),
     )
-    sharpened(transformer, ("norm_q", "norm_added_k"))
+    sharpened(transformer, ("norm_q", "norm_added_k"), 2.5)
     text = {
         "vocab_size": len(qwen_tokenizer()),
         "hidden_size": 16,
@@ -552,8 +562,7 @@ def z_image() -> ZImagePipeline:
 FAMILIES: Mapping[str, Callable[[], DiffusionPipeline]] = {
     "flux": flux,
     "flux schnell": functools.partial(flux, guidance=False),
-    "flux-2-klein": functools.partial(flux_2_klein, distilled=True),
-    "flux-2-klein-base": flux_2_klein,
+    "flux-2-klein": flux_2_klein,
     "pixart": pixart_sigma,
     "qwen-image": qwen_image,
     "sana": sana,
@@ -574,10 +583,12 @@ SCHEDULERS: Mapping[str, Callable[[], Any]] = {
 
 
 def pipeline_options(pipeline: Any, guidance: float) -> dict[str, Any]:
-    """What a pipeline must be told to draw a prompt as it is, in the size asked for, with so much guidance."""
+    """What a pipeline must be told to draw a prompt as it is, in the size and with the guidance asked for."""
     kind = type(pipeline).__name__
     if kind == "QwenImagePipeline":
         return {"true_cfg_scale": guidance, "negative_prompt": ""}
+    if kind == "Flux2KleinPipeline":
+        return {"guidance_scale": guidance, "max_sequence_length": pipeline.tokenizer_max_length}
     if kind == "FluxPipeline" and not pipeline.transformer.config.guidance_embeds:
         return {"guidance_scale": guidance, "max_sequence_length": 256}
     if kind in ("PixArtAlphaPipeline", "PixArtSigmaPipeline", "SanaPipeline"):

@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, urlencode
 
 from pydantic import TypeAdapter, ValidationError
 
-from attend_excite.app.limits import check_count, check_name, check_numbers, check_prompt, check_subjects
+from attend_excite.app import limits
 from attend_excite.guidance.recipes import recipe_names
 from attend_excite.guidance.schedule import Recipe
 from attend_excite.metadata import Settings, revision_of
@@ -71,13 +71,14 @@ class Form:
     height: int | None = None
 
     def __post_init__(self) -> None:
-        check_count(self.pictures)
-        check_prompt(self.prompt)
-        check_prompt(self.negative, "the negative prompt")
+        limits.check_count(self.pictures)
+        limits.check_prompt(self.prompt)
+        limits.check_prompt(self.negative, "the negative prompt")
         for name in (self.model, self.method, self.recipe, self.scheduler):
-            check_name(name)
-        check_subjects(self.subjects or ())
-        check_numbers(self.steps, self.guidance, self.seeds)
+            limits.check_name(name)
+        limits.check_subjects(self.subjects or ())
+        limits.check_numbers(self.steps, self.guidance, self.seeds)
+        limits.check_refinements(self.max_refinements or 0)
 
     @property
     def seeds(self) -> tuple[int, ...]:

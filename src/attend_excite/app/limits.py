@@ -138,6 +138,15 @@ def check_count(pictures: int) -> None:
     _require(1 <= pictures <= MAX_PICTURES, "the number of pictures", pictures, f"1 to {MAX_PICTURES}")
 
 
+def check_refinements(number: int) -> None:
+    """Refuse too many refinements at a threshold.
+
+    Raises:
+        ValueError: so it is.
+    """
+    _require(number <= MAX_REFINEMENTS, "refinements", number, f"at most {MAX_REFINEMENTS}")
+
+
 def check_name(name: str) -> None:
     """Refuse a name that is too long to be one.
 
@@ -152,7 +161,7 @@ def _check_method(method: Method, prompt: str) -> None:
     if isinstance(method, AttendAndExcite):
         if isinstance(method.recipe, Recipe):
             most, places = method.recipe.max_refinements, len(method.recipe.thresholds)
-            _require(most <= MAX_REFINEMENTS, "refinements", most, f"at most {MAX_REFINEMENTS}")
+            check_refinements(most)
             _require(places <= MAX_PARTS, "the number of thresholds", places, f"at most {MAX_PARTS}")
         _check_method(method.base, prompt)
     if isinstance(method, ComposableDiffusion):

@@ -1,4 +1,4 @@
-"""Some text tokens seen more, or less, by the image, where both share one attention."""
+"""Some text tokens seen more, or less, by the image, on what is handed to fused attention."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from attend_excite.attention.record import Layout, image_and_text
 def weighted_tokens(network: nn.Module, places: Sequence[Place], layout: Layout) -> Iterator[None]:
     """In the block each pass takes `token_weights_above_1` (b, tokens) among its arguments.
 
-    By those weights the attention that the image pays to the text's tokens is multiplied, behind the softmax and
-    without normalising it again.
+    By those weights the attention that the image pays to the text's tokens is multiplied, behind the softmax
+    and without normalising it again.
 
     softmax(QK) diag(c) V = softmax(QK) (diag(c) V), so the image's rows see values that are multiplied, and
     the text's rows those of the model. The map is never made. The price is the text's rows a second time, a
@@ -48,11 +48,15 @@ def weighted_tokens(network: nn.Module, places: Sequence[Place], layout: Layout)
             **options: Any,
         ) -> Tensor:
             image, text = image_and_text(key, place, layout)
+            if layout.joint is None:
+                text = slice(0, key.shape[-2])
             factors = value.new_ones(len(value), 1, value.shape[-2], 1)
             tokens = now[0].shape[1]
             factors[:, 0, text.start : text.start + tokens, 0] += now[0].to(value.dtype)
             # First with all rows, as the layer itself asks: whoever listens too hears the whole attention.
             output = fused(query, key, value * factors, attn_mask, *rest, **options)
+            if layout.joint is None:
+                return output
             others = slice(0, image.start) if image.start else slice(image.stop, None)
             if attn_mask is not None and attn_mask.shape[-2] > 1:
                 attn_mask = attn_mask[..., others, :]

@@ -16,7 +16,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from attend_excite.subjects import Subject, parse
+from attend_excite.subjects import Stream, Subject, parse
 
 ANIMALS, ANIMAL_AND_OBJECT, OBJECTS = "animals", "animal and object", "objects"
 
@@ -126,7 +126,9 @@ def sample(prompts: Sequence[BenchmarkPrompt], per_subset: int, seed: int = 0) -
     return sorted(chosen, key=list(prompts).index)
 
 
-def with_subjects(prompt: BenchmarkPrompt, tokenizer: PreTrainedTokenizerBase) -> BenchmarkPrompt:
+def with_subjects(
+    prompt: BenchmarkPrompt, tokenizer: PreTrainedTokenizerBase | Sequence[Stream]
+) -> BenchmarkPrompt:
     """The prompt with its subjects named: those in its brackets or else its nouns.
 
     One in which none can be found stays as it is, and fails where it is drawn.

@@ -278,15 +278,15 @@ def tokens(
         check_prompt(prompt, context.args)
         check_subjects(subject, prompt)
         from attend_excite.cli.summary import print_json, print_tokens, tokens_document
-        from attend_excite.models import load_tokenizer
+        from attend_excite.models import load_streams
         from attend_excite.subjects import parse
 
-        tokenizer = load_tokenizer(model or "stickers")
-        parsed = parse(prompt, tokenizer, subject)
+        streams = load_streams(model or "stickers")
+        parsed = parse(prompt, streams, subject)
         if as_json:
             print_json(tokens_document(parsed))
         else:
-            print_tokens(parsed, tokenizer.model_max_length)
+            print_tokens(parsed, streams)
 
 
 @app.command()
@@ -296,7 +296,8 @@ def models() -> None:
         from attend_excite.cli.summary import RESULTS, table
         from attend_excite.models import catalogue
 
-        entries = table("name", "kind", "source", "what it is")
+        entries = table("name", "kind", "source", "what it is", "nursing tried on")
         for name, entry in catalogue().items():
-            entries.add_row(name, entry.kind, entry.source, entry.summary)
+            tried = f"{entry.tried} weights" if entry.tried else ""
+            entries.add_row(name, entry.kind, entry.source, entry.summary, tried)
         RESULTS.print(entries)

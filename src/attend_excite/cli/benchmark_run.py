@@ -24,7 +24,7 @@ from attend_excite.benchmark.store import read_rows, set_aside_broken
 from attend_excite.cli.messages import MESSAGES, plain, warn
 from attend_excite.cli.summary import RESULTS, table
 from attend_excite.guidance.schedule import Recipe
-from attend_excite.models import load, load_tokenizer
+from attend_excite.models import load, load_streams
 
 # Errors that are told one by one; beyond them a count is enough.
 _ERRORS_TOLD = 5
@@ -71,9 +71,9 @@ def draw_benchmark(request: Request) -> bool:
     prompts = paper_prompts() if request.prompts is None else read_prompts(request.prompts)
     if request.per_subset is not None:
         prompts = sample(prompts, request.per_subset)
-    tokenizer = load_tokenizer(request.model)
+    streams = load_streams(request.model)
     # With the brackets out, two that were spelled differently may be the same.
-    prompts = list(dict.fromkeys(with_subjects(prompt, tokenizer) for prompt in prompts))
+    prompts = list(dict.fromkeys(with_subjects(prompt, streams) for prompt in prompts))
     with _executor(request) as executor:
         with MESSAGES.status(plain(f"loading {request.model}")):
             conditions, recommended = executor.describe(request.steps, request.guidance)

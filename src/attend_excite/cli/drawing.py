@@ -39,7 +39,7 @@ from attend_excite.methods import (
     StructureDiffusion,
 )
 from attend_excite.methods.own import find_method
-from attend_excite.models import Model, catalogue, load, load_tokenizer
+from attend_excite.models import Model, catalogue, load, load_streams
 from attend_excite.models.loading import is_usable
 from attend_excite.models.model import fitting_batch_size
 from attend_excite.sheets import comparison_sheet, maps_sheet
@@ -51,9 +51,9 @@ _DEFAULTS: dict[str, Any] = {
     "model": "stickers",
     "method": AttendAndExcite(),
     "subjects": None,
-    "steps": 50,
+    "steps": None,
     "scheduler": None,
-    "guidance_scale": 7.5,
+    "guidance_scale": None,
     "negative_prompt": "",
     "height": None,
     "width": None,
@@ -196,13 +196,13 @@ def prepare(request: Request) -> Plan:
         )
     _make_writable(request.out)
 
-    tokenizer = load_tokenizer(chosen["model"], revision=chosen["revision"])
+    streams = load_streams(chosen["model"], revision=chosen["revision"])
     try:
-        prompt = parse(chosen["prompt"], tokenizer, chosen["subjects"])
+        prompt = parse(chosen["prompt"], streams, chosen["subjects"])
     except ValueError:
         if request.maps or request.best or any(method.uses_subjects for method in methods):
             raise
-        prompt = parse(chosen["prompt"], tokenizer, ())
+        prompt = parse(chosen["prompt"], streams, ())
     if request.best and not can_judge(prompt, chosen["model"]):
         raise ValueError(f"--best: {NOBODY_CAN_TELL}")
     with MESSAGES.status(plain(f"loading {chosen['model']}")):
@@ -351,8 +351,16 @@ def _chosen(request: Request, origin: Origin | None, method: Method | None) -> d
         # A mistake in it shows before a model is loaded.
         read_recipe(request.recipe, Recipe.named("official"))
     # So does a number out of its range; what is left to the model stands in as something that is in it.
-    stand_ins = {"height": 1, "width": 1, "dtype": DTYPES[0], "device": "cpu"}
-    Settings(**chosen | {name: chosen[name] or value for name, value in stand_ins.items()})
+    stand_ins = {
+        "steps": 1,
+        "guidance_scale": 1.0,
+        "height": 1,
+        "width": 1,
+        "dtype": DTYPES[0],
+        "device": "cpu",
+    }
+    left = {name: value for name, value in stand_ins.items() if chosen[name] is None}
+    Settings(**chosen | left)
     return chosen
 
 
@@ -409,10 +417,15 @@ def _with_recipe(method: Method, name: str | None, model: Model) -> Method:
 def _settings(model: Model, chosen: dict[str, Any], method: Method) -> Settings:
     """What was left to the model, filled in."""
     height, width = model.default_size
+    defaults = model.family.defaults
     return Settings(
         **chosen
         | {
             "method": method,
+            "steps": chosen["steps"] or defaults.steps,
+            "guidance_scale": defaults.guidance_scale
+            if chosen["guidance_scale"] is None
+            else chosen["guidance_scale"],
             "height": chosen["height"] or height,
             "width": chosen["width"] or width,
             "dtype": str(model.dtype).removeprefix("torch."),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
@@ -14,7 +14,7 @@ from rich.text import Text
 
 from attend_excite.cli.messages import plain, printable
 from attend_excite.nouns import find_nouns
-from attend_excite.subjects import Prompt, TokenGroup
+from attend_excite.subjects import Prompt, Stream, TokenGroup
 
 if TYPE_CHECKING:
     from attend_excite.cli.drawing import Drawing, Picture
@@ -80,28 +80,36 @@ def tokens_document(prompt: Prompt) -> dict[str, Any]:
     }
 
 
-def print_tokens(prompt: Prompt, limit: int) -> None:
+def print_tokens(prompt: Prompt, streams: Sequence[Stream]) -> None:
     """What is made of a prompt: its tokens with their positions, its nouns, its subjects.
 
     Args:
         prompt: parsed.
-        limit: how many tokens the model reads.
+        streams: the tables of tokens that the model reads.
     """
-    tokens = table("position", "token", "subject")
-    subjects = {
-        position: f"of {group.text}"
-        for group in prompt.groups
-        for attribute in group.attributes
-        for position in attribute.positions
-    }
-    subjects |= {position: group.text for group in prompt.groups for position in group.positions}
-    for position, token in enumerate(prompt.tokens):
-        subject = subjects.get(position, "")
-        style = "bold green" if subject else None
-        tokens.add_row(str(position), plain(token), plain(subject), style=style)
-    RESULTS.print(tokens)
-    nouns = ", ".join(noun.text for noun in find_nouns(prompt.text)) or "none"
-    lines = [f"{len(prompt.tokens)} of the {limit} tokens that the model reads", f"nouns found: {nouns}"]
+    lines = []
+    for at, stream in enumerate(streams):
+        of = f" of {stream.name}" if len(streams) > 1 else ""
+        tokens = table("position", f"token{of}", "subject")
+        subjects = {
+            position: f"of {group.text}"
+            for group in prompt.groups
+            for attribute in group.attributes
+            for position in (attribute.positions, *attribute.further)[at]
+        }
+        subjects |= {
+            position: group.text
+            for group in prompt.groups
+            for position in (group.positions, *group.further)[at]
+        }
+        read = prompt.further[at - 1][0] if at else prompt.tokens
+        for position, token in enumerate(read):
+            subject = subjects.get(position, "")
+            style = "bold green" if subject else None
+            tokens.add_row(str(position), plain(token), plain(subject), style=style)
+        RESULTS.print(tokens)
+        lines.append(f"{len(read)} of the {stream.width} tokens{of} that the model reads")
+    lines.append(f"nouns found: {', '.join(noun.text for noun in find_nouns(prompt.text)) or 'none'}")
     for group in prompt.groups:
         head = " ".join(prompt.tokens[position] for position in group.positions)
         wanted = _wanted_attention(group)

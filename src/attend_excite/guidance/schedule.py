@@ -6,12 +6,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from attend_excite.documents import read_object
-from attend_excite.guidance.objectives import Need, Objective, Term, term_named
-from attend_excite.guidance.objectives.most_neglected import MostNeglected
 from attend_excite.guidance.recipes import packaged_recipes
+
+# Terms are made where they are needed: `--help` asks for the recipes' names, and must not wait for torch.
+if TYPE_CHECKING:
+    from attend_excite.guidance.objectives import Need, Objective, Term
 
 Decay = Literal["square-root", "linear", "constant"]
 Number = bool | int | float
@@ -60,6 +62,8 @@ class WeightedTerm:
 
     def made(self, **shared: Number) -> Term:
         """The term with its own numbers, and with those that all terms of the recipe share."""
+        from attend_excite.guidance.objectives import term_named
+
         return term_named(self.term, dict(self.options), **shared)
 
 
@@ -68,6 +72,10 @@ class PlannedTerm(NamedTuple):
 
     weight: float
     term: Objective
+
+
+def _the_papers() -> tuple[PlannedTerm, ...]:
+    return (PlannedTerm(1.0, WeightedTerm("most-neglected").made()),)
 
 
 # No recipe comes near; beyond them numbers overflow, and a run doesn't end.
@@ -94,7 +102,7 @@ class StepPlan:
     max_refinements: int
     update_after_refinement: bool
     max_shift: float | None = None
-    terms: tuple[PlannedTerm, ...] = (PlannedTerm(1.0, MostNeglected()),)
+    terms: tuple[PlannedTerm, ...] = field(default_factory=_the_papers)
 
     @property
     def idle(self) -> bool:
@@ -104,7 +112,7 @@ class StepPlan:
     @property
     def needs(self) -> frozenset[Need]:
         """What its terms need recorded besides the cross-attention."""
-        return frozenset[Need]().union(*(getattr(each.term, "needs", ()) for each in self.terms))
+        return frozenset["Need"]().union(*(getattr(each.term, "needs", ()) for each in self.terms))
 
 
 @dataclass(frozen=True)

@@ -194,7 +194,7 @@ class Run:
         Args:
             weights: (B, tokens).
         """
-        if self.model.family.joint is None:
+        if self.model.family.sets_refusal is None:
             # softmax(QK) diag(c) V = softmax(QK) (diag(c) V): multiplying columns of the map is multiplying
             # rows of the values, which are linear in the text. So the map is never made.
             plain = self.text.states[:, None]

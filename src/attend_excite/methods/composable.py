@@ -73,8 +73,8 @@ class ComposableDiffusion:
             )
         if run.empty_text is None and run.distilled is not None and self.weights is None:
             raise ValueError(
-                "composable diffusion needs classifier-free guidance, and that of this model is distilled into "
-                "it: ask for some with true_cfg_scale above 1, or give the weights"
+                "composable diffusion needs classifier-free guidance, and this model's is distilled into it: "
+                "ask for some with true_cfg_scale above 1, or give the weights"
             )
         split = [concepts(prompt.text) for prompt in run.prompts]
         weights = [self._weights(parts, run).view(-1, 1, 1, 1) for parts in split]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from attend_excite.models.catalogue import CatalogueEntry, catalogue, load_tokenizer, source_of
+from attend_excite.models.catalogue import CatalogueEntry, catalogue, load_streams, load_tokenizer, source_of
 
 if TYPE_CHECKING:
     from attend_excite.models.loading import load
     from attend_excite.models.model import Model
 
-__all__ = ["CatalogueEntry", "Model", "catalogue", "load", "load_tokenizer", "source_of"]
+__all__ = ["CatalogueEntry", "Model", "catalogue", "load", "load_streams", "load_tokenizer", "source_of"]
 
 _HOMES = {"Model": "attend_excite.models.model", "load": "attend_excite.models.loading"}
 

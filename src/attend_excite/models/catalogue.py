@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from huggingface_hub import file_exists, try_to_load_from_cache
+from huggingface_hub import file_exists, hf_hub_download, try_to_load_from_cache
 
-if TYPE_CHECKING:
-    from transformers import CLIPTokenizer
+from attend_excite.documents import read_object
+from attend_excite.subjects import Stream
+
+# Their only table of tokens is CLIP's, so that nothing need be imported that needs torch.
+_CLIP_ALONE = ("StableDiffusionPipeline", "StableDiffusionAttendAndExcite", "StableDiffusionXLPipeline")
 
 _LONGEST_NAME, _LONGEST_PATH = 200, 4000
 VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
@@ -32,12 +35,21 @@ SETTINGS_FILE = "attend_excite.json"
 class CatalogueEntry:
     """A model with a short name: where it comes from (a Hub id, or "bundled"), one line on it, and its
     kind: "generator" makes pictures; "clip", "captioner" and "judge" look at them. A generator may have a
-    judge of its pictures."""
+    judge of its pictures; `family` is its architecture's entry in data/families.json."""
 
     source: str
     summary: str
     kind: str = "generator"
     judge: str | None = None
+    family: str = "stable-diffusion"
+
+    @property
+    def tried(self) -> str:
+        """On what weights nursing was tried here: "trained", or "random" alone; "": it makes no pictures."""
+        if self.kind != "generator":
+            return ""
+        text = files("attend_excite").joinpath("data/families.json").read_text(encoding="utf-8")
+        return json.loads(text)[self.family].get("tried", "random") if self.source != "bundled" else "trained"
 
 
 @cache
@@ -55,25 +67,43 @@ def source_of(name: str) -> str | Path:
     return Path(str(files("attend_excite"))) / "models" / name if source == "bundled" else source
 
 
-def load_tokenizer(model: str | Path, *, revision: str | None = None) -> CLIPTokenizer:
-    """The tokenizer of a model alone: enough to look at the words of a prompt.
+def load_streams(model: str | Path, *, revision: str | None = None) -> tuple[Stream, ...]:
+    """A model's tables of tokens, without its weights: enough to look at the words of a prompt.
 
     Args:
         model: a short name, a folder in diffusers layout or a Hub id, as for `load`.
         revision: branch, tag or commit of a model on the Hub.
 
     Raises:
-        ValueError: there is no such model.
+        ValueError: there is no such model, or its architecture isn't served.
     """
-    from transformers import CLIPTokenizer
-
     source = generator(str(model))
     folder = Path(source) / "tokenizer"
     with sought(source, str(model), revision):
+        index = _read_index(source, revision)
+        if not str(index.get("_class_name")).startswith(_CLIP_ALONE):
+            from attend_excite.models.loading import read_streams
+
+            return read_streams(source, index, revision)
+        from transformers import CLIPTokenizer
+
         if Path(source).is_dir() and not any((folder / file).is_file() for file in VOCABULARIES):
             # transformers makes an empty one instead, which knows no word.
             raise FileNotFoundError(f"it has no tokenizer, none of {', '.join(VOCABULARIES)} in '{folder}'")
-        return CLIPTokenizer.from_pretrained(source, subfolder="tokenizer", revision=revision or "main")
+        tokenizer = CLIPTokenizer.from_pretrained(source, subfolder="tokenizer", revision=revision or "main")
+    return (Stream("CLIP", tokenizer, 0, tokenizer.model_max_length),)
+
+
+def load_tokenizer(model: str | Path, *, revision: str | None = None) -> Any:
+    """The tokenizer of a model's first table of tokens; arguments and errors are those of `load_streams`."""
+    return load_streams(model, revision=revision)[0].tokenizer
+
+
+def _read_index(source: str | Path, revision: str | None) -> Mapping[str, Any]:
+    path = Path(source) / "model_index.json"
+    if not path.is_file():
+        path = Path(hf_hub_download(str(source), "model_index.json", revision=revision))
+    return read_object(path)
 
 
 def generator(name: str) -> str | Path:

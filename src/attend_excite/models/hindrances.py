@@ -36,8 +36,8 @@ def refuse_hindrances(network: nn.Module) -> None:
         if not _passes_gradient(module, network):
             raise ValueError(
                 f"{type(network).__name__} is quantised by {_quantiser(network)}, and no gradient passes "
-                f"through its {type(module).__name__}: load it without, or with a quantiser that keeps only the "
-                "weights in fewer bits"
+                f"through its {type(module).__name__}: load it without, or with a quantiser that keeps only "
+                "the weights in fewer bits"
             )
 
 

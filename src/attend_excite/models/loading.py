@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from attend_excite.models.catalogue import SETTINGS_FILE, VOCABULARIES, generato
 from attend_excite.models.families import Family, family_class, is_served
 from attend_excite.models.hindrances import refuse_hindrances
 from attend_excite.models.model import Model
+from attend_excite.subjects import Stream
 
 
 @torch.inference_mode(False)  # weights that are made in a caller's could never be nursed with
@@ -236,3 +238,29 @@ def _read_settings(source: str | Path, revision: str | None) -> dict[str, Any]:
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"'{path}' cannot be used: {error}") from error
     return settings
+
+
+def read_streams(source: str | Path, index: Mapping[str, Any], revision: str | None) -> tuple[Stream, ...]:
+    """The tables of tokens of a model whose weights nobody reads.
+
+    Args:
+        source: a folder or a Hub id.
+        index: what its model_index.json says.
+        revision: branch, tag or commit of a model on the Hub.
+
+    Raises:
+        ValueError: no family serves it.
+    """
+    family = family_class(str(index.get("_class_name")))
+    kinds = {part: kind for part, kind in index.items() if isinstance(kind, list) and None not in kind}
+    # A pipeline whose networks are their configurations.
+    left_out = {part: None for part in kinds if "tokenizer" not in part and part != "scheduler"}
+    absent = {part: None for part, kind in index.items() if isinstance(kind, list) and None in kind}
+    pipeline: Any = DiffusionPipeline.from_pretrained(source, revision=revision, **left_out, **absent)
+    for part in left_out:
+        path = Path(source) / part / "config.json"
+        if not Path(source).is_dir():
+            path = Path(hf_hub_download(str(source), "config.json", subfolder=part, revision=revision))
+        config = read_object(path)
+        object.__setattr__(pipeline, part, SimpleNamespace(config=config))
+    return family(pipeline).streams()

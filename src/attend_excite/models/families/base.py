@@ -73,7 +73,7 @@ def concatenated(*parts: Conditioning) -> Conditioning:
 
 
 def _as_long(tensors: list[Tensor]) -> list[Tensor]:
-    """Some families have as many text tokens as the text: noughts, which their masks leave out, for the rest."""
+    """Texts of several lengths filled up with noughts: families that have such mask what is no text."""
     if tensors[0].ndim < 2:
         return tensors
     longest = max(tensor.shape[1] for tensor in tensors)
@@ -292,7 +292,7 @@ class Family(ABC):
         if self.sets_refusal is not None:
             raise ValueError(
                 f"{self.defaults.title} {self.sets_refusal}, which this method needs: "
-                "choose Attend-and-Excite, Composable Diffusion or the plain model"
+                "choose Attend-and-Excite, re-weighting, Composable Diffusion or the plain model"
             )
 
     def attend_to_sets(self, sets: int, width: int) -> AbstractContextManager[None]:

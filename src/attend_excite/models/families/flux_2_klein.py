@@ -63,7 +63,10 @@ class Flux2Klein(Family):
     def _conditioning(self, texts: list[str]) -> Conditioning:
         if self.pipeline.tokenizer.padding_side != "right":
             raise ValueError("the tokenizer pads on the left, so no word has its place: set padding_side")
-        states, _ = self.pipeline.encode_prompt(texts, device=self.pipeline._execution_device)
+        pipeline, length = self.pipeline, self.streams()[0].width
+        states, _ = pipeline.encode_prompt(
+            texts, device=pipeline._execution_device, max_sequence_length=length
+        )
         return Conditioning({"encoder_hidden_states": states})
 
     def set_timesteps(self, scheduler: Any, steps: int, size: tuple[int, int]) -> None:

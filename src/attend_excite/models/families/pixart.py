@@ -57,14 +57,10 @@ class PixArt(Family):
         return Conditioning(tensors)
 
     def inputs(self, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> dict[str, Any]:
-        tensors = conditioning.tensors
-        return {
-            "hidden_states": latents,
-            "timestep": timestep.expand(len(latents)),
-            "encoder_hidden_states": conditioning.states,
-            "encoder_attention_mask": tensors["encoder_attention_mask"],
-            "added_cond_kwargs": {name: tensors.get(name) for name in ("resolution", "aspect_ratio")},
-        }
+        tensors = dict(conditioning.tensors)
+        told = {name: tensors.pop(name, None) for name in ("resolution", "aspect_ratio")}
+        timesteps = timestep.expand(len(latents))
+        return {"hidden_states": latents, "timestep": timesteps, "added_cond_kwargs": told, **tensors}
 
     def output(self, raw: Tensor, latents: Tensor) -> Tensor:
         return raw[:, : latents.shape[1]]  # what follows is the variance, which no scheduler asks for

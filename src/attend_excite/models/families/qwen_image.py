@@ -1,4 +1,4 @@
-"""Qwen-Image: joint attention, the text first, and of the text what stands behind its template's first part."""
+"""Qwen-Image: joint attention, the text first, without the first part of its template."""
 
 from __future__ import annotations
 

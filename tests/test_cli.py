@@ -199,8 +199,8 @@ def test_bad_input_is_one_sentence(arguments: list[str], message: str, tmp_path:
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("model_index.json", b"[" * 10**5, "model_index.json' cannot be used: it is nested too deep"),
-        ("model_index.json", b"5", "model_index.json' cannot be used: it holds a number"),
+        ("model_index.json", b"[" * 10**5, "model_index.json cannot be used: it is nested too deep"),
+        ("model_index.json", b"5", "model_index.json cannot be used: it holds a number"),
         ("model_index.json", b'{"_class_name": "Nope"}', "Nope is not served"),
         ("unet/config.json", b"\xff", "unet/config.json' is no text in UTF-8, from byte 0 on"),
         ("unet/config.json", b"", "unet/config.json' is not JSON"),

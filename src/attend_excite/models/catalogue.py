@@ -103,7 +103,10 @@ def _read_index(source: str | Path, revision: str | None) -> Mapping[str, Any]:
     path = Path(source) / "model_index.json"
     if not path.is_file():
         path = Path(hf_hub_download(str(source), "model_index.json", revision=revision))
-    return read_object(path)
+    try:
+        return read_object(path)
+    except ValueError as error:
+        raise ValueError(f"its model_index.json {error}") from error
 
 
 def generator(name: str) -> str | Path:

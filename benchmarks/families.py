@@ -65,8 +65,8 @@ def sdxl() -> nn.Module:
         block_out_channels=(320, 640, 1280),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 2, 10),
-        attention_head_dim=(5, 10, 20),
+        transformer_layers_per_block=(1, 2, 10),  # pyright: ignore[reportArgumentType]
+        attention_head_dim=(5, 10, 20),  # pyright: ignore[reportArgumentType]
         cross_attention_dim=2048,
         addition_embed_type="text_time",
         addition_time_embed_dim=256,

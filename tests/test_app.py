@@ -286,7 +286,7 @@ def test_stop_does_not_wait_for_the_refinements_of_a_step(server: Server) -> Non
                     break
         passes = 0
 
-    with model.unet.register_forward_pre_hook(count):
+    with model.network.register_forward_pre_hook(count):
         _run(partial(draw, server, form))
         assert passes > 60
         asyncio.run(leave_with_the_plain_picture())

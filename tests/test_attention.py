@@ -26,14 +26,14 @@ def inputs(tiny: Model) -> dict[str, Tensor]:
 
 
 def test_places_are_found_in_running_order(tiny: Model) -> None:
-    names = [place.name for place in cross_attention_places(tiny.unet, 4)]
+    names = [place.name for place in cross_attention_places(tiny.network, 4)]
     assert [name.split(".transformer_blocks")[0] for name in names] == [
         "down_blocks.2.attentions.0",
         "up_blocks.1.attentions.0",
         "up_blocks.1.attentions.1",
     ]
     with pytest.raises(ValueError, match="choose a downsampling of 1, 2, 4, 8"):
-        cross_attention_places(tiny.unet, 16)
+        cross_attention_places(tiny.network, 16)
 
 
 @pytest.mark.parametrize(
@@ -50,9 +50,9 @@ def test_downsampling_is_found_by_the_maps_size(tiny: Model) -> None:
 
 
 def test_recording_changes_no_output_and_gives_distributions(tiny: Model, inputs: dict[str, Tensor]) -> None:
-    plain = tiny.unet(**inputs).sample
-    with record(tiny.unet, cross_attention_places(tiny.unet, 4)) as recording:
-        recorded = tiny.unet(**inputs).sample
+    plain = tiny.network(**inputs).sample
+    with record(tiny.network, cross_attention_places(tiny.network, 4)) as recording:
+        recorded = tiny.network(**inputs).sample
     maps = recording.average()
     assert torch.equal(plain, recorded)
     assert maps.shape == (1, 4, 6, 77)
@@ -60,8 +60,8 @@ def test_recording_changes_no_output_and_gives_distributions(tiny: Model, inputs
 
 
 def test_recorded_maps_are_those_of_diffusers_attention(tiny: Model, inputs: dict[str, Tensor]) -> None:
-    place = cross_attention_places(tiny.unet, 4)[0]
-    layer = tiny.unet.get_submodule(place.name)
+    place = cross_attention_places(tiny.network, 4)[0]
+    layer = tiny.network.get_submodule(place.name)
     seen: list[Tensor] = []
 
     def look(module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
@@ -70,15 +70,15 @@ def test_recorded_maps_are_those_of_diffusers_attention(tiny: Model, inputs: dic
         seen.append(layer.get_attention_scores(query, key))
 
     handle = layer.register_forward_pre_hook(look, with_kwargs=True)
-    with record(tiny.unet, [place]) as recording:
-        tiny.unet(**inputs)
+    with record(tiny.network, [place]) as recording:
+        tiny.network(**inputs)
     handle.remove()
     torch.testing.assert_close(recording.layers[place.name].flatten(0, 1), seen[0], rtol=1e-12, atol=1e-15)
 
 
 def _loss_and_gradient(tiny: Model, inputs: dict[str, Tensor], stop: bool) -> tuple[Tensor, Tensor]:
     sample = inputs["sample"].clone().requires_grad_(True)
-    with record(tiny.unet, cross_attention_places(tiny.unet, 4), stop_after_last=stop) as recording:
+    with record(tiny.network, cross_attention_places(tiny.network, 4), stop_after_last=stop) as recording:
         recording.forward(**(inputs | {"sample": sample}))
         loss = 1 - recording.average()[0, ..., 2].max()
         (gradient,) = torch.autograd.grad(loss, sample)
@@ -93,12 +93,12 @@ def test_the_shortened_pass_gives_the_full_pass_s_gradient(tiny: Model, inputs: 
 
 def test_gradient_checkpointing_gives_the_same_gradient(tiny: Model, inputs: dict[str, Tensor]) -> None:
     _, expected = _loss_and_gradient(tiny, inputs, True)
-    tiny.unet.enable_gradient_checkpointing()
+    tiny.network.enable_gradient_checkpointing()
     try:
         _, gradient = _loss_and_gradient(tiny, inputs, True)
         tiny.generate("a cat and a frog", steps=1, progress=False, decode=False)
     finally:
-        tiny.unet.disable_gradient_checkpointing()
+        tiny.network.disable_gradient_checkpointing()
     torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-15)
 
 
@@ -120,10 +120,10 @@ def test_nothing_of_the_recording_remains(
     error: type[BaseException] | None,
 ) -> None:
     check = same_model(tiny)
-    places = cross_attention_places(tiny.unet, 4)
+    places = cross_attention_places(tiny.network, 4)
     with (
         suppress(ValueError, KeyboardInterrupt),
-        record(tiny.unet, places, stop_after_last=True) as recording,
+        record(tiny.network, places, stop_after_last=True) as recording,
     ):
         recording.forward(**inputs)
         if error is not None:
@@ -132,8 +132,8 @@ def test_nothing_of_the_recording_remains(
 
 
 def test_places_of_two_resolutions_are_refused(tiny: Model) -> None:
-    places = cross_attention_places(tiny.unet, 4) + cross_attention_places(tiny.unet, 8)
-    with pytest.raises(ValueError, match="all of one resolution"), record(tiny.unet, places):
+    places = cross_attention_places(tiny.network, 4) + cross_attention_places(tiny.network, 8)
+    with pytest.raises(ValueError, match="all of one resolution"), record(tiny.network, places):
         pass
 
 

@@ -311,7 +311,7 @@ def test_rows_count_passes_and_updates(model: Model) -> None:
     found = {}
     for batch in plan([prompt], [0], systems, conditions_of(model, 4, 7.5), batch_size=1):
         calls: list[int] = []
-        handle = model.unet.register_forward_pre_hook(
+        handle = model.network.register_forward_pre_hook(
             lambda module, args, kwargs, calls=calls: calls.append(len((args or (kwargs["sample"],))[0])),
             with_kwargs=True,
         )

@@ -135,7 +135,7 @@ def test_maps_are_of_the_conditional_pass_and_any_shape(tiny: Model) -> None:
 
 def test_guidance_passes_are_made_only_where_the_latent_can_change(tiny: Model) -> None:
     passes: list[int] = []
-    with_hook = tiny.unet.conv_in.register_forward_hook(lambda _, __, out: passes.append(len(out)))
+    with_hook = tiny.network.conv_in.register_forward_hook(lambda _, __, out: passes.append(len(out)))
     _run(tiny, method=AttendAndExcite(replace(GENTLE.recipe, thresholds=())))  # type: ignore[type-var]
     with_hook.remove()
     # Six passes of two halves, and before each of the first three one of the conditional half.
@@ -179,9 +179,9 @@ def test_maps_of_a_compiled_unet_are_those_of_the_plain_one(tiny_folder: Path, c
     options: dict[str, Any] = {"steps": 2, "maps": True, "decode": False, "progress": False}
     expected = model.generate(CAT_AND_FROG, **options)
     if compiled == "whole":
-        model.pipeline.unet = torch.compile(model.unet, backend="eager")
+        model.pipeline.unet = torch.compile(model.network, backend="eager")
     else:
-        model.unet.compile_repeated_blocks(backend="eager")
+        model.network.compile_repeated_blocks(backend="eager")
     model.generate(CAT_AND_FROG, method=StableDiffusion(), steps=2, decode=False, progress=False)
     found = model.generate(CAT_AND_FROG, **options)
     assert torch.allclose(found.maps.values, expected.maps.values, atol=1e-5)
@@ -192,11 +192,11 @@ def test_maps_of_a_compiled_unet_are_those_of_the_plain_one(tiny_folder: Path, c
 def test_the_model_is_left_as_it_was(
     tiny: Model, same_model: Callable[[Model], Callable[[], None]], error: type[BaseException] | None
 ) -> None:
-    tiny.unet.train()
+    tiny.network.train()
     check = same_model(tiny)
 
     def interrupt(event: StepEvent) -> None:
-        assert not any(parameter.requires_grad for parameter in tiny.unet.parameters())
+        assert not any(parameter.requires_grad for parameter in tiny.network.parameters())
         if event.index == 1 and error is not None:
             raise error
 
@@ -206,7 +206,7 @@ def test_the_model_is_left_as_it_was(
         with pytest.raises(error):
             _run(tiny, callback=interrupt)
     check()
-    tiny.unet.eval()
+    tiny.network.eval()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -309,7 +309,7 @@ def test_unknown_models_are_named(tmp_path: Path) -> None:
     ids=["inpainting", "SDXL"],
 )
 def test_a_unet_that_needs_more_than_text_is_refused(tiny: Model, changed: dict[str, Any]) -> None:
-    unet = UNet2DConditionModel.from_config(dict(tiny.unet.config) | changed)
+    unet = UNet2DConditionModel.from_config(dict(tiny.network.config) | changed)
     parts = tiny.pipeline.components | {"unet": unet}
     with pytest.raises(ValueError, match="needs more than latents and a text"):
         load(StableDiffusionPipeline(**parts, requires_safety_checker=False))
@@ -382,10 +382,10 @@ def test_what_is_no_model_is_told(tiny: Model, tmp_path: Path) -> None:
 
 def test_offloaded_parameters_ask_for_gradients_as_before(tiny_folder: Path) -> None:
     model = load(tiny_folder, device="cpu")
-    model.unet.requires_grad_(True)
-    cpu_offload(model.unet, execution_device=torch.device("cpu"))
+    model.network.requires_grad_(True)
+    cpu_offload(model.network, execution_device=torch.device("cpu"))
     model.generate(CAT_AND_FROG, steps=1, decode=False, progress=False)
-    assert all(parameter.requires_grad for parameter in model.unet.parameters())
+    assert all(parameter.requires_grad for parameter in model.network.parameters())
 
 
 def test_a_word_that_the_model_has_never_read_is_named(stickers: Model) -> None:
@@ -398,7 +398,7 @@ def test_a_word_that_the_model_has_never_read_is_named(stickers: Model) -> None:
 @pytest.mark.parametrize("part", ["unet", "vae"])
 def test_a_broken_weight_is_an_error_and_no_black_picture(tiny_folder: Path, method: Any, part: str) -> None:
     model = load(tiny_folder, device="cpu")
-    broken = {"unet": model.unet.conv_out, "vae": model.pipeline.vae.decoder.conv_out}[part]
+    broken = {"unet": model.network.conv_out, "vae": model.pipeline.vae.decoder.conv_out}[part]
     with torch.no_grad():
         broken.bias[0] = torch.nan
     where = {
@@ -432,12 +432,12 @@ def test_the_step_and_the_image_that_broke_are_named(tiny: Model) -> None:
 def test_threads_that_share_a_model_take_turns(tiny: Model) -> None:
     prompts = [CAT_AND_FROG, "a lion with a crown and a clock", "a big red dog", "a cat and a frog or two"]
     alone = [_run(tiny, prompt, steps=3).latents for prompt in prompts]
-    before = tiny.unet.conv_in.weight.requires_grad
+    before = tiny.network.conv_in.weight.requires_grad
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda prompt: _run(tiny, prompt, steps=3).latents, prompts * 2))
     for expected, found in zip(alone * 2, together, strict=True):
         assert torch.equal(expected, found)
-    assert tiny.unet.conv_in.weight.requires_grad == before
+    assert tiny.network.conv_in.weight.requires_grad == before
 
 
 def test_what_the_context_cuts_of_either_prompt_is_said(stickers: Model) -> None:

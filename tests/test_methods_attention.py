@@ -36,7 +36,7 @@ def _watch_layer(model: Model, method: Any, **options: Any) -> tuple[Tensor, Ten
 
     Taken from its neighbours in the block, x -> norm2 -> layer -> + x -> norm3, out of the hooks' reach.
     """
-    block = model.unet.get_submodule(LAYER.removesuffix(".attn2"))
+    block = model.network.get_submodule(LAYER.removesuffix(".attn2"))
     assert isinstance(block, BasicTransformerBlock)
     assert block.norm2 is not None
     assert block.norm3 is not None
@@ -56,7 +56,7 @@ def _attend(
     model: Model, hidden: Tensor, keys: Tensor, values: Tensor, columns: Tensor | None = None
 ) -> Tensor:
     """The layer written out: each head's softmax(Q K^T / sqrt(d)), its columns multiplied, times V."""
-    layer = model.unet.get_submodule(LAYER)
+    layer = model.network.get_submodule(LAYER)
     assert isinstance(layer, Attention)
 
     def heads(projected: Tensor) -> Tensor:
@@ -186,7 +186,7 @@ def test_reweighting_ends_after_its_share_of_the_steps(tiny: Model) -> None:
         keys, values = args[0].chunk(2, dim=-1)
         differs.append(not torch.equal(keys, values))
 
-    projection = tiny.unet.get_submodule(LAYER + ".to_v")
+    projection = tiny.network.get_submodule(LAYER + ".to_v")
     handle = projection.register_forward_pre_hook(compare)
     _run(tiny, AttentionReweighting(share=0.8), steps=5)
     handle.remove()
@@ -195,14 +195,14 @@ def test_reweighting_ends_after_its_share_of_the_steps(tiny: Model) -> None:
 
 def test_any_processor_stays(tiny: Model) -> None:
     fused = _run(tiny, StructureDiffusion(align="keys-and-values"))
-    tiny.unet.set_attn_processor(AttnProcessor())
+    tiny.network.set_attn_processor(AttnProcessor())
     written_out = _run(tiny, StructureDiffusion(align="keys-and-values"))
     torch.testing.assert_close(written_out, fused, rtol=1e-9, atol=1e-9)
 
 
 def test_fused_projections_are_refused(tiny_folder: Path) -> None:
     model = load(tiny_folder, device="cpu")
-    model.unet.fuse_qkv_projections()
+    model.network.fuse_qkv_projections()
     with pytest.raises(ValueError, match="unfuse_qkv_projections"):
         _run(model, StructureDiffusion())
 

@@ -33,10 +33,10 @@ def test_equals_the_formula_with_one_pass_a_concept(tiny: Model) -> None:
     latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     with torch.no_grad():
         for t in scheduler.timesteps:
-            unconditional = tiny.unet(latents, t, empty).sample
+            unconditional = tiny.network(latents, t, empty).sample
             guided = unconditional.clone()
             for weight, text in zip(weights, texts, strict=True):
-                guided += weight * (tiny.unet(latents, t, text).sample - unconditional)
+                guided += weight * (tiny.network(latents, t, text).sample - unconditional)
             latents = scheduler.step(guided, t, latents).prev_sample
     ours = _run(tiny, "a cat AND a dog NOT a frog", ComposableDiffusion([5, 3, 2]), seeds=3)
     torch.testing.assert_close(ours, latents, rtol=1e-9, atol=1e-9)
@@ -56,7 +56,9 @@ def test_one_concept_is_stable_diffusion(tiny: Model, scheduler: Any, prediction
 def test_prompts_of_different_lengths_share_one_pass_a_step(tiny: Model) -> None:
     prompts = ["a cat AND a dog AND a bird", "NOT a frog"]
     passes: list[int] = []
-    handle = tiny.unet.register_forward_pre_hook(lambda _, args, kwargs: passes.append(1), with_kwargs=True)
+    handle = tiny.network.register_forward_pre_hook(
+        lambda _, args, kwargs: passes.append(1), with_kwargs=True
+    )
     together = _run(tiny, prompts, ComposableDiffusion(), seeds=[0, 1])
     handle.remove()
     assert len(passes) == STEPS

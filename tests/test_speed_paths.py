@@ -244,7 +244,7 @@ def test_a_half_precision_run_stays_near_the_float32_one(stickers: Model) -> Non
     for a, b in zip(exact, rounded, strict=True):
         assert b.dtype == torch.float32
         assert (a - b).norm() / a.norm() < 0.1
-    with record(half.unet, cross_attention_places(half.unet, 1), stop_after_last=True) as recording:
+    with record(half.network, cross_attention_places(half.network, 1), stop_after_last=True) as recording:
         sample = torch.randn(1, 4, 16, 16, dtype=torch.bfloat16)
         recording.forward(sample, 500, torch.randn(1, 77, 128, dtype=torch.bfloat16))
     assert recording.average().dtype == torch.float32
@@ -256,7 +256,7 @@ def test_an_offloaded_model_draws_the_same(small: Model, offload: str) -> None:
     recipe = _refining(small)
     expected = _draw(small, recipe)
     hooked: Callable = getattr(accelerate, offload)
-    hooked(small.unet, execution_device=torch.device("cpu"))
+    hooked(small.network, execution_device=torch.device("cpu"))
     drawn = _draw(small, recipe)
     assert torch.equal(drawn.latents, expected.latents)
 

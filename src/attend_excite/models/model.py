@@ -60,11 +60,6 @@ class Model:
         return self.family.network
 
     @property
-    def unet(self) -> Any:
-        """The denoising network."""
-        return self.network
-
-    @property
     def dtype(self) -> torch.dtype:
         """Of the denoising network."""
         return self.network.dtype

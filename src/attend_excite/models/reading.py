@@ -24,15 +24,8 @@ def warn_of_cut(model: Model, texts: Iterable[str], what: str = "the prompt") ->
 
 
 def unread_tokens(model: Model, ids: Iterable[int]) -> set[int]:
-    """Of the tokens with these ids those that the model has never read: one that was trained on few words, as
-    the bundled one, has noughts for all others. Empty where the weights are offloaded."""
-    if model.family.name != "stable-diffusion":  # trained on everything
-        return set()
-    ids = list(ids)
-    weights = model.pipeline.text_encoder.get_input_embeddings().weight
-    if weights.is_meta:
-        return set()
-    return {token for token, read in zip(ids, weights[ids].any(dim=1).tolist(), strict=True) if not read}
+    """Of the tokens with these ids those that the model has never read: see `Family.unread_tokens`."""
+    return model.family.unread_tokens(list(ids))
 
 
 def warn_of_unknown_words(model: Model, texts: Iterable[str]) -> None:

@@ -304,6 +304,11 @@ class Family(ABC):
         self.require_sets()
         raise NotImplementedError
 
+    def unread_tokens(self, ids: Sequence[int]) -> set[int]:
+        """Of tokens with these ids those that the text encoder never saw in its training, where that can be
+        known."""
+        return set()
+
     def textless_modules(self) -> tuple[nn.Module, ...]:
         """The largest parts of the network that never see the text: what `Model.compile` compiles."""
         return ()

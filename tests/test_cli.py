@@ -245,6 +245,14 @@ def test_an_empty_path_is_not_the_current_folder(arguments: list[str]) -> None:
     assert "it is empty" in _run(*arguments, status=2).stderr
 
 
+def test_the_default_folder_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the README's first command."""
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["generate", "a cat and a frog", "--steps", "1"])
+    assert result.exit_code == 0, result.output
+    assert [path.suffix for path in (tmp_path / "out").iterdir()] == [".png"]
+
+
 def test_tokens_shows_what_is_made_of_a_prompt() -> None:
     told = json.loads(_run("tokens", "a grizzly bear and a [hat]", "--json").stdout)
     assert told["tokens"][1] == "a"

@@ -298,6 +298,5 @@ def models() -> None:
 
         entries = table("name", "kind", "source", "what it is", "nursing tried on")
         for name, entry in catalogue().items():
-            tried = f"{entry.tried} weights" if entry.tried else ""
-            entries.add_row(name, entry.kind, entry.source, entry.summary, tried)
+            entries.add_row(name, entry.kind, entry.source, entry.summary, entry.tried)
         RESULTS.print(entries)

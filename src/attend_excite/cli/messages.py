@@ -93,9 +93,10 @@ def failures_as_sentences(
             raise _exit(_explained(error, out_of_memory), FAILED) from None
 
 
-def given_path(text: str) -> Path:
-    """A path as it was typed. An empty one, as from a variable that isn't set, is not the current folder."""
-    if not text.strip():
+def given_path(text: str | Path) -> Path:
+    """A path as it was typed, or the default. An empty one, as from a variable that isn't set, is not the
+    current folder."""
+    if not str(text).strip():
         raise typer.BadParameter("it is empty: give a path, or . for the current folder")
     return Path(text)
 

@@ -35,21 +35,20 @@ SETTINGS_FILE = "attend_excite.json"
 class CatalogueEntry:
     """A model with a short name: where it comes from (a Hub id, or "bundled"), one line on it, and its
     kind: "generator" makes pictures; "clip", "captioner" and "judge" look at them. A generator may have a
-    judge of its pictures; `family` is its architecture's entry in data/families.json."""
+    judge of its pictures."""
 
     source: str
     summary: str
     kind: str = "generator"
     judge: str | None = None
-    family: str = "stable-diffusion"
 
     @property
     def tried(self) -> str:
-        """On what weights nursing was tried here: "trained", or "random" alone; "": it makes no pictures."""
+        """On what weights nursing was tried here: a model's own, or random ones in its classes; "": it makes no
+        pictures."""
         if self.kind != "generator":
             return ""
-        text = files("attend_excite").joinpath("data/families.json").read_text(encoding="utf-8")
-        return json.loads(text)[self.family].get("tried", "random") if self.source != "bundled" else "trained"
+        return "its own weights" if self.source == "bundled" else "random weights"
 
 
 @cache

@@ -91,7 +91,6 @@ class Defaults:
         attention_downsampling: latent cells per cell of the maps along one side, in the objective.
         recipe: as `Recipe.from_dict` takes it.
         fewest_steps: below so many nursing has no step left in which it could do anything.
-        tried: "trained" where nursing was measured on trained weights here, "random" where only on random.
         sources: where each number is from.
     """
 
@@ -101,7 +100,6 @@ class Defaults:
     attention_downsampling: int
     recipe: Mapping[str, Any]
     fewest_steps: int = 4
-    tried: str = "random"
     sources: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -37,6 +37,7 @@ from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultist
 from diffusers.schedulers.scheduling_edm_dpmsolver_multistep import EDMDPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
 from transformers import (
@@ -580,6 +581,14 @@ SCHEDULERS: Mapping[str, Callable[[], Any]] = {
     "DPM++": functools.partial(DPMSolverMultistepScheduler, **LATENT_DIFFUSION),
 }
 """What diffusion models draw with beside their default."""
+
+_FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+
+FLOW_SCHEDULERS: Mapping[str, Callable[[], Any]] = {
+    "DPM++": functools.partial(DPMSolverMultistepScheduler, **_FLOW),
+    "UniPC": functools.partial(UniPCMultistepScheduler, **_FLOW),
+}
+"""What models of flow matching draw with beside theirs."""
 
 
 def pipeline_options(pipeline: Any, guidance: float) -> dict[str, Any]:

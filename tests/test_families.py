@@ -33,7 +33,16 @@ from attend_excite.methods.base import Run, Step
 from attend_excite.models import load_streams
 from attend_excite.schedulers import scheduler_for_run
 from attend_excite.subjects import parse
-from tests.families import FAMILIES, SCHEDULERS, flux, flux_2_klein, pipeline_options, pixart_alpha, ready
+from tests.families import (
+    FAMILIES,
+    FLOW_SCHEDULERS,
+    SCHEDULERS,
+    flux,
+    flux_2_klein,
+    pipeline_options,
+    pixart_alpha,
+    ready,
+)
 
 PROMPT = "a cat and a frog"
 STEPS = 4
@@ -154,6 +163,25 @@ def test_the_plain_loop_is_the_familys_own_pipeline(
 def test_so_it_is_with_other_schedulers(name: str, scheduler: str) -> None:
     pipeline = copy.copy(model_of(name).pipeline)
     pipeline.scheduler = SCHEDULERS[scheduler]()
+    model = load(pipeline)
+    _assert_as_its_pipeline(model, 4.0, model.default_size)
+
+
+@pytest.mark.parametrize(
+    ("name", "scheduler"),
+    [
+        ("stable-diffusion-3", "DPM++"),
+        ("stable-diffusion-3", "UniPC"),
+        ("sana", "DPM++"),
+        ("sana", "UniPC"),
+        # Their pipelines, and those of Qwen-Image and Z-Image, hand over sigmas, which few schedulers take.
+        ("flux", "UniPC"),
+        ("flux-2-klein", "UniPC"),
+    ],
+)
+def test_so_it_is_with_other_schedulers_of_flows(name: str, scheduler: str) -> None:
+    pipeline = copy.copy(model_of(name).pipeline)
+    pipeline.scheduler = FLOW_SCHEDULERS[scheduler]()
     model = load(pipeline)
     _assert_as_its_pipeline(model, 4.0, model.default_size)
 

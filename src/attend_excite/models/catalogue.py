@@ -44,7 +44,7 @@ class CatalogueEntry:
 
     @property
     def tried(self) -> str:
-        """On what weights nursing was tried here: a model's own, or random ones in its classes; "": it makes no
+        """On what weights nursing was tried here: its own, or random ones in its classes; "": it makes no
         pictures."""
         if self.kind != "generator":
             return ""

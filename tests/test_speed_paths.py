@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -212,11 +213,13 @@ def test_an_image_whose_subjects_are_there_rests_and_the_others_do_not(tiny: Mod
 def test_an_image_rests_at_once_when_its_subjects_lead(tiny: Model) -> None:
     recipe = replace(Recipe.named("official"), altered=1.0, max_refinements=0, rest_after=1, rest_at=0.0)
     plain = _draw(tiny, recipe, method=StableDiffusion())
-    # Every subject is ahead by -1 and more from the start, and by 1 never.
-    assert torch.equal(_draw(tiny, replace(recipe, rest_lead=-1.0)).latents, plain.latents)
+    # Every subject is ahead by -1 and more from the start, and by 1 never. (Where the memory lies that a sum
+    # is taken in may turn its last bit.)
+    same = functools.partial(torch.testing.assert_close, rtol=0, atol=1e-12)
+    same(_draw(tiny, replace(recipe, rest_lead=-1.0)).latents, plain.latents)
     never = _draw(tiny, replace(recipe, rest_lead=1.0))
-    assert torch.equal(never.latents, _draw(tiny, replace(recipe, rest_after=0)).latents)
-    assert not torch.equal(never.latents, plain.latents)
+    same(never.latents, _draw(tiny, replace(recipe, rest_after=0)).latents)
+    assert (never.latents - plain.latents).abs().max() > 1e-6
 
 
 def test_a_bound_holds_over_a_run_and_a_late_start_leaves_the_beginning(tiny: Model) -> None:

@@ -193,16 +193,19 @@ def _change(word: str) -> tuple[str, Any]:
         return key, value
 
 
-def conditions_of(model: Model, steps: int, guidance: float) -> Conditions:
+def conditions_of(model: Model, steps: int | None, guidance: float | None) -> Conditions:
     """The conditions of a run on a loaded model, which draws pictures of its own size.
 
     Args:
         model: the model.
-        steps: denoising steps.
-        guidance: scale of classifier-free guidance.
+        steps: denoising steps; None: as many as are usual for the model.
+        guidance: scale of classifier-free guidance; None: likewise.
     """
     height, width = model.default_size
     dtype = str(model.dtype).removeprefix("torch.")
+    defaults = model.family.defaults
+    steps = defaults.steps if steps is None else steps
+    guidance = defaults.guidance_scale if guidance is None else guidance
     return Conditions(model.name, _revision(model), dtype, steps, guidance, height, width)
 
 

@@ -49,7 +49,7 @@ class _Worker:
     def ready(self) -> None:
         """Come back once the model is loaded."""
 
-    def describe(self, steps: int, guidance: float) -> tuple[Conditions, Recipe]:
+    def describe(self, steps: int | None, guidance: float | None) -> tuple[Conditions, Recipe]:
         return conditions_of(self._model, steps, guidance), self._model.recipe
 
     def draw(self, run: str, work: Work) -> list[Row]:
@@ -67,7 +67,7 @@ class RayWorkers:
         self._start = start
         self._workers = [start() for _ in range(count)]
 
-    def describe(self, steps: int, guidance: float) -> tuple[Conditions, Recipe]:
+    def describe(self, steps: int | None, guidance: float | None) -> tuple[Conditions, Recipe]:
         """See `Executor`.
 
         Raises:

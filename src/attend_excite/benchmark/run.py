@@ -44,7 +44,7 @@ _SHARED = ("revision", "dtype", "steps", "guidance", "height", "width")
 class Executor(Protocol):
     """Where batches are drawn."""
 
-    def describe(self, steps: int, guidance: float) -> tuple[Conditions, Recipe]:
+    def describe(self, steps: int | None, guidance: float | None) -> tuple[Conditions, Recipe]:
         """What the images will have in common, and the recipe that the model recommends."""
         ...
 
@@ -59,7 +59,7 @@ class Here:
     def __init__(self, model: Model) -> None:
         self.model = model
 
-    def describe(self, steps: int, guidance: float) -> tuple[Conditions, Recipe]:
+    def describe(self, steps: int | None, guidance: float | None) -> tuple[Conditions, Recipe]:
         """See `Executor`."""
         return conditions_of(self.model, steps, guidance), self.model.recipe
 
@@ -349,10 +349,13 @@ def _drawn(
         progress=False,
     )
     seconds = (time.perf_counter() - began) / len(batch)
+    # Where guidance is distilled into the network, or there is none, a step is one pass.
+    family = model.family
+    scale = conditions.guidance if family.takes_guidance and not family.distilled_guidance else 1.0
     drawn = []
     for job, image, nsfw, trace in zip(batch, result.images, result.nsfw, result.trace, strict=True):
         visits = [update for step in trace.steps for update in step.updates]
-        passes = len(trace.steps) * passes_a_step(method, job.prompt.text, conditions.guidance) + len(visits)
+        passes = len(trace.steps) * passes_a_step(method, job.prompt.text, scale) + len(visits)
         found = {
             "nsfw": nsfw,
             "seconds": seconds,

@@ -148,7 +148,8 @@ def generate(
         ),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(help="Denoising steps.", show_default="50", rich_help_panel=_DRAWING)
+        int | None,
+        typer.Option(help="Denoising steps.", show_default="the model's own, 50", rich_help_panel=_DRAWING),
     ] = None,
     scheduler: Annotated[
         str | None,
@@ -160,7 +161,11 @@ def generate(
     ] = None,
     guidance: Annotated[
         float | None,
-        typer.Option(help="Scale of classifier-free guidance.", show_default="7.5", rich_help_panel=_DRAWING),
+        typer.Option(
+            help="Scale of classifier-free guidance.",
+            show_default="the model's own, 7.5",
+            rich_help_panel=_DRAWING,
+        ),
     ] = None,
     negative: Annotated[
         str | None, typer.Option(help="The negative prompt.", rich_help_panel=_DRAWING)

@@ -48,10 +48,18 @@ def run(
             rich_help_panel=_DRAWING,
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(help="Denoising steps.", rich_help_panel=_DRAWING)] = 50,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Denoising steps.", show_default="the model's own, 50", rich_help_panel=_DRAWING),
+    ] = None,
     guidance: Annotated[
-        float, typer.Option(help="Scale of classifier-free guidance.", rich_help_panel=_DRAWING)
-    ] = 7.5,
+        float | None,
+        typer.Option(
+            help="Scale of classifier-free guidance.",
+            show_default="the model's own, 7.5",
+            rich_help_panel=_DRAWING,
+        ),
+    ] = None,
     model: Annotated[
         str,
         typer.Option(help="A name, a folder in diffusers layout or a Hub id.", rich_help_panel=_MACHINE),

@@ -40,8 +40,8 @@ class Request:
     seeds: int
     systems: tuple[str, ...]
     sweeps: tuple[str, ...]
-    steps: int
-    guidance: float
+    steps: int | None
+    guidance: float | None
     model: str
     device: str | None
     dtype: str | None

@@ -139,4 +139,3 @@ def test_padding_has_none_of_pixarts_attention() -> None:
 def test_every_familys_numbers_have_a_source() -> None:
     for defaults in family_data().values():
         assert {"recipe", "thresholds", "blocks"} & defaults.sources.keys()
-        assert defaults.tried in ("trained", "random")

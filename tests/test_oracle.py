@@ -351,7 +351,8 @@ def test_a_pipeline_of_the_caller_is_used_as_it_is(tiny_folder: Path, same_model
 
 def test_a_pipeline_keeps_what_its_folder_says(tiny_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_folder, tmp_path / "model")
-    (folder / "attend_excite.json").write_text('{"attention_downsampling": 2, "recipe": {"base": "paper"}}')
+    (folder / "attend_excite.json").write_text('{"attention_downsampling": 2, "steps": 3, "recipe": {"base": "paper"}}')
     model = load(Ours.from_pretrained(folder))
     assert model.attention_downsampling == 2
+    assert len(model.generate("a cat", progress=False).trace[0].steps) == 3
     assert model.recipe.decay == "linear"

@@ -178,7 +178,7 @@ def generate(
     refuse_hindrances(model.network)
     size = _latent_size(model, height, width)
     family = model.family
-    steps = family.defaults.steps if steps is None else steps
+    steps = model.steps if steps is None else steps
     if guidance_scale and not family.takes_guidance:
         warnings.warn(
             f"{model.name} has no guidance to set: {guidance_scale:g} changes nothing", stacklevel=2

@@ -417,13 +417,12 @@ def _with_recipe(method: Method, name: str | None, model: Model) -> Method:
 def _settings(model: Model, chosen: dict[str, Any], method: Method) -> Settings:
     """What was left to the model, filled in."""
     height, width = model.default_size
-    defaults = model.family.defaults
     return Settings(
         **chosen
         | {
             "method": method,
-            "steps": chosen["steps"] or defaults.steps,
-            "guidance_scale": defaults.guidance_scale
+            "steps": chosen["steps"] or model.steps,
+            "guidance_scale": model.family.defaults.guidance_scale
             if chosen["guidance_scale"] is None
             else chosen["guidance_scale"],
             "height": chosen["height"] or height,

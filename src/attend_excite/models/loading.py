@@ -94,6 +94,7 @@ def _ready(family: Family, name: str, settings: dict[str, Any]) -> Model:
         name,
         recipe=settings.get("recipe") or Recipe.from_dict(defaults.recipe),
         attention_downsampling=settings.get("attention_downsampling", defaults.attention_downsampling),
+        steps=settings.get("steps", defaults.steps),
         layers=None if settings.get("layers") is None else tuple(settings["layers"]),
     )
 
@@ -224,13 +225,13 @@ def _read_settings(source: str | Path, revision: str | None) -> dict[str, Any]:
         return {}
     settings = _config(path)
     try:
-        if unknown := sorted(settings.keys() - {"attention_downsampling", "layers", "recipe"}):
+        if unknown := sorted(settings.keys() - {"attention_downsampling", "layers", "recipe", "steps"}):
             raise ValueError(f"unknown: {unknown[0]}")
-        downsampling, layers = settings.get("attention_downsampling", 1), settings.get("layers") or []
-        if type(downsampling) is not int or downsampling < 1:
-            raise ValueError(
-                f"attention_downsampling is {downsampling!r}: it must be a whole number, 1 or more"
-            )
+        for what in ("attention_downsampling", "steps"):
+            number = settings.get(what, 1)
+            if type(number) is not int or number < 1:
+                raise ValueError(f"{what} is {number!r}: it must be a whole number, 1 or more")
+        layers = settings.get("layers") or []
         if not isinstance(layers, list) or not all(isinstance(layer, str) for layer in layers):
             raise ValueError("layers must be a list of names")
         if "recipe" in settings:

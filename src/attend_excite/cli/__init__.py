@@ -46,7 +46,8 @@ app.command("app")(web_page)
 ModelName = Annotated[
     str | None,
     typer.Option(
-        help="A name from `attend-excite models`, a folder in diffusers layout or a Hub id.",
+        help="A name from `attend-excite models`, a folder in diffusers layout, a checkpoint in one "
+        ".safetensors file or a Hub id.",
         show_default="stickers",
     ),
 ]

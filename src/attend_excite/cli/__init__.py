@@ -179,6 +179,32 @@ def generate(
             rich_help_panel=_DRAWING,
         ),
     ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(
+            help="A picture to begin from, drawn in its own size unless --size says another.",
+            parser=given_path,
+            metavar="PATH",
+            rich_help_panel=_DRAWING,
+        ),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            help="How much of that picture is made anew, above 0 to 1.",
+            show_default="0.8",
+            rich_help_panel=_DRAWING,
+        ),
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            help="A picture as large as that one, white where is drawn; the rest stays as it is.",
+            parser=given_path,
+            metavar="PATH",
+            rich_help_panel=_DRAWING,
+        ),
+    ] = None,
     model: ModelName = None,
     device: Annotated[
         str | None,
@@ -255,6 +281,9 @@ def generate(
             guidance=guidance,
             size=size,
             negative=negative,
+            image=image,
+            strength=strength,
+            mask=mask,
             compare=compare,
             maps=maps,
             out=out,

@@ -134,7 +134,7 @@ def family_of(pipeline: DiffusionPipeline) -> Family:
 def _unusable(network: Any) -> str | None:
     """Why a network, of whatever family, can't be nursed as it is."""
     if getattr(network, "encoder_hid_proj", None) is not None:
-        return "an IP-Adapter is loaded into it: take it out with unload_ip_adapter()"
+        return "an IP-Adapter is loaded into it: take it out with unload_ip_adapter(), or use it in ComfyUI"
     if any(parameter.is_inference() for parameter in network.parameters()):
         return "its weights were made within torch.inference_mode, which forbids gradients: load it outside"
     return None

@@ -224,6 +224,12 @@ def draw_again(server: Server, picture: Path, report: Report) -> None:
         # Where the server keeps it is nobody's business.
         raise ValueError(str(error).replace(str(picture), picture.name)) from error
     settings = origin.settings
+    if settings.image is not None:
+        # Its path is whatever somebody wrote into the file, and must open nothing here.
+        raise ValueError(
+            f"it was made from another picture, '{Path(settings.image.path).name[:40]}', which isn't in it: "
+            "use these settings, and begin from that picture again"
+        )
     model = server.models.get(settings.model)
     check(settings, origin.batch, model)
     before = _pixels(picture, settings)
@@ -377,7 +383,7 @@ def _written(
     for run in runs:
         for seed, image in zip(seeds, run.generation.images, strict=True):
             path = folder / _file_name(prompt, run.settings, seed)
-            write_png(path, image, Origin(run.settings, seed, form.seeds))
+            write_png(path, image, Origin(_without_folders(run.settings), seed, form.seeds))
             files[run.label].append(path)
     generations = {run.label: run.generation for run in runs}
     mapped = {
@@ -410,6 +416,14 @@ def _written(
     return Drawn(
         form, prompt, seeds, lean, files, seen, {label: lean[label] for label in mapped}, recipe, {}, extras
     )
+
+
+def _without_folders(settings: Settings) -> Settings:
+    """Where the server keeps the pictures that were begun from is nobody's business."""
+    image, mask = (
+        file and replace(file, path=Path(file.path).name) for file in (settings.image, settings.mask)
+    )
+    return replace(settings, image=image, mask=mask)
 
 
 def _file_name(prompt: Prompt, settings: Settings, seed: int) -> str:

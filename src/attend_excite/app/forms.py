@@ -14,6 +14,7 @@ from attend_excite.guidance.schedule import Recipe
 from attend_excite.metadata import Settings, revision_of
 from attend_excite.methods import AttendAndExcite, Method, method_named
 from attend_excite.models import Model
+from attend_excite.pictures import STRENGTH, PictureFile
 from attend_excite.subjects import Subject
 
 RECOMMENDED = "recommended"
@@ -46,6 +47,9 @@ class Form:
         scheduler: by its short name; "": the model's own.
         width: in pixels.
         height: likewise.
+        image: the path of a picture to begin from, which no link carries.
+        strength: how much of that is made anew.
+        mask: the path of a picture that is white where is drawn.
 
     Raises:
         ValueError: something is out of range, or too long to be read.
@@ -69,6 +73,9 @@ class Form:
     scheduler: str = ""
     width: int | None = None
     height: int | None = None
+    image: str | None = None
+    strength: float = STRENGTH
+    mask: str | None = None
 
     def __post_init__(self) -> None:
         limits.check_count(self.pictures)
@@ -154,6 +161,9 @@ class Form:
             negative_prompt=self.negative,
             scheduler=self.scheduler or None,
             revision=revision_of(model),
+            image=None if self.image is None else PictureFile.at(self.image),
+            strength=None if self.image is None else self.strength,
+            mask=None if self.mask is None else PictureFile.at(self.mask, "L"),
         )
 
     @staticmethod
@@ -229,6 +239,7 @@ _KIND_NAMES = {
     "int": "a whole number",
     "float": "a number",
     "bool": "true or false",
+    "str | None": "an uploaded picture, or nothing",
     "int | None": "a whole number, or nothing",
     "float | None": "a number, or nothing",
 }

@@ -46,7 +46,8 @@ app.command("app")(web_page)
 ModelName = Annotated[
     str | None,
     typer.Option(
-        help="A name from `attend-excite models`, a folder in diffusers layout or a Hub id.",
+        help="A name from `attend-excite models`, a folder in diffusers layout, a checkpoint in one "
+        ".safetensors file or a Hub id.",
         show_default="stickers",
     ),
 ]
@@ -179,6 +180,32 @@ def generate(
             rich_help_panel=_DRAWING,
         ),
     ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(
+            help="A picture to begin from, drawn in its own size unless --size says another.",
+            parser=given_path,
+            metavar="PATH",
+            rich_help_panel=_DRAWING,
+        ),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            help="How much of that picture is made anew, above 0 to 1.",
+            show_default="0.8",
+            rich_help_panel=_DRAWING,
+        ),
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            help="A picture as large as that one, white where is drawn; the rest stays as it is.",
+            parser=given_path,
+            metavar="PATH",
+            rich_help_panel=_DRAWING,
+        ),
+    ] = None,
     model: ModelName = None,
     device: Annotated[
         str | None,
@@ -257,6 +284,9 @@ def generate(
             guidance=guidance,
             size=size,
             negative=negative,
+            image=image,
+            strength=strength,
+            mask=mask,
             compare=compare,
             maps=maps,
             out=out,

@@ -120,7 +120,7 @@ class AttendAndExcite:
     def attach(self, run: Run) -> Iterator[Denoise]:
         """The nursed step. Guidance passes are made only where the recipe can alter the latents."""
         recipe = self.recipe_for(run.model.recipe)
-        plans = recipe.plan(len(run.scheduler.timesteps))
+        plans = recipe.plan(len(run.timesteps))
         tables = self._tables(run, recipe)
         subjects = tables[0].subjects
         resting = _Resting(subjects, recipe) if recipe.rest_after else None

@@ -11,11 +11,13 @@ import diffusers
 import pytest
 import torch
 from diffusers.guiders import ClassifierFreeGuidance
+from diffusers.modular_pipelines.modular_pipeline import ModularPipelineBlocks
+from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from torch import Tensor
 
-from attend_excite import Model
-from attend_excite.modular import nursed
-from tests.families import keep_wide, model_of
+from attend_excite import AttendAndExcite, Model
+from attend_excite.modular import Nurse, nursed
+from tests.families import LATENT_DIFFUSION, keep_wide, model_of
 
 PROMPT = "a cat and a frog"
 STEPS = 4
@@ -48,7 +50,8 @@ def pipeline_of(blocks: Any, model: Model, **others: Any) -> Any:
     pipeline = blocks.init_pipeline()
     pipeline.set_progress_bar_config(disable=True)
     parts = {name: part for name, part in model.pipeline.components.items() if name in pipeline.components}
-    parts["scheduler"] = copy.deepcopy(parts["scheduler"])  # whose timesteps diffusers sets
+    if "scheduler" in parts:  # whose timesteps diffusers sets
+        parts["scheduler"] = copy.deepcopy(parts["scheduler"])
     if "guider" in pipeline.components:
         weight = model.family.weight_of_guidance(4.0)
         parts["guider"] = ClassifierFreeGuidance(guidance_scale=weight)
@@ -110,3 +113,73 @@ def test_the_latents_are_those_of_our_own_loop(
     check()
     plain = pipeline_of(blocks_of(name), model)(**options_of(model, width), output="latents")
     assert not torch.allclose(plain, found["latents"])
+
+
+def test_a_block_from_a_folder_nurses_where_it_is_put() -> None:
+    """As on the Hub, in a pipeline whose text was encoded by another, within a caller's inference mode."""
+    model = model_of("stable-diffusion-3")
+    ours = by_our_loop(model, subjects=["frog"])
+    blocks = blocks_of("stable-diffusion-3").get_workflow("text2image")
+    encoder = pipeline_of(blocks.sub_blocks.pop("text_encoder"), model)
+    options = options_of(model)
+    nurse = ModularPipelineBlocks.from_pretrained(
+        str(HUB), trust_remote_code=True, model_name="stable-diffusion-3"
+    )
+    assert isinstance(nurse, Nurse)
+    blocks.sub_blocks["denoise.denoise"].sub_blocks.insert("nurse", nurse, 0)
+    denoiser = pipeline_of(blocks, model)
+    assert "text_encoder" not in denoiser.components
+    with torch.inference_mode():
+        state = encoder(prompt=PROMPT, negative_prompt="")
+        found = denoiser(state=state, **options, subjects=["frog"], output="latents")
+    assert_as_ours(found, ours.latents, model)
+
+
+def test_each_picture_of_a_batch_is_nursed_for_its_own_prompt() -> None:
+    model = model_of("stable-diffusion-xl")
+    pipeline = pipeline_of(nursed(blocks_of("stable-diffusion-xl")), model)
+    prompts, wanted = [PROMPT, "a red dog"], [["frog"], ["dog"]]
+    method = AttendAndExcite("no-refinement")
+    options = options_of(model) | {"method": method, "output": "latents"}
+    alone = [
+        pipeline(**options | {"prompt": prompt, "subjects": subjects})
+        for prompt, subjects in zip(prompts, wanted, strict=True)
+    ]
+    two = options | {"latents": options["latents"].expand(2, -1, -1, -1)}
+    together = pipeline(**two | {"prompt": prompts, "subjects": wanted})
+    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-9)
+    twice = pipeline(**two | {"subjects": ["frog"]}, num_images_per_prompt=2)
+    torch.testing.assert_close(twice, alone[0].expand(2, -1, -1, -1), rtol=0, atol=1e-9)
+
+
+def test_nothing_is_left_behind(same_model: Callable[[Model], Callable[[], None]]) -> None:
+    def fails(*_: Any) -> Tensor:
+        raise KeyboardInterrupt
+
+    model = model_of("qwen-image")
+    pipeline = pipeline_of(nursed(blocks_of("qwen-image")), model)
+    pipeline(**options_of(model))  # once, since transformers puts hooks of its own into the text encoder
+    check = same_model(model)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline(**options_of(model), method=AttendAndExcite(objective=fails))
+    check()
+    # Diffusers' own loop is one object in all of these blocks.
+    assert "Nurse" not in repr(blocks_of("qwen-image").get_workflow("text2image"))
+
+
+def test_what_cannot_be_nursed_is_refused() -> None:
+    with pytest.raises(ValueError, match="has no denoising loop that can be nursed"):
+        nursed(diffusers.WanBlocks())
+    model = model_of("stable-diffusion-xl")
+    blocks = nursed(blocks_of("stable-diffusion-xl"))
+    pipeline = pipeline_of(blocks, model)
+    options = options_of(model)
+    with pytest.raises(ValueError, match="the brackets in 'a \\[cat\\]' were encoded as text"):
+        pipeline(**options | {"prompt": "a [cat]"})
+    with pytest.raises(ValueError, match="it's diffusers' blocks that denoise"):
+        pipeline(**options, method="official")
+    with pytest.raises(ValueError, match="'bird'"):
+        pipeline(**options, subjects=["bird"])
+    pipeline.update_components(scheduler=UniPCMultistepScheduler(**LATENT_DIFFUSION))
+    with pytest.raises(ValueError, match="nursing would be lost: give another scheduler"):
+        pipeline(**options)

@@ -219,7 +219,7 @@ class Nurse(ModularPipelineBlocks):
         method = state.method or AttendAndExcite()
         if not isinstance(method, AttendAndExcite) or method.base != StableDiffusion():
             raise ValueError(
-                "the method must be an AttendAndExcite without a base: diffusers' blocks denoise"
+                "the method must be an AttendAndExcite without a base: it's diffusers' blocks that denoise"
             )
         method = replace(method, word_tokens="max")
         model = self._model(components)

@@ -8,6 +8,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -39,7 +40,7 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -58,6 +59,7 @@ from transformers import (
 )
 
 import attend_excite
+from attend_excite import Model, load
 
 BUNDLED = Path(attend_excite.__file__).parent / "models" / "stickers"
 WORDS = "a an and the with of cat frog dog lion bowl red yellow green crown in on photo"
@@ -348,6 +350,23 @@ def ready(pipeline: DiffusionPipeline) -> Any:
     return pipeline
 
 
+def as_compared(pipeline: DiffusionPipeline) -> Any:
+    """A pipeline in float64, where rounding cannot hide a difference."""
+    return ready(pipeline).to(torch.float64)
+
+
+def keep_wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some networks, and pipelines, work out parts in float32, where rounding could hide a difference."""
+    to = torch.Tensor.to
+
+    def kept_wide(tensor: Tensor, *args: Any, **options: Any) -> Tensor:
+        narrows = tensor.dtype == torch.float64 and torch.float32 in (*args, options.get("dtype"))
+        return tensor if narrows else to(tensor, *args, **options)
+
+    monkeypatch.setattr(torch.Tensor, "to", kept_wide)
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+
+
 def stable_diffusion_3(t5: bool = True) -> StableDiffusion3Pipeline:
     """Stable Diffusion 3.5 medium's shape: two of its three blocks attend twice."""
     torch.manual_seed(0)
@@ -575,6 +594,13 @@ FAMILIES: Mapping[str, Callable[[], DiffusionPipeline]] = {
     "z-image": z_image,
 }
 """What is to pass every test of the contract (`test_families.py`), by a name for people."""
+
+
+@functools.cache
+def model_of(name: str) -> Model:
+    """A family's tiny model."""
+    return load(as_compared(FAMILIES[name]()))
+
 
 SCHEDULERS: Mapping[str, Callable[[], Any]] = {
     "DDIM": functools.partial(DDIMScheduler, clip_sample=False, **LATENT_DIFFUSION),

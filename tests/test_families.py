@@ -37,11 +37,13 @@ from tests.families import (
     FAMILIES,
     FLOW_SCHEDULERS,
     SCHEDULERS,
+    as_compared,
     flux,
     flux_2_klein,
+    keep_wide,
+    model_of,
     pipeline_options,
     pixart_alpha,
-    ready,
 )
 
 PROMPT = "a cat and a frog"
@@ -51,28 +53,9 @@ NAMES = list(FAMILIES)
 
 @pytest.fixture(autouse=True)
 def _no_rounding_inside(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some networks, and pipelines, work out parts in float32, where rounding could hide a difference."""
     if "z-image" in request.node.name and "own_pipeline" in request.node.name:  # which insists on float32
         return
-    to = torch.Tensor.to
-
-    def kept_wide(tensor: Tensor, *args: Any, **options: Any) -> Tensor:
-        narrows = tensor.dtype == torch.float64 and torch.float32 in (*args, options.get("dtype"))
-        return tensor if narrows else to(tensor, *args, **options)
-
-    monkeypatch.setattr(torch.Tensor, "to", kept_wide)
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-
-
-def as_compared(pipeline: Any) -> Any:
-    """A pipeline in float64, where rounding cannot hide a difference."""
-    return ready(pipeline).to(torch.float64)
-
-
-@functools.cache
-def model_of(name: str) -> Model:
-    """A family's tiny model."""
-    return load(as_compared(FAMILIES[name]()))
+    keep_wide(monkeypatch)
 
 
 def run_of(model: Model, prompts: list[str], guidance: float = 1.0, steps: int = STEPS) -> Run:

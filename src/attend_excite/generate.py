@@ -230,7 +230,7 @@ def generate(
     check_scheduler(scheduler)
     counted = batch_size == "auto" or (hasattr(batch_size, "__index__") and batch_size >= 1)
     _require(counted, "batch_size", batch_size, '1 or more, or "auto"')
-    prompts = _parse(model, prompt, subjects, method)
+    prompts = parse_all(model, prompt, subjects, method)
     if method.uses_subjects and min(map_size(size, model.attention_downsampling)) < 2:
         least = 2 * model.attention_downsampling * family.pixels_per_cell
         raise ValueError(f"the picture is too small for attention maps: make it {least} pixels wide and high")
@@ -286,16 +286,18 @@ def generate(
                     raise
                 in_one_pass, bar.n = len(batch) // 2, done
                 continue
+            timesteps = [float(timestep) for timestep in run.timesteps]
             images, flagged = family.decode(latents) if decode else ([], None)
             nsfw = [False] * len(batch) if flagged is None else [bool(flag) for flag in flagged]
             if begin is not None and decode:
                 seen = zip(images, nsfw, strict=True)
                 images = [image if black else begin.pasted(image) for image, black in seen]
-            results.append(_Result(images, nsfw, _trace(run, seconds), latents.cpu(), run.maps, run.columns))
+            traces = traces_of(run, timesteps, seconds)
+            results.append(_Result(images, nsfw, traces, latents.cpu(), run.maps, run.columns))
             start += len(batch)
 
     traces = [trace for result in results for trace in result.trace]
-    _warn_of_findings(traces)
+    warn_of_findings(traces)
     return Generation(
         images=[image for result in results for image in result.images],
         prompts=[parsed for parsed, _ in jobs],
@@ -383,12 +385,17 @@ class _Result:
     columns: tuple[int, ...] | None
 
 
-def _parse(
+def parse_all(
     model: Model,
     prompt: str | Sequence[str],
     subjects: Subjects | Sequence[Subjects | None] | None,
     method: Method,
 ) -> list[Prompt]:
+    """The prompts with their subjects: see `generate` for what may be given.
+
+    Raises:
+        ValueError: a subject cannot be found, or they don't fit the prompts.
+    """
     several = isinstance(prompt, Iterable) and not isinstance(prompt, str)
     texts: list[Any] = list(prompt) if several else [prompt]
     fine = len(texts) > 0 and all(isinstance(text, str) for text in texts)
@@ -425,7 +432,7 @@ def _seeds(seeds: Any) -> list[int]:
     return found
 
 
-def _warn_of_findings(traces: Sequence[Trace]) -> None:
+def warn_of_findings(traces: Sequence[Trace]) -> None:
     """Say each thing once, and of how many pictures."""
     counts = Counter(finding.sentence for trace in traces for finding in trace.findings)
     for sentence, count in counts.items():
@@ -524,8 +531,8 @@ def _reporter(
     return after_step
 
 
-def _trace(run: Run, seconds: list[float]) -> list[Trace]:
-    timesteps = [float(timestep) for timestep in run.timesteps]
+def traces_of(run: Run, timesteps: Sequence[float], seconds: Sequence[float]) -> list[Trace]:
+    """What happened to each image of a batch, by the timestep and the time that each iteration took."""
     traces: list[Trace] = []
     for row, prompt in enumerate(run.prompts):
         names = [group.text for group in prompt.groups]

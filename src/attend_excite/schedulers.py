@@ -176,6 +176,20 @@ def noised(scheduler: Any, latents: Tensor, noise: Tensor, timestep: Tensor) -> 
     return scheduler.add_noise(latents, noise, timestep.reshape(1))
 
 
+def refuse_correctors(scheduler: Any) -> None:
+    """Refuse a caller's own scheduler on which a shift of the latents would be lost: `shift_carrier` would
+    have to change it.
+
+    Raises:
+        ValueError: it is one of those.
+    """
+    if any(hasattr(scheduler, name) for name in _CORRECTORS):
+        raise ValueError(
+            f"{type(scheduler).__name__} works every step's latents out anew from those before, so nursing "
+            "would be lost: give another scheduler, as Euler's or DPM++ multistep"
+        )
+
+
 def scaled_input(scheduler: Any, latents: Tensor, timestep: Tensor) -> Tensor:
     """The latents as the network wants them: as they are but for Euler, LMS and their like, whose latents are
     larger."""

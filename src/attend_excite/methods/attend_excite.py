@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from attend_excite.attention.record import record
-from attend_excite.guidance.nurse import Measurement, Visit, nurse
+from attend_excite.guidance.nurse import Measurement, nurse
 from attend_excite.guidance.objective import (
     SubjectTokens,
     most_neglected,
@@ -118,9 +118,27 @@ class AttendAndExcite:
 
     @contextmanager
     def attach(self, run: Run) -> Iterator[Denoise]:
-        """The nursed step. Guidance passes are made only where the recipe can alter the latents."""
+        """The nursed step."""
+        nurse_step = self.nursing(run, len(run.timesteps))
+        with self.base.attach(run) as denoise:
+
+            def denoise_nursed(latents: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+                return denoise(nurse_step(latents, step), step)
+
+            yield denoise_nursed
+
+    def nursing(self, run: Run, iterations: int) -> Callable[[Tensor, Step], Tensor]:
+        """What is done to a step's latents (B, C, H, W) before they are denoised.
+
+        Guidance passes are made only where the recipe can alter the latents: elsewhere they come back as they
+        are. For loops that denoise by themselves, as diffusers' do.
+
+        Args:
+            run: the batch. Its visits are written down.
+            iterations: how many steps there will be.
+        """
         recipe = self.recipe_for(run.model.recipe)
-        plans = recipe.plan(len(run.timesteps))
+        plans = recipe.plan(iterations)
         tables = self._tables(run, recipe)
         subjects = tables[0].subjects
         resting = _Resting(subjects, recipe) if recipe.rest_after else None
@@ -133,12 +151,15 @@ class AttendAndExcite:
         self_places = run.model.family.self_places(places) if looks_at_itself else ()
         memory = _Memory(plans, len(run.prompts))
 
-        def nurse_step(latents: Tensor, step: Step) -> tuple[Tensor, list[Visit]]:
+        def nurse_step(latents: Tensor, step: Step) -> Tensor:
             plan = plans[step.index]
+            if plan.idle:
+                return latents
             tolerated = None if plan.threshold is None else tolerated_losses(subjects, plan.threshold)
             rows = None if resting is None else resting.awake()
             if rows is not None and not len(rows):
-                return latents, []
+                run.visits[step.index] = []
+                return latents
             memory.begin(step.index)
             scale = run.vp_scale(step)
             # Around the gradients too: with gradient checkpointing the layers run again on the way back.
@@ -159,18 +180,10 @@ class AttendAndExcite:
                             return measured
                         return measured._replace(rests=resting.looks(rows, measured.losses, leads))
 
-                scaled, visits = nurse(latents * scale, measure, plan, tolerated, rows)
-                latents = scaled / scale
-            return latents, visits
+                scaled, run.visits[step.index] = nurse(latents * scale, measure, plan, tolerated, rows)
+            return scaled / scale
 
-        with self.base.attach(run) as denoise:
-
-            def denoise_nursed(latents: Tensor, step: Step) -> tuple[Tensor, Tensor]:
-                if not plans[step.index].idle:
-                    latents, run.visits[step.index] = nurse_step(latents, step)
-                return denoise(latents, step)
-
-            yield denoise_nursed
+        return nurse_step
 
     def _tables(self, run: Run, recipe: Recipe) -> list[_Table]:
         """The subjects in each of the model's tables of tokens, with its columns of the maps."""

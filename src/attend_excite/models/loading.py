@@ -125,15 +125,15 @@ def family_of(pipeline: DiffusionPipeline) -> Family:
     if missing := [part for part in (family.network_part, "vae", "scheduler") if parts.get(part) is None]:
         raise ValueError(f"this {type(pipeline).__name__} has no {', '.join(missing)}: load it whole")
     configs = {part: getattr(module, "config", None) or {} for part, module in parts.items()}
-    if reason := family.refusal(configs) or _unusable(parts[family.network_part]):
+    if reason := family.refusal(configs) or unusable(parts[family.network_part]):
         raise ValueError(f"this {type(pipeline).__name__} is not served: {reason}")
     served = family(pipeline)
     refuse_hindrances(served.network)
     return served
 
 
-def _unusable(network: Any) -> str | None:
-    """Why a network, of whatever family, can't be nursed as it is."""
+def unusable(network: Any) -> str | None:
+    """Why a network, of whatever family, can't be nursed as it is, in a sentence; None: it can."""
     if getattr(network, "encoder_hid_proj", None) is not None:
         return "an IP-Adapter is loaded into it: take it out with unload_ip_adapter(), or use it in ComfyUI"
     if any(parameter.is_inference() for parameter in network.parameters()):

@@ -124,6 +124,7 @@ class Family(ABC):
         sets_refusal: what keeps it from taking keys and values from several texts; None: nothing does.
         padding_masked: whether no attention goes to padding, so that its columns are all noughts.
         image_multiple: of what the network fills up the number of patches to, in one softmax with the text.
+        block_conditioning: by which names diffusers' modular blocks know what the network is conditioned on.
         pipeline: diffusers' pipeline.
     """
 
@@ -133,6 +134,7 @@ class Family(ABC):
     sets_refusal: ClassVar[str | None] = "doesn't take keys and values from the text alone"
     padding_masked: ClassVar[bool] = False
     image_multiple: ClassVar[int] = 1
+    block_conditioning: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, pipeline: DiffusionPipeline) -> None:
         self.pipeline: Any = pipeline
@@ -231,6 +233,22 @@ class Family(ABC):
     def as_the_pipeline_has_them(self, latents: Tensor) -> Tensor:
         """Latents (B, C, height, width) in the shape in which the pipeline takes and gives them."""
         return latents
+
+    def as_its_loop_has_them(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, height, width) in the shape that they have within diffusers' denoising loop."""
+        return self.as_the_pipeline_has_them(latents)
+
+    def from_its_loop(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
+        """What `as_its_loop_has_them` made of latents of (height, width) `size`, back again."""
+        return latents
+
+    def conditioning_of_blocks(self, made: Mapping[str, Any]) -> Conditioning:
+        """The conditioning of the prompts as diffusers' modular blocks made it.
+
+        Args:
+            made: `block_conditioning` by name.
+        """
+        raise NotImplementedError
 
     def combine(self, unconditional: Tensor, conditional: Tensor, scale: float) -> Tensor:
         """Classifier-free guidance."""

@@ -26,6 +26,7 @@ class Flux(Family):
 
     name = "flux"
     joint = "text-first"
+    block_conditioning = ("prompt_embeds", "pooled_prompt_embeds", "guidance")
 
     @classmethod
     def refusal(cls, configs: Mapping[str, Mapping[str, Any]]) -> str | None:
@@ -89,6 +90,13 @@ class Flux(Family):
             tensors["guidance"] = torch.full((len(texts),), told, device=text.device)
         return Conditioning(tensors)
 
+    def conditioning_of_blocks(self, made: Mapping[str, Any]) -> Conditioning:
+        states, pooled = made["prompt_embeds"], made["pooled_prompt_embeds"]
+        tensors = {"encoder_hidden_states": states, "pooled_projections": pooled}
+        if self._is_told_guidance:
+            tensors["guidance"] = made["guidance"].expand(len(states))
+        return Conditioning(tensors)
+
     def set_timesteps(self, scheduler: Any, steps: int, size: tuple[int, int]) -> None:
         mu = transformer.resolution_shift(scheduler, size[0] * size[1] // _PATCH**2)
         transformer.set_flow_timesteps(scheduler, steps, self.pipeline._execution_device, mu)
@@ -109,6 +117,9 @@ class Flux(Family):
 
     def as_the_pipeline_has_them(self, latents: Tensor) -> Tensor:
         return transformer.packed(latents)
+
+    def from_its_loop(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
+        return transformer.unpacked(latents, size)
 
     def all_places(self) -> tuple[Place, ...]:
         single = len(self.network.single_transformer_blocks)

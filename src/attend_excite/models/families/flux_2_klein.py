@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ class Flux2Klein(Family):
 
     name = "flux-2-klein"
     joint = "text-first"
+    block_conditioning = ("prompt_embeds",)
 
     @property
     def defaults(self) -> Defaults:
@@ -69,6 +70,9 @@ class Flux2Klein(Family):
         )
         return Conditioning({"encoder_hidden_states": states})
 
+    def conditioning_of_blocks(self, made: Mapping[str, Any]) -> Conditioning:
+        return Conditioning({"encoder_hidden_states": made["prompt_embeds"]})
+
     def set_timesteps(self, scheduler: Any, steps: int, size: tuple[int, int]) -> None:
         dynamic = scheduler.config.get("use_dynamic_shifting")
         mu = compute_empirical_mu(size[0] * size[1], steps) if dynamic else None
@@ -79,7 +83,7 @@ class Flux2Klein(Family):
             return torch.cartesian_prod(*(torch.arange(count, device=latents.device) for count in counts))
 
         return {
-            "hidden_states": latents.flatten(2).transpose(1, 2),
+            "hidden_states": self.as_its_loop_has_them(latents),
             "timestep": timestep.expand(len(latents)).to(latents.dtype) / 1000,
             "txt_ids": places(1, 1, 1, conditioning.states.shape[1]),
             "img_ids": places(1, latents.shape[-2], latents.shape[-1], 1),
@@ -87,7 +91,13 @@ class Flux2Klein(Family):
         }
 
     def output(self, raw: Any, latents: Tensor) -> Tensor:
-        return raw.transpose(1, 2).reshape(latents.shape)
+        return self.from_its_loop(raw, (latents.shape[-2], latents.shape[-1]))
+
+    def as_its_loop_has_them(self, latents: Tensor) -> Tensor:
+        return latents.flatten(2).transpose(1, 2)
+
+    def from_its_loop(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
+        return latents.transpose(1, 2).unflatten(2, size)
 
     def all_places(self) -> tuple[Place, ...]:
         single = len(self.network.single_transformer_blocks)

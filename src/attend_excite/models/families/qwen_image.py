@@ -24,6 +24,7 @@ class QwenImage(Family):
 
     name = "qwen-image"
     joint = "text-first"
+    block_conditioning = ("prompt_embeds", "prompt_embeds_mask")
 
     @classmethod
     def refusal(cls, configs: Mapping[str, Mapping[str, Any]]) -> str | None:
@@ -69,7 +70,13 @@ class QwenImage(Family):
         return conditioned, self._conditioning([negative] * len(texts))
 
     def _conditioning(self, texts: list[str]) -> Conditioning:
-        states, mask = self.pipeline.encode_prompt(texts, device=self.pipeline._execution_device)
+        return self._masked(*self.pipeline.encode_prompt(texts, device=self.pipeline._execution_device))
+
+    def conditioning_of_blocks(self, made: Mapping[str, Any]) -> Conditioning:
+        return self._masked(made["prompt_embeds"], made["prompt_embeds_mask"])
+
+    @staticmethod
+    def _masked(states: Tensor, mask: Tensor | None) -> Conditioning:
         mask = states.new_ones(states.shape[:2]) if mask is None else mask
         return Conditioning({"encoder_hidden_states": states, "encoder_hidden_states_mask": mask.bool()})
 
@@ -93,6 +100,9 @@ class QwenImage(Family):
 
     def as_the_pipeline_has_them(self, latents: Tensor) -> Tensor:
         return transformer.packed(latents)
+
+    def from_its_loop(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
+        return transformer.unpacked(latents, size)
 
     def tempered(self, guided: Tensor, conditional: Tensor) -> Tensor:
         # Each patch is as long as without guidance.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -23,6 +23,7 @@ class StableDiffusion3(Family):
 
     name = "stable-diffusion-3"
     joint = "image-first"
+    block_conditioning = ("prompt_embeds", "pooled_prompt_embeds")
 
     @property
     def size_factor(self) -> int:
@@ -50,6 +51,10 @@ class StableDiffusion3(Family):
         if negative is None:
             return conditioned, None
         return conditioned, Conditioning({"encoder_hidden_states": empty, "pooled_projections": empty_pooled})
+
+    def conditioning_of_blocks(self, made: Mapping[str, Any]) -> Conditioning:
+        states, pooled = made["prompt_embeds"], made["pooled_prompt_embeds"]
+        return Conditioning({"encoder_hidden_states": states, "pooled_projections": pooled})
 
     def set_timesteps(self, scheduler: Any, steps: int, size: tuple[int, int]) -> None:
         patch = self.network.config["patch_size"]

@@ -22,11 +22,12 @@ class StableDiffusionXL(unet.UNetFamily):
     """
 
     name = "stable-diffusion-xl"
+    block_conditioning = ("prompt_embeds", "pooled_prompt_embeds", "add_time_ids")
     activations = 390  # counted in the base model's shape, with fused attention among the patches
 
     @classmethod
     def refusal(cls, configs: Mapping[str, Mapping[str, Any]]) -> str | None:
-        if configs and not (configs.get("text_encoder") and configs.get("text_encoder_2")):
+        if configs.keys() > {"unet"} and not (configs.get("text_encoder") and configs.get("text_encoder_2")):
             return "it lacks one of the two text encoders, as refiners do: choose the base model"
         return unet.refusal(configs.get("unet", {}), addition="text_time")
 
@@ -52,6 +53,15 @@ class StableDiffusionXL(unet.UNetFamily):
         height, width = (self.pixels_per_cell * side for side in size)
         sizes = text.new_tensor([height, width, 0, 0, height, width]).expand(len(text), -1)
         return Conditioning({"encoder_hidden_states": text, "text_embeds": pooled, "time_ids": sizes})
+
+    def conditioning_of_blocks(self, made: Mapping[str, Any]) -> Conditioning:
+        return Conditioning(
+            {
+                "encoder_hidden_states": made["prompt_embeds"],
+                "text_embeds": made["pooled_prompt_embeds"],
+                "time_ids": made["add_time_ids"],
+            }
+        )
 
     def inputs(self, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> dict[str, Any]:
         told = {name: conditioning.tensors[name] for name in ("text_embeds", "time_ids")}

@@ -29,6 +29,7 @@ class ZImage(Family):
     joint = "image-first"
     # The network fills the patches, and the tokens, up to a multiple of this.
     image_multiple = 32
+    block_conditioning = ("prompt_embeds",)
 
     @classmethod
     def refusal(cls, configs: Mapping[str, Mapping[str, Any]]) -> str | None:
@@ -68,6 +69,9 @@ class ZImage(Family):
         masks = [each.new_ones(len(each), dtype=torch.bool) for each in states]
         padded = [pad_sequence(each, batch_first=True) for each in (states, masks)]
         return Conditioning({"cap_feats": padded[0], "mask": padded[1]}, "cap_feats")
+
+    def conditioning_of_blocks(self, made: Mapping[str, Any]) -> Conditioning:
+        return self._conditioning(made["prompt_embeds"])
 
     def weight_of_guidance(self, scale: float) -> float:
         # The pipeline counts from the conditional half, not from the other.

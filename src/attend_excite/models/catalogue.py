@@ -29,7 +29,7 @@ VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model
 """The files of a tokenizer, of which any will do."""
 
 SETTINGS_FILE = "attend_excite.json"
-"""A model's own advice, beside its model_index.json: `attention_downsampling`, `layers`, `steps`, `recipe`."""
+"""A model's own advice, beside its model_index.json: attention_downsampling, layers, steps, a recipe."""
 
 
 @dataclass(frozen=True)

@@ -304,7 +304,7 @@ def test_stop_does_not_wait_for_the_refinements_of_a_step(server: Server) -> Non
         nonlocal passes
         async with aclosing(reports(partial(draw, server, form))) as run:
             async for value in run:
-                if value.done == form.steps:
+                if value.done == model.steps:
                     break
         passes = 0
 

@@ -150,7 +150,7 @@ def draw(server: Server, form: Form, report: Report) -> None:
     method = method_named(form.method)
     plain = () if type(method) is StableDiffusion else (StableDiffusion(),)
     model = server.models.get(form.model)
-    form = resolved(form, model.tokenizer)
+    form = resolved(form, model.tokenizer).on(model)
     wanted = [form.settings(model, each) for each in (*plain, method)]
     for settings in wanted:
         check(settings, form.seeds, model)
@@ -178,7 +178,7 @@ def compare(server: Server, form: Form, report: Report) -> None:
         ValueError: as for `draw`. What a single method refuses stands in `Drawn.refused`.
     """
     model = server.models.get(form.model)
-    form = resolved(form, model.tokenizer)
+    form = resolved(form, model.tokenizer).on(model)
     wanted = [form.settings(model, method_named(name)) for name in PAPER_METHODS]
     runs: list[_Run] = []
     refused: dict[str, str] = {}

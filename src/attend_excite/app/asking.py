@@ -39,7 +39,7 @@ class Asking:
         self._server = server
         # What the page says from the start is what Draw does, even before the address has been read.
         model = server.models.get("")
-        first = opening_form(model.name)
+        first = opening_form(model)
         recipe = model.recipe
         height, width = model.default_size
         self.prompt = gr.Textbox(
@@ -251,6 +251,7 @@ class Asking:
             ValueError: it speaks of a model that is not served, asks for too much, or the like.
         """
         model = self._server.models.get(form.model)
+        form = form.on(model)
         # The recipe is filled in also where another method is chosen.
         for method in (method_named(form.method), AttendAndExcite()):
             limits.check(form.settings(model, method), form.seeds, model)
@@ -265,8 +266,6 @@ class Asking:
             self._pictures: form.pictures,
             self.seed: form.seed,
             self._random: False,
-            self._steps: form.steps,
-            self._guidance: form.guidance,
             self._negative: form.negative,
             self._image: form.image,
             self._strength: form.strength,
@@ -304,6 +303,8 @@ class Asking:
                 *self._recipe_parts,
                 self._width,
                 self._height,
+                self._steps,
+                self._guidance,
                 self._scheduler,
                 self._best,
                 self._examples,
@@ -330,7 +331,8 @@ class Asking:
 
     def _follow_model(self, prompt: str, chips: Any, name: str, recipe: str) -> dict[Any, Any]:
         with failures_as_errors():
-            values = self._of_model(Form(recipe=recipe), self._server.models.get(name))
+            model = self._server.models.get(name)
+            values = self._of_model(Form(recipe=recipe).on(model), model)
             return {self._chips: self._read_words(prompt, chips, name)} | values
 
     def _follow_recipe(self, name: str, recipe: str) -> dict[Any, Any]:
@@ -351,6 +353,8 @@ class Asking:
         height, width = model.default_size
         return {
             **self._numbers(form, model),
+            self._steps: form.steps,
+            self._guidance: form.guidance,
             self._scheduler: gr.Dropdown(_schedulers(model), value=form.scheduler),
             self._width: gr.Slider(value=form.width or width, **_sides(model)),
             self._height: gr.Slider(value=form.height or height, **_sides(model)),

@@ -41,8 +41,8 @@ class Form:
         pictures: how many are drawn.
         best: keep only the one that shows most.
         seed: of the first picture; the others count on from it.
-        steps: denoising steps.
-        guidance: of classifier-free guidance.
+        steps: denoising steps; None: as is usual for the model.
+        guidance: of classifier-free guidance; None: likewise.
         negative: the negative prompt.
         scheduler: by its short name; "": the model's own.
         width: in pixels.
@@ -67,8 +67,8 @@ class Form:
     pictures: int = 1
     best: bool = False
     seed: int = 0
-    steps: int = 50
-    guidance: float = 7.5
+    steps: int | None = None
+    guidance: float | None = None
     negative: str = ""
     scheduler: str = ""
     width: int | None = None
@@ -123,6 +123,18 @@ class Form:
         values["best"] = bool(values.get("best"))
         return Form(**values)
 
+    def on(self, model: Model) -> Form:
+        """The same with what is usual for a model where it names no number of its own."""
+        steps, guidance = self._numbers_on(model)
+        return replace(self, steps=steps, guidance=guidance)
+
+    def _numbers_on(self, model: Model) -> tuple[int, float]:
+        usual = model.family.defaults.guidance_scale
+        return (
+            model.steps if self.steps is None else self.steps,
+            usual if self.guidance is None else self.guidance,
+        )
+
     def recipe_of(self, model: Model) -> Recipe:
         """The recipe with the numbers that were changed in it.
 
@@ -147,12 +159,13 @@ class Form:
         if isinstance(method, AttendAndExcite):
             method = method.on(self.recipe_of(model))
         height, width = model.default_size
+        steps, guidance = self._numbers_on(model)
         return Settings(
             model=model.name,
             prompt=self.prompt,
             method=method,
-            steps=self.steps,
-            guidance_scale=self.guidance,
+            steps=steps,
+            guidance_scale=guidance,
             height=self.height or height,
             width=self.width or width,
             dtype=str(model.dtype).removeprefix("torch."),

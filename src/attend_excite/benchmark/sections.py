@@ -284,8 +284,8 @@ def _sweep(results: Results, comparisons: Mapping[str, Comparison], what: str) -
     prompts = max(figure.prompts for figure in comparison.figures.values())
     of_recipe = f"the recipe {base}" if base else "what the model recommends"
     caption = (
-        f"Means over prompts and their intervals of 95 % as {key} of {of_recipe} changes; filled: its own "
-        f"value; dashed: {name_of(results, PLAIN)}. {told_of(results)}"
+        f"Means over prompts and their 95 % intervals for several values of {key}; all else is {of_recipe}. "
+        f"Filled: its own value; dashed: {name_of(results, PLAIN)}. {told_of(results)}"
     )
     rows = [
         [

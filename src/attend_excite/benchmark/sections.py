@@ -351,8 +351,8 @@ def _metrics_judged(results: Results) -> Section | None:
         [
             f"Take two images, one right and one wrong by the verdict of {results.judges[truths[0].metric]}. "
             "How often does the right one have the higher score? (1: always; 0.5: as by chance.) The two are "
-            "any two images, two of one prompt, or two of one prompt by one system. The last tells how well the "
-            "score chooses among seeds. The last column is the correlation of score and verdict."
+            "any two images, two of one prompt, or two of one prompt by one system. The last tells how well "
+            "the score chooses among seeds. The last column is the correlation of score and verdict."
         ],
         [*tables, Plot("separation", caption, drawn(figure))],
     )

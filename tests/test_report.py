@@ -158,7 +158,7 @@ def test_two_runs_side_by_side(run: Path, tmp_path: Path) -> None:
     other = _made_up(tmp_path / "other", "stickers", {"attend-excite": better})
     write_report(run, tmp_path / "report", other=other)
     text = (tmp_path / "report" / "report.md").read_text("utf-8")
-    assert "each system on the prompts and seeds that it has in both runs" in text
+    assert "compared on the prompts and seeds that it has in both runs" in text
     assert re.search(r"Attend-and-Excite: minimum object similarity \| 0\.250 \| 0\.500 \| \+100\.0 %", text)
     beside = parquet.read_table(tmp_path / "report" / "numbers" / "beside.parquet").to_pylist()
     assert {row["measure"]: row["there"] for row in beside}["clip minimum"] == pytest.approx(0.5)
@@ -352,7 +352,7 @@ def test_a_system_of_ones_own_is_shown_like_any_other(tmp_path: Path) -> None:
     text = (report / "report.md").read_text("utf-8")
     assert "my_methods:Mine" not in text.partition("## What ran")[0]
     assert "by stickers, plain (above the diagonal) and by Fading guidance (below it)" in text
-    assert "The prompts that Attend-and-Excite and Fading guidance helps most against stickers, plain" in text
+    assert "Attend-and-Excite and Fading guidance helps most compared with stickers, plain" in text
     assert "hurt most: all there, in their colours 100.0 % → 0.0 %" in text
     for kind in ("svg", "png", "pdf"):
         assert (report / "figures" / f"pairs-2.{kind}").is_file()
@@ -368,7 +368,7 @@ def test_a_system_of_ones_own_is_shown_like_any_other(tmp_path: Path) -> None:
     write_report(run, report, reference="stable-diffusion", highlight="my_methods:Mine")
     text = (report / "report.md").read_text("utf-8")
     assert "A subject is missing: 75.0 % plain, 50.0 % with Fading guidance" in text
-    assert "how far from stickers, plain" in text
+    assert "the difference from stickers, plain" in text
     assert not (report / "figures" / "pairs-2.svg").exists()
     with pytest.raises(ValueError, match="has no images by 'structure': it has stable-diffusion, "):
         write_report(run, report, highlight="structure")

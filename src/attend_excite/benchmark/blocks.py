@@ -130,7 +130,7 @@ def bar_plot(
         unit = ", %" if measure.rate else " (dashed: upper bound)" if bounded else ""
         rows[measure.title + unit] = panels
     caption = (
-        f"{title} {told_of(results, measures[0])} Bars: means over prompts; lines: their intervals of 95 %."
+        f"{title} {told_of(results, measures[0])} Bars: means over prompts; lines: their 95 % intervals."
         f"{_brackets(results, comparison, measures[0])}"
     )
     return Plot(name, caption, drawn(figures.bars(rows)))
@@ -158,7 +158,7 @@ def table_of(results: Results, comparison: Comparison, measure: Measure, title: 
             [Cell("upper bound, real images"), *(Cell(value_text(measure, bound)) for bound in bounds)]
         )
     name = f"{comparison.name}-{measure.metric}-{measure.column}"
-    note = f"In small: intervals of 95 % over prompts.{_brackets(results, comparison, measure)}"
+    note = f"In small type: 95 % intervals over prompts.{_brackets(results, comparison, measure)}"
     return Table(
         name, f"{title} {told_of(results, measure)}", ["", *map(subset_name, results.subsets)], rows, note
     )
@@ -170,8 +170,8 @@ def _brackets(results: Results, comparison: Comparison, measure: Measure) -> str
         return ""
     unit = "percentage points" if measure.rate else "per cent"
     return (
-        f" In brackets: how far from {name_of(results, str(comparison.reference))}, in {unit}; “ns”: not "
-        "significant, as the interval of that difference includes zero or there is one prompt only."
+        f" In brackets: the difference from {name_of(results, str(comparison.reference))}, in {unit}. “ns”: "
+        "not significant, because its interval includes 0 or there is only one prompt."
     )
 
 

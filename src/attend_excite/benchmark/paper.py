@@ -67,8 +67,8 @@ def similarities(results: Results, comparisons: Mapping[str, Comparison]) -> Sec
         return None
     systems = comparisons["systems"]
     judged_by = (
-        f"By {results.judges['clip']}. The minimum is over the parts of the prompt that speak of one "
-        "subject each."
+        f"By {results.judges['clip']}. The minimum is over the parts of the prompt, one part for each "
+        "subject."
     )
     return Section(
         "CLIP image-text similarity (Figure 8)",
@@ -208,8 +208,8 @@ def reweighting(results: Results, comparisons: Mapping[str, Comparison]) -> Sect
     return Section(
         "Attention re-weighting (Table 4, Figure 14)",
         [
-            "Prompt-to-Prompt's re-weighting makes the subjects' attention stronger where it is; it cannot "
-            "move it. On the prompts and seeds that both have."
+            "Prompt-to-Prompt's re-weighting makes the subjects' attention stronger where it already is, but "
+            "cannot move it. Both systems are compared on the prompts and seeds that both have."
         ],
         [*plots, *tables],
     )
@@ -228,8 +228,9 @@ def findings(results: Results) -> Section | None:
     return Section(
         "Where it agrees with the paper",
         [
-            "What the paper finds with Stable Diffusion 1.4, and whether it holds here. In small: how far "
-            "the second system is from the first, with the interval."
+            "What the paper finds with Stable Diffusion 1.4, and whether it holds here. In small type: the "
+            "difference of the second system from the first, with its 95 % interval. “Not told apart”: that "
+            "interval includes 0."
         ],
         [
             Table(
@@ -263,8 +264,8 @@ def ablations(results: Results, comparisons: Mapping[str, Comparison]) -> Sectio
     return Section(
         "Ablations (Figures 11 and 12)",
         [
-            f"On the {len(places)} prompts and the seeds that all of them have. In brackets: how far from "
-            "Attend-and-Excite in full; “ns”: not significant, the interval of that difference includes zero."
+            f"On the {len(places)} prompts and the seeds that all of them have. In brackets: the difference "
+            "from full Attend-and-Excite. “ns”: not significant, its 95 % interval includes 0."
         ],
         [
             Table(

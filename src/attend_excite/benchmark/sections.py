@@ -71,8 +71,8 @@ def summary_of(results: Results, systems: Comparison) -> list[str]:
     if compared is not None and (left := int((main & ~compared).sum())):
         each = int((main & compared).sum()) // len(results.main_systems)
         lines.append(
-            f"The systems are compared on the {each:,} images each of prompts and seeds that all have; "
-            f"{left:,} others are left out of that."
+            f"The systems are compared on the prompts and seeds that all of them have, {each:,} images each; "
+            f"{left:,} other images are left out of the comparison."
         )
     if results.baseline in systems.systems and results.highlight in systems.systems:
         for measure in (NEGLECT, RIGHT, DETECTED[0], MINIMUM, TEXT):
@@ -215,7 +215,7 @@ def _extremes(results: Results) -> Section | None:
     for system in results.challengers:
         found = _helped_and_hurt(results, against, system, measures[0], measures[-1])
         if not found:
-            told.append(f"No prompt has other numbers with {name_of(results, system)}.")
+            told.append(f"With {name_of(results, system)} the numbers of every prompt are the same.")
         sheets += found
     names = " and ".join(name_of(results, name) for name in results.challengers)
     if not sheets and not told:
@@ -223,8 +223,8 @@ def _extremes(results: Results) -> Section | None:
     return Section(
         "Best and worst prompts",
         [
-            f"The prompts that {names} helps most against {name_of(results, against)}, and those that it "
-            f"hurts most, by “{measures[0].title.lower()}”; where that is equal, by "
+            f"The prompts that {names} helps most compared with {name_of(results, against)}, and those that "
+            f"it hurts most, by “{measures[0].title.lower()}”. Equal prompts are ordered by "
             f"“{measures[-1].title.lower()}”.",
             *told,
         ],
@@ -284,8 +284,8 @@ def _sweep(results: Results, comparisons: Mapping[str, Comparison], what: str) -
     prompts = max(figure.prompts for figure in comparison.figures.values())
     of_recipe = f"the recipe {base}" if base else "what the model recommends"
     caption = (
-        f"Means over prompts and their intervals of 95 % as {key} of {of_recipe} changes; filled: its own "
-        f"value; dashed: {name_of(results, PLAIN)}. {told_of(results)}"
+        f"Means over prompts and their 95 % intervals for several values of {key}; all else is {of_recipe}. "
+        f"Filled: its own value; dashed: {name_of(results, PLAIN)}. {told_of(results)}"
     )
     rows = [
         [
@@ -343,16 +343,16 @@ def _metrics_judged(results: Results) -> Section | None:
     }
     figure = figures.separation(shown, ("all subjects there", "a subject is missing"))
     caption = (
-        "Scores of images with all their subjects and of the others, each a share of its own kind. "
+        "Scores of images with all their subjects and of the others, as shares of each kind. "
         f"{told_of(results, truths[0])}"
     )
     return Section(
         "Do the scores measure what they claim to?",
         [
-            f"Against the verdict of {results.judges[truths[0].metric]}: how often, of two images, the one "
-            "that is right has the higher score (1 always, 0.5 by chance): of any two, of two of one prompt, "
-            "and of two of one prompt by one system, which is what a choice among seeds needs. Then the "
-            "correlation of score and verdict."
+            f"Take two images, one right and one wrong by the verdict of {results.judges[truths[0].metric]}. "
+            "How often does the right one have the higher score? (1: always; 0.5: as by chance.) The two are "
+            "any two images, two of one prompt, or two of one prompt by one system. The last tells how well "
+            "the score chooses among seeds. The last column is the correlation of score and verdict."
         ],
         [*tables, Plot("separation", caption, drawn(figure))],
     )
@@ -372,8 +372,8 @@ def _cost(results: Results) -> Section:
     return Section(
         "Cost of an image",
         [
-            "Averages of what the run wrote down. Seconds are an image's share of its batch, on the machines "
-            "that drew it: compare them only where all systems ran on the same."
+            "Averages over the run. Seconds are an image's share of its batch's time. Compare them only if "
+            "all systems were drawn on the same machine."
         ],
         [
             Table(
@@ -417,8 +417,8 @@ def _two_runs(results: Results, others: Results) -> Section:
         if others.judges.get(metric, results.judges[metric]) != results.judges[metric]
     ]
     told = [
-        f"{others.run}, each system on the prompts and seeds that it has in both runs; the difference is the "
-        "other run's less this one's."
+        f"The other run is {others.run}. Each system is compared on the prompts and seeds that it has in "
+        "both runs. The difference is the other run minus this one."
         if rows
         else f"{others.run} has no system, prompt and seed in common with this run."
     ]

@@ -33,12 +33,12 @@ _IMAGE_SIDE = 384
 _QUALITY = 85
 
 CONSENT = (
-    "You will see descriptions, and below each several sets of images that computers drew from it. "
+    "You will see descriptions. Below each are several sets of images that computers drew from it. "
     "Choose the set that best reflects the description.\n\n"
-    "Taking part is voluntary, and you can stop whenever you like. What is stored is your choices, the "
-    "time you take for each, and a random number that a cookie keeps in your browser so that you can go "
-    "on later: no name, no address, nothing else about you or your device. Whoever runs this study can "
-    "delete your answers if you tell them that number, which stands at the foot of every page."
+    "Taking part is voluntary, and you can stop whenever you like. We store your choices, the time you take "
+    "for each, and a random number. A cookie keeps the number in your browser, so that you can go on later. "
+    "We store no name, no address, and nothing else about you or your device. Whoever runs this study can "
+    "delete your answers if you tell them the number. It is at the foot of every page."
 )
 
 

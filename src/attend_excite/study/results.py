@@ -74,8 +74,8 @@ def remarks(result: Result) -> list[str]:
         majority = sum(winner.majority for winner in won)
         lines.append(f"{named[system]} won {len(won)} of {len(prompts)} prompts, {majority} by a majority")
     if level := sum(len(winner.winners) > 1 for winner in prompts):
-        lines.append(f"level: {level} of {len(prompts)} prompts")
-    alpha = "not to be told" if agreement.alpha is None else f"{agreement.alpha:.2f}"
+        lines.append(f"without a single winner: {level} of {len(prompts)} prompts")
+    alpha = "unknown" if agreement.alpha is None else f"{agreement.alpha:.2f}"
     lines.append(f"agreement among respondents (Krippendorff's alpha): {alpha}")
     if agreement.repeats:
         lines.append(f"repeated pages answered alike: {agreement.repeats_alike} of {agreement.repeats}")
@@ -157,7 +157,7 @@ def _latex(result: Result) -> str:
         rows.append(cells)
     told = (
         f"Share of the votes that each system got: {_counted(result)}.",
-        "In small: intervals of 95 % over respondents and prompts.",
+        "In small type: 95 % intervals over respondents and prompts.",
         banner(result),
     )
     caption = " ".join(filter(None, told))

@@ -95,7 +95,7 @@ class Hearing:
         def block(args: Mapping[str, Any], extra: Mapping[str, Any]) -> Any:
             told = dict(args["transformer_options"])
             answered = told.get("optimized_attention_override")
-            waiting = True
+            height, width = map_size(self._layout.size, self._downsampling)
 
             def attend(
                 function: Callable[..., Tensor],
@@ -106,14 +106,12 @@ class Hearing:
                 mask: Tensor | None = None,
                 **options: Any,
             ) -> Tensor:
-                nonlocal waiting
-                # Of SD 3.5 medium's two attentions the second is the image's alone.
-                if waiting:
-                    waiting = False
-                    joint = [
-                        each if options.get("skip_reshape") else _by_head(each, heads)
-                        for each in (query, key)
-                    ]
+                joint = [
+                    each if options.get("skip_reshape") else _by_head(each, heads) for each in (query, key)
+                ]
+                # Of SD 3.5 medium's two attentions the second is the image's alone. Asked each time, since with
+                # gradient checkpointing the block runs again on the way back.
+                if joint[1].shape[-2] > height * width:
                     self._hear(name, *joint, _as_fused(mask), told, False)
                     if self._images:
                         self._hear(name, *joint, _as_fused(mask), told, True)

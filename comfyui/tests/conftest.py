@@ -16,7 +16,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     host = config.getoption("--host")
-    sys.path.insert(0, str(_CONTRACT if host is None else host.resolve()))
+    # Last, since the host has a package `tests` too.
+    sys.path.append(str(_CONTRACT if host is None else host.resolve()))
     if host is not None:
         import comfy.options
 

@@ -109,8 +109,8 @@ class Hearing:
                 joint = [
                     each if options.get("skip_reshape") else _by_head(each, heads) for each in (query, key)
                 ]
-                # Of SD 3.5 medium's two attentions the second is the image's alone. Asked each time, since with
-                # gradient checkpointing the block runs again on the way back.
+                # Of SD 3.5 medium's two attentions the second is the image's alone. Asked each time, since
+                # with gradient checkpointing the block runs again on the way back.
                 if joint[1].shape[-2] > height * width:
                     self._hear(name, *joint, _as_fused(mask), told, False)
                     if self._images:

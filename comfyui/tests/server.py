@@ -140,7 +140,7 @@ def write_checkpoint(path: Path) -> None:
             if each.ndim > 1:
                 # Louder than what is trained, so that the attention differs from patch to patch.
                 each = torch.randn_like(each) * (1.2 if part is unet else 0.9) * each[0].numel() ** -0.5
-            elif part is not parts["first_stage_model."]:
-                each = torch.full_like(each, float("norm" in name and name.endswith("weight")))
+            elif each.ndim == 1:
+                each = torch.full_like(each, float(name.endswith("weight")))
             weights[prefix + name] = each.half().contiguous()
     save_file(weights, path)

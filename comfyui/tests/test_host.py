@@ -200,14 +200,18 @@ def test_the_shift_goes_down_the_loss_as_a_finite_difference_has_it(
     """Blocks of the host change in place what the way back needs."""
     draw = tiny(kind)
     shift, _ = _first(draw, draw.noise)
-    direction = shift / shift.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-    little = 0.02 * draw.noise.flatten(1).norm(dim=1).mean()
-    losses = [_first(draw, draw.noise + sign * little * direction)[1] for sign in (1, -1)]
-    sigma, scale = _sigma(draw), _vp(draw)
-    slope = (losses[0] - losses[1]) / (2 * little * sigma)
+    length = shift.flatten(1).norm(dim=1)
     # The shift is -size / scale^2 times the gradient.
-    expected = -(shift.flatten(1).norm(dim=1)) * scale**2 / _step_size(kind)
-    torch.testing.assert_close(slope, expected, rtol=0.1, atol=1e-6)
+    expected = -length * _vp(draw) ** 2 / (_STRENGTH * _step_size(kind))
+    # So far that the loss changes by more than rounding, and by little.
+    little = 5e-5 / expected.abs()
+    move = (little / length / _sigma(draw)).view(-1, 1, 1, 1) * shift
+    losses = [_first(draw, draw.noise + sign * move)[1] for sign in (1, -1)]
+    torch.testing.assert_close((losses[0] - losses[1]) / (2 * little), expected, rtol=0.05, atol=0)
+
+
+# So little that no recipe's bound on a shift is met.
+_STRENGTH = 0.02
 
 
 def _step_size(kind: str) -> float:
@@ -247,7 +251,7 @@ def _first(draw: Drawn, noise: Tensor) -> tuple[Tensor, Tensor]:
         seen.append(x - before)
         return x
 
-    under = draw.nursed(last_step=1)
+    under = draw.nursed(last_step=1, strength=_STRENGTH)
     sigmas = torch.tensor([_sigma(draw), 0.0])
     with torch.inference_mode():
         comfy.sample.sample_custom(
@@ -337,6 +341,43 @@ def test_a_lora_below_the_node_is_nursed_too(tiny: Callable[[str], Drawn]) -> No
     assert not torch.allclose(plain, draw(draw.model), atol=1e-3)
 
 
+class _Control:
+    """What the host asks of a ControlNet; its weights are born in inference mode, too."""
+
+    previous_controlnet = None
+
+    def __init__(self) -> None:
+        self.layer = torch.nn.Conv2d(4, 64, 4, 4)
+
+    def get_control(self, x_noisy: Tensor, *_: Any, **__: Any) -> dict[str, list[Tensor]]:
+        return {"input": [], "middle": [self.layer(x_noisy)], "output": []}
+
+    def get_models(self) -> list:
+        return []
+
+    def inference_memory_requirements(self, _: Any) -> int:
+        return 0
+
+    def pre_run(self, *_: Any) -> None:
+        pass
+
+    def cleanup(self) -> None:
+        pass
+
+
+def test_with_a_controlnet(tiny: Callable[[str], Drawn]) -> None:
+    draw = tiny("SD15")
+    with torch.inference_mode():
+        control = _Control()
+        told = {"control": control, "control_apply_to_uncond": True}
+        positive = [[states, {**told, **other}] for states, other in draw.positive]
+    under = draw.nursed()
+    controlled = Drawn(**{**vars(draw), "positive": positive})
+    plain = controlled(draw.model)
+    assert not torch.allclose(plain, draw(draw.model), atol=1e-3)
+    assert not torch.allclose(controlled(under), plain, atol=1e-3)
+
+
 def test_other_models_are_refused_by_the_hosts_name(tiny: Callable[[str], Drawn]) -> None:
     from comfyui.architectures import architecture_of
 
@@ -367,7 +408,7 @@ def test_the_contract_has_the_hosts_names_and_arguments(host: Path) -> None:
             if inspect.isfunction(value):
                 ours = inspect.signature(value).parameters
                 known = inspect.signature(inspect.unwrap(theirs)).parameters
-                assert ours.keys() <= known.keys(), (name, public)
+                assert ours.keys() - {"q", "k", "v"} <= known.keys(), (name, public)
             elif public in ("WrappersMP",):
                 for attribute, content in vars(value).items():
                     if not attribute.startswith("_"):

@@ -221,7 +221,7 @@ class _Run:
         level = float(sigma.flatten()[0])
         begins = number in self._begins if self._nursing is not None else level not in self._sigmas
         self._sigmas.add(level)
-        positive = self._positive(level, latents) if begins else None
+        positive = self._positive(level) if begins else None
         if positive is None:
             return model(latents, sigma, **extra)
         if self._nursing is not None:
@@ -230,16 +230,16 @@ class _Run:
                 self._nurse(model, step, latents, sigma, extra, positive)
         return self._heard(model, latents, sigma, extra, positive)
 
-    def _positive(self, level: float, latents: Tensor) -> dict[str, Any] | None:
+    def _positive(self, level: float) -> dict[str, Any] | None:
         """The conditioning whose attention is meant; None: none has a say at this noise level."""
         found = [each for each in self._guider.conds.get("positive") or () if _has_a_say(each, level)]
-        marked = [each for each in found if each.get(KEY) is self._settings.asked]
+        marked = [each for each in found if KEY in each and each[KEY].text == self._settings.asked.text]
         if not found:
             return None
-        if not marked and len(found) > 1:
+        if not marked and (len(found) > 1 or KEY in found[0]):
             raise ValueError(
-                "the sampler's positive prompt is made of several, and none is the one that "
-                "Attend-and-Excite was given: encode that with the node Subjects, and connect it to both"
+                "the sampler's positive prompt isn't the one that Attend-and-Excite was given, nor is that "
+                "among several: encode it with the node Subjects, and connect that to both"
             )
         chosen = (marked or found)[0]
         for what, why in (

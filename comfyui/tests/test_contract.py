@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -308,8 +310,10 @@ def test_errors_say_what_to_connect(
     under = nursed(host, nodes, model, None, text="a lion and a monkey", clip=clip)
     with pytest.raises(ValueError, match="nursed already"):
         nursed(host, nodes, under, positive)
-    with pytest.raises(ValueError, match="made of several"):
+    with pytest.raises(ValueError, match="isn't the one"):
         draw(under, positive=bare + bare)
+    with pytest.raises(ValueError, match="isn't the one"):
+        draw(under, positive=positive)
     with pytest.raises(ValueError, match="part of the picture"):
         draw(under, positive=[[bare[0][0], {"area": (1, 1, 0, 0)}]])
     model.model.model_config = type("LTXV", (), {})()
@@ -317,9 +321,37 @@ def test_errors_say_what_to_connect(
         nursed(host, nodes, model, positive)
 
 
-def test_the_package_declares_its_nodes(nodes: Any) -> None:
+def listed_nodes() -> list[Any]:
+    """As the host asks for them."""
     import comfyui
 
-    listed = asyncio.run(asyncio.run(comfyui.comfy_entrypoint()).get_node_list())
-    names = [each.define_schema().node_id for each in listed]
+    return asyncio.run(asyncio.run(comfyui.comfy_entrypoint()).get_node_list())
+
+
+def test_the_package_declares_its_nodes() -> None:
+    names = [each.define_schema().node_id for each in listed_nodes()]
     assert names == ["AttendExcite", "AttendExciteSubjects", "AttendExciteMaps"]
+
+
+@pytest.mark.parametrize(
+    ("example", "form"), [("attend_and_excite", "picture"), ("compare_and_maps", "compare_and_maps")]
+)
+def test_an_example_says_in_the_page_what_the_server_is_sent(example: str, form: str) -> None:
+    """The tests draw the form for programs; the page loads the other."""
+    folder = Path(__file__).parent
+    sent = json.loads((folder / "workflows" / f"{form}.json").read_text())
+    shown = json.loads((folder.parent / "example_workflows" / f"{example}.json").read_text())
+    ends = {link: [str(start), slot] for link, start, slot, *_ in shown["links"]}
+    known = {each.define_schema().node_id: each.define_schema() for each in listed_nodes()}
+    assert {str(node["id"]): node["type"] for node in shown["nodes"]} == {
+        number: node["class_type"] for number, node in sent.items()
+    }
+    for node in shown["nodes"]:
+        told = {each["name"]: ends[each["link"]] for each in node["inputs"] if each["link"] is not None}
+        wanted = sent[str(node["id"])]["inputs"]
+        assert told == {name: value for name, value in wanted.items() if isinstance(value, list)}
+        if node["type"] in known:
+            names = [each["name"] for each in node["inputs"] if "widget" in each]
+            values = dict(zip(names, node["widgets_values"], strict=True))
+            assert values == {name: value for name, value in wanted.items() if not isinstance(value, list)}
+            assert {each.id for each in known[node["type"]].inputs} >= wanted.keys()

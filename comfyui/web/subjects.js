@@ -24,8 +24,9 @@ app.registerExtension({
       shown.style.cssText = "font-size: 13px; line-height: 1.6; overflow-y: auto; white-space: pre-wrap; padding: 4px;";
       shown.textContent = "Run once to see which subjects are found.";
       this.attendExciteShown = shown;
-      // What is shown is no input: it is kept out of the workflow and of what is sent to be run.
-      this.addDOMWidget("found", "attend-excite-found", shown, { serialize: false, getMinHeight: () => 60 });
+      // What is shown is no input: it is kept out of what is sent to be run, and out of the workflow.
+      const options = { serialize: false, getMinHeight: () => 60 };
+      this.addDOMWidget("found", "attend-excite-found", shown, options).serialize = false;
     };
     const executed = nodeType.prototype.onExecuted;
     nodeType.prototype.onExecuted = function (output) {

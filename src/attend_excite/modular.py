@@ -76,14 +76,14 @@ def nursed(blocks: ModularPipelineBlocks) -> ModularPipelineBlocks:
     """
     # Some of diffusers' blocks share theirs among all instances.
     blocks = deepcopy(blocks)
-    loops = _loops(blocks)
-    if not loops or blocks.model_name not in PIPELINES:
+    loops, name = _loops(blocks), blocks.model_name
+    if not loops or name is None or name not in PIPELINES:
         raise ValueError(
             f"{type(blocks).__name__} has no denoising loop that can be nursed: give the blocks of "
             f"{', '.join(PIPELINES)}"
         )
     for loop in loops:
-        loop.sub_blocks.insert("nurse", Nurse(blocks.model_name), 0)
+        loop.sub_blocks.insert("nurse", Nurse(name), 0)
     return blocks
 
 

@@ -151,17 +151,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("picture", choices=("gallery", "methods", "explain", "opening", "web"))
     parser.add_argument("--model", default="stickers", help="name, folder or Hub id")
-    parser.add_argument("--steps", type=int, default=50, help="denoising steps")
+    parser.add_argument("--steps", type=int, help="denoising steps; the model's own number by default")
     arguments = parser.parse_args()
     if arguments.picture == "web":
         web()
         return
     model = load(arguments.model)
+    steps = arguments.steps or model.steps
     if arguments.picture == "explain":
-        explain(model, arguments.steps)
+        explain(model, steps)
         return
     if arguments.picture == "opening":
-        opening(model, arguments.steps)
+        opening(model, steps)
         return
     prompts: Sequence[str] = METHODS_PROMPTS
     names: Sequence[str] = tuple(METHODS)
@@ -172,11 +173,11 @@ def main() -> None:
     drawn = {
         # The bundled model's own pictures are not Stable Diffusion's.
         "plain" if name == "stable-diffusion" else name: model.generate(
-            list(prompts), method=METHODS[name](), seeds=SEEDS, steps=arguments.steps
+            list(prompts), method=METHODS[name](), seeds=SEEDS, steps=steps
         )
         for name in names
     }
-    save(path, grid(drawn, f"{model.name}, {arguments.steps} steps", columns=2))
+    save(path, grid(drawn, f"{model.name}, {steps} steps", columns=2))
 
 
 if __name__ == "__main__":

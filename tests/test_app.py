@@ -88,6 +88,28 @@ def test_nouns_are_chosen_and_token_splits_shown(tokenizer: CLIPTokenizer) -> No
     assert "very frog” is cut" in words_of("a cat " + "very " * 80 + "frog", tokenizer)[1]
 
 
+def test_pictures_are_begun_from_a_visitors_own(server: Server, tmp_path: Path) -> None:
+    Image.linear_gradient("L").convert("RGB").resize((128, 128)).save(tmp_path / "mine.png")
+    right = Image.new("L", (128, 128))
+    right.paste(255, (64, 0, 128, 128))
+    right.save(tmp_path / "mask.png")
+    images = {"image": str(tmp_path / "mine.png"), "mask": str(tmp_path / "mask.png")}
+    form = replace(FORM, strength=0.5, **images)
+    *steps, last = _run(partial(draw, server, form))
+    assert [step.total for step in steps] == [4] * 4
+    (file,) = last.files["Attend-and-Excite"]
+    left = (0, 0, 64, 128)
+    with Image.open(file) as drawn, Image.open(tmp_path / "mine.png") as mine:
+        assert drawn.crop(left).tobytes() == mine.crop(left).tobytes()
+        assert drawn.tobytes() != mine.tobytes()
+    settings = read_origin(file).settings
+    assert settings.image is not None
+    assert (settings.image.path, settings.strength) == ("mine.png", 0.5)
+    # What a dropped file names is not opened.
+    with pytest.raises(ValueError, match=r"it was made from another picture, 'mine.png', which isn't in it"):
+        _run(partial(draw_again, server, file))
+
+
 def test_what_was_clicked_stays_while_the_prompt_is_edited(tokenizer: CLIPTokenizer) -> None:
     words, _ = words_of("a cat and a cat", tokenizer)
     words = tuple(
@@ -282,7 +304,7 @@ def test_stop_does_not_wait_for_the_refinements_of_a_step(server: Server) -> Non
         nonlocal passes
         async with aclosing(reports(partial(draw, server, form))) as run:
             async for value in run:
-                if value.done == form.steps:
+                if value.done == model.steps:
                     break
         passes = 0
 

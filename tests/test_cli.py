@@ -90,6 +90,29 @@ def test_options_beside_from_override(drawn: dict[str, Any], tmp_path: Path) -> 
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_picture_that_was_begun_from_another_is_made_again(tmp_path: Path) -> None:
+    begun, moved = tmp_path / "begun.png", tmp_path / "moved.png"
+    Image.linear_gradient("L").resize((96, 128)).convert("RGB").save(begun)
+    mask = tmp_path / "mask.png"
+    Image.linear_gradient("L").resize((96, 128)).save(mask)
+    options = ("--steps", "4", "--recipe", "no-refinement", "--image", str(begun), "--strength", "0.5")
+    (first,) = _generate(tmp_path, PROMPT, *options, "--mask", str(mask))["images"]
+    assert Image.open(first["file"]).size == (96, 128)
+    assert len(first["losses"]) == 1  # half of the two steps that strength 0.5 leaves of four
+    (again,) = _generate(tmp_path / "again", "--from", first["file"])["images"]
+    assert Image.open(again["file"]).tobytes() == Image.open(first["file"]).tobytes()
+    begun.rename(moved)
+    refused = _run("generate", "--from", first["file"], status=2)
+    assert "begun.png' is not here: say with --image where it is" in " ".join(refused.output.split())
+    (again,) = _generate(tmp_path / "moved", "--from", first["file"], "--image", str(moved))["images"]
+    assert Image.open(again["file"]).tobytes() == Image.open(first["file"]).tobytes()
+    Image.new("RGB", (96, 128)).save(begun)
+    refused = _run("generate", "--from", first["file"], status=2)
+    assert "is another than the one that was drawn with" in " ".join(refused.output.split())
+    said = _run("generate", PROMPT, *options[:-2], "--image", str(moved), "--out", str(tmp_path)).stdout
+    assert "strength 0.8, so 3 of 4 steps, nursed in steps 1 to 1 of these" in said
+
+
 def test_subjects_beside_from_replace_brackets(tmp_path: Path) -> None:
     options = ("--steps", "1", "--recipe", "no-refinement")
     marked = _generate(tmp_path, "a [cat] and a [frog]", *options)

@@ -15,6 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from attend_excite import AttendAndExcite, Recipe, StableDiffusion, Subject
 from attend_excite.metadata import KEY, Origin, Settings, fingerprint, read_origin, write_png
 from attend_excite.methods import METHODS
+from attend_excite.pictures import PictureFile
 
 SETTINGS = Settings(
     model="stickers",
@@ -48,6 +49,22 @@ def test_every_method_survives_the_file(name: str, tmp_path: Path) -> None:
     origin = Origin(replace(SETTINGS, method=METHODS[name]()), seed=0, batch=(0,))
     write_png(tmp_path / "cat.png", PICTURE, origin)
     assert read_origin(tmp_path / "cat.png") == _here(origin)
+
+
+def test_what_a_picture_was_begun_from_is_known_by_its_pixels(tmp_path: Path) -> None:
+    PICTURE.save(tmp_path / "begun.png")
+    begun = PictureFile.at(tmp_path / "begun.png")
+    settings = replace(SETTINGS, image=begun, strength=0.5)
+    write_png(tmp_path / "cat.png", PICTURE, Origin(settings, seed=0, batch=(0,)))
+    assert read_origin(tmp_path / "cat.png").settings == settings
+    # The same picture with something said of it is the same.
+    write_png(tmp_path / "begun.png", PICTURE, Origin(SETTINGS, seed=0, batch=(0,)))
+    assert begun.read().tobytes() == PICTURE.tobytes()
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "begun.png")
+    with pytest.raises(ValueError, match="is another than the one that was drawn with: say with --image"):
+        begun.read()
+    with pytest.raises(ValueError, match="for a picture to begin from"):
+        replace(SETTINGS, strength=0.5)
 
 
 def test_a_picture_drawn_on_other_threads_is_told_of(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -351,7 +352,9 @@ def test_a_pipeline_of_the_caller_is_used_as_it_is(tiny_folder: Path, same_model
 
 def test_a_pipeline_keeps_what_its_folder_says(tiny_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_folder, tmp_path / "model")
-    (folder / "attend_excite.json").write_text('{"attention_downsampling": 2, "recipe": {"base": "paper"}}')
+    settings = {"attention_downsampling": 2, "steps": 4, "recipe": {"base": "paper"}}
+    (folder / "attend_excite.json").write_text(json.dumps(settings))
     model = load(Ours.from_pretrained(folder))
     assert model.attention_downsampling == 2
+    assert len(model.generate("a cat", progress=False).trace[0].steps) == 4
     assert model.recipe.decay == "linear"

@@ -3,6 +3,7 @@
 `python -m training.evaluate WHAT --model FOLDER` with WHAT one of
 
 - `attention`: the cross-attention on held-out pairs over the first half of the steps,
+- `masked`: whether a patch draws what it attends to, each half of the picture seeing one subject alone,
 - `singles`: one subject, present and in the right colour,
 - `tuning`, `final`: pairs of subjects, plain and excited, from the same noise.
 
@@ -13,6 +14,7 @@ prompts and seeds choose step sizes and are never part of a final figure.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,18 +23,22 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
+from transformers import CLIPTokenizer
 
 from attend_excite import AttendAndExcite, Generation, Model, Recipe, StableDiffusion, load
 from attend_excite.benchmark.statistics import mean
 from attend_excite.models.catalogue import source_of
-from attend_excite.models.judge import Judge, pixels
+from attend_excite.models.judge import TOP_CELLS, Judge, pixels
 from training.glyphs import COLOURS, SUBJECTS, read_data
+from training.grounding import KeepMaps
 from training.judge import COLOUR_LIST
 from training.loop import use_one_thread, write_atomically
 from training.sheets import save_sheet
+from training.words import token_positions
 
 PROMPTS = read_data("evaluation.json")
-FIRST_SEED = {"attention": 100, "singles": 200, "tuning": 1000, "final": 0}
+FIRST_SEED = {"attention": 100, "masked": 300, "singles": 200, "tuning": 1000, "final": 0}
 STICKER_CHANCE = 0.3  # a cell whose chance of the subject is above this belongs to it
 
 
@@ -95,6 +101,67 @@ def attention_figures(model: Model, judge: Judge, seeds: range) -> Iterator[dict
                     "peak on its sticker": on.float().mean().item(),
                     "held by padding": padding.mean().item(),
                 }
+
+
+def phrase(tokenizer: CLIPTokenizer, prompt: str, subject: str) -> Tensor:
+    """T bool: <sot> and the tokens of a subject, its colour and its article."""
+    words = prompt.split()
+    positions = token_positions(tokenizer, prompt)
+    last = words.index(subject)
+    first = last - 1 - (words[last - 1] in COLOURS)
+    seen = torch.zeros(tokenizer.model_max_length, dtype=torch.bool)
+    seen[[0, *itertools.chain(*positions[first : last + 1])]] = True
+    return seen
+
+
+def halves(left: Tensor, right: Tensor) -> dict[int, Tensor]:
+    """`KeepMaps`' masks for one image whose halves see the tokens `left` and `right` alone, and for the pass
+    without a caption before it, which sees all: by the number of patches, 2 x patches x T bool."""
+    allowed = {}
+    for side in (16, 8, 4):
+        row = torch.where(torch.arange(side)[:, None] < side // 2, left, right)
+        square = row.repeat(side, 1)
+        allowed[side * side] = torch.stack([torch.ones_like(square), square])
+    return allowed
+
+
+@torch.no_grad()
+def masked_figures(model: Model, judge: Judge, seeds: range, sheet: Path) -> dict[str, float]:
+    """How often both subjects of a pair are drawn, each in the half of the picture that may attend to it,
+    and how often a half holds its own subject rather than the other's where it holds one of them."""
+    pipeline = model.pipeline
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.unet.set_attn_processor(KeepMaps(None))
+    both, own, shown, captions = [], [], [], []
+    for prompt in PROMPTS["attention"]:
+        pair = [subject for subject, _ in named(prompt)]
+        phrases = [phrase(model.tokenizer, prompt, subject) for subject in pair]
+        for turn in (slice(None), slice(None, None, -1)):
+            subjects, images = pair[turn], []
+            allowed = {"allowed": halves(*phrases[turn])}
+            for seed in seeds:
+                noise = torch.Generator().manual_seed(seed)
+                images += pipeline(
+                    prompt, num_inference_steps=50, generator=noise, cross_attention_kwargs=allowed
+                ).images
+            chances = judge.cells(pixels(images))[0].softmax(dim=1)
+            kinds = chances[:, [1 + SUBJECTS.index(subject) for subject in subjects]]
+            # images x subjects x halves: the mean of the best cells, as the judge scores.
+            scores = kinds.unflatten(-1, (2, -1)).permute(0, 1, 3, 2, 4).flatten(3)
+            scores = scores.topk(TOP_CELLS, dim=-1).values.mean(dim=-1)
+            limits = judge.thresholds[[SUBJECTS.index(subject) for subject in subjects]]
+            there = scores >= limits[:, None]
+            both += there.diagonal(dim1=1, dim2=2).all(dim=1).tolist()
+            drawn = there.any(dim=1)
+            own += (scores.argmax(dim=1) == torch.arange(2))[drawn].tolist()
+            shown += [picture(image) for image in images]
+            captions += [" | ".join(subjects)] * len(images)
+    save_sheet(sheet, shown, captions, columns=2 * len(seeds))
+    return {
+        "both in their halves": float(np.mean(both)),
+        "a half's own where it holds one": float(np.mean(own)),
+        "pictures": len(both),
+    }
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
@@ -194,6 +261,8 @@ def main() -> None:
         rows = list(attention_figures(model, judge, seeds))
         figures = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
         figures["subjects drawn"] = len(rows)
+    elif what == "masked":
+        figures = masked_figures(model, judge, seeds, sheet)
     elif what == "singles":
         figures = single_figures(model, judge, seeds, sheet)
     else:

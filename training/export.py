@@ -11,7 +11,12 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DPMSolverMultistepScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from attend_excite.models.catalogue import SETTINGS_FILE
@@ -52,7 +57,7 @@ def main() -> None:
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=UNet2DConditionModel.from_pretrained(arguments.generator / "unet", torch_dtype=half),
-        scheduler=DDIMScheduler.from_pretrained(arguments.init, subfolder="scheduler"),
+        scheduler=DPMSolverMultistepScheduler.from_pretrained(arguments.init, subfolder="scheduler"),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

@@ -4,17 +4,21 @@
 and `unet` of a model folder; `--latents` names the encoded scenes of that autoencoder.
 The denoising loss is weighted by min-SNR (gamma 5), the grounding loss keeps the
 cross-attention of every subject on its own sticker, and now and then each sticker's patches see
-their own phrase alone. The learning rate is level until the last fifth of the steps, so that `--steps` may be
+their own phrase alone. The learning rate is level until the last fifth of the run, so that `--steps` may be
 moved while it is. In that last fifth a caption learns to pull less, so that guidance of 7.5, which
 is right for Stable Diffusion, is right here too.
 
-Passes are made with a copy of the UNet in bfloat16 where the CPU has it; the weights stay in float32.
+Passes are made with a copy of the UNet in bfloat16 where the CPU has it, and on a GPU; the weights stay in
+float32. `training/gpu.sh` is all of it, the scenes included, in a few minutes of a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import math
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +46,7 @@ MASKED = 0.25  # of the scenes of several stickers
 # to black, at 4 they were right. Scaled by this, the pull at 7.5 is what it was at 4.
 KEPT_PULL = 4 / 7.5
 SEED = 4
-SHEET_EVERY = 1000
+SHEET_EVERY = 500
 SHEET_PROMPTS = (
     "a cat", "a red car", "a cat and a frog", "a dog and a blue balloon",
     "a lion with a crown", "a red bow and a blue bowl", "a horse and a green bench",
@@ -62,7 +66,7 @@ class Parts:
 
     def text(self, prompts: list[str]) -> Tensor:
         """B x T x C, the text encoder's last hidden states."""
-        ids = torch.from_numpy(token_ids(self.tokenizer, prompts))
+        ids = torch.from_numpy(token_ids(self.tokenizer, prompts)).to(self.unet.device)
         return self.text_encoder(ids).last_hidden_state
 
 
@@ -117,7 +121,8 @@ def draw_batch(chunk: Chunk, n: int, size: int, parts: Parts) -> Batch:
     places, nearest, roles = layouts
     several = nearest.flatten(1).amax(dim=1) > 1
     masked = several & ~dropped & (torch.rand(size, generator=rng) < MASKED)
-    return Batch(noise, noisy, times, ids, ~dropped, masked, places, nearest, roles)
+    drawn = (noise, noisy, times, ids, ~dropped, masked, places, nearest, roles)
+    return Batch(*(part.to(parts.unet.device) for part in drawn))
 
 
 def predict(unet: UNet2DConditionModel, batch: Batch, text: Tensor, allowed: dict | None) -> Tensor:
@@ -150,7 +155,7 @@ def losses(
     text = parts.text_encoder(batch.ids).last_hidden_state
     allowed = own_phrases(batch.nearest, batch.roles, batch.masked)
     guess = predict(unet, batch, text, allowed)
-    signal = parts.scheduler.alphas_cumprod[batch.times]
+    signal = parts.scheduler.alphas_cumprod.to(batch.times.device)[batch.times]
     snr = signal / (1 - signal)
     weight = snr.clamp(max=SNR_LIMIT) / snr
     denoising = weight * (guess - target).square().mean(dim=(1, 2, 3))
@@ -187,7 +192,7 @@ def sample(
     """N x 128 x 128 x 3 uint8 pictures, one for each prompt and seed, by DDIM."""
     shape = (parts.unet.config.in_channels, *[parts.unet.config.sample_size] * 2)
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
-    latents = torch.stack(noise)
+    latents = torch.stack(noise).to(parts.unet.device)
     text = parts.text([""] * len(prompts) + prompts)
     parts.scheduler.set_timesteps(steps)
     for t in parts.scheduler.timesteps:
@@ -197,20 +202,29 @@ def sample(
     return to_images(parts.vae.decode(latents / parts.vae.config.scaling_factor).sample)
 
 
-def rate_at(step: int, steps: int, warmup: int = 100) -> float:
-    """The learning rate's factor: rises, stays at 1, and falls in a line over the last fifth."""
-    return min(1.0, (step + 1) / warmup, max(0.02, 5 * (1 - step / steps)))
+def rate_at(step: int, progress: float, warmup: int = 100) -> float:
+    """The learning rate's factor: rises over the first steps, stays at 1, and falls in a line over the last
+    fifth of the run; `progress` is the share of it that is over."""
+    return min(1.0, (step + 1) / warmup, max(0.02, 5 * (1 - progress)))
 
 
-def fade(step: int, steps: int) -> float:
+def fade(progress: float) -> float:
     """The grounding loss's factor: 1, falling to a third over the last fifth."""
-    return 1 - (2 / 3) * max(0.0, 5 * (step / steps - 4 / 5))
+    return 1 - (2 / 3) * max(0.0, 5 * (progress - 4 / 5))
 
 
-def pull_at(step: int, steps: int) -> float:
+def pull_at(progress: float) -> float:
     """The share of its pull that a caption keeps: all of it, falling over the first half of the last
     fifth of the run."""
-    return 1 - (1 - KEPT_PULL) * min(1.0, max(0.0, 10 * (step / steps - 4 / 5)))
+    return 1 - (1 - KEPT_PULL) * min(1.0, max(0.0, 10 * (progress - 4 / 5)))
+
+
+def save_halved(parts: Parts, folder: Path) -> None:
+    """Write UNet and text encoder in half precision, as they ship, in files of at most 12 MB where weights
+    can be split."""
+    for name, part in (("unet", parts.unet), ("text_encoder", parts.text_encoder)):
+        halved = copy.deepcopy(part).to("cpu", torch.float16)
+        halved.save_pretrained(folder / name, max_shard_size="12MB")
 
 
 def main() -> None:
@@ -222,6 +236,9 @@ def main() -> None:
     parser.add_argument("--latents", type=Path, default=Path("runs/latents"))
     parser.add_argument("--chunks", type=int, default=16, help="chunks before the first repeats")
     parser.add_argument("--steps", type=int, default=16000)
+    parser.add_argument("--minutes", type=float, help="stop after so many, in place of --steps")
+    parser.add_argument("--save-seconds", type=float, default=150)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=1e-3)
     arguments = parser.parse_args()
@@ -229,7 +246,11 @@ def main() -> None:
 
     parts = load_parts(arguments.init, arguments.vae)
     parts.vae.requires_grad_(False)
-    dtype = torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+    on_cpu = torch.device(arguments.device).type == "cpu"
+    for part in (parts.vae, parts.unet, parts.text_encoder):
+        part.to(arguments.device)
+    slow = on_cpu and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    dtype = torch.float32 if slow else torch.bfloat16
     swift = Copy(parts.unet, dtype)
     maps = keep_maps(swift.network)
     compiled = torch.compile(swift.network)
@@ -244,18 +265,23 @@ def main() -> None:
     def chunk_of(n: int) -> Chunk:
         number = n * batch // CHUNK % arguments.chunks
         if number not in loaded:
-            loaded.clear()
             loaded[number] = load_chunk(arguments.latents, number, parts.vae, parts.tokenizer)
         return loaded[number]
 
+    def progress(n: int) -> float:
+        if arguments.minutes is None:
+            return n / arguments.steps
+        return min(1.0, (time.monotonic() - began) / (60 * arguments.minutes))
+
     def take_step(n: int) -> dict[str, float]:
+        over = progress(n)
         for group in optimiser.param_groups:
-            group["lr"] = arguments.rate * rate_at(n, arguments.steps)
+            group["lr"] = arguments.rate * rate_at(n, over)
         drawn = draw_batch(chunk_of(n), n, batch, parts)
         swift.update()
         optimiser.zero_grad(set_to_none=True)
-        denoising, grounding = losses(compiled, parts, maps, drawn, pull_at(n, arguments.steps))
-        (denoising + GROUNDING * fade(n, arguments.steps) * grounding).backward()
+        denoising, grounding = losses(compiled, parts, maps, drawn, pull_at(over))
+        (denoising + GROUNDING * fade(over) * grounding).backward()
         swift.return_gradients()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
@@ -264,26 +290,34 @@ def main() -> None:
 
     def on_save(step: int) -> None:
         average.swap()
-        parts.unet.save_pretrained(folder / "unet")
-        parts.text_encoder.save_pretrained(folder / "text_encoder")
-        if step // SHEET_EVERY != sheets[0] or step == arguments.steps:
+        save_halved(parts, folder)
+        if step // SHEET_EVERY != sheets[0] or progress(step) == 1:
             sheets[0] = step // SHEET_EVERY
             prompts = [prompt for prompt in SHEET_PROMPTS for _ in range(4)]
             # As far as captions pull now: 4 before they learn to pull less, 7.5 afterwards.
-            guidance = 7.5 * KEPT_PULL / pull_at(step, arguments.steps)
+            guidance = 7.5 * KEPT_PULL / pull_at(progress(step))
             seeds = list(range(4)) * len(SHEET_PROMPTS)
             images = sample(parts, prompts, seeds, steps=25, guidance=guidance)
             save_sheet(folder / f"sheet-{step:05}.png", list(images), prompts)
         average.swap()
 
-    sheets = [0]
+    sheets, began = [0], time.monotonic()
     state = {
         "unet": parts.unet,
         "text_encoder": parts.text_encoder,
         "optimiser": optimiser,
         "average": average,
     }
-    train(folder, state, take_step, arguments.steps, on_save)
+    limited = arguments.minutes is not None
+    train(
+        folder,
+        state,
+        take_step,
+        sys.maxsize if limited else arguments.steps,
+        on_save,
+        save_seconds=arguments.save_seconds,
+        seconds=60 * arguments.minutes if limited else math.inf,
+    )
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ class KeepMaps:
         query = attn.head_to_batch_dim(attn.to_q(hidden_states))
         key = attn.head_to_batch_dim(attn.to_k(source))
         value = attn.head_to_batch_dim(attn.to_v(source))
-        bias, beta = torch.zeros((), dtype=query.dtype), 0
+        bias, beta = query.new_zeros(()), 0
         if allowed is not None and encoder_hidden_states is not None:
             barred = torch.where(allowed[patches], 0.0, -torch.inf).to(query.dtype)
             bias, beta = barred.repeat_interleave(attn.heads, dim=0), 1
@@ -81,7 +81,7 @@ def grounding_loss(maps: list[Tensor], places: Tensor, roles: Tensor, shares: tu
     `maps` are B x patches x T, `places` B x 16 x 16, `roles` B x 4 x T (see `latents.Chunk`).
     Stickers and background weigh the same, however large they are.
     """
-    losses = torch.zeros(len(places))
+    losses = torch.zeros(len(places), device=places.device)
     noun, colour = shares
     for attention in maps:
         flat = coarsened(places, attention.shape[1]).flatten(1)

@@ -86,9 +86,9 @@ def encode_chunk(vae: AutoencoderKL, tokenizer: CLIPTokenizer, number: int) -> C
     for start in range(0, CHUNK, 32):
         indices = range(number * CHUNK + start, number * CHUNK + start + 32)
         scenes = [draw_scene(box, SEED, index) for index in indices]
-        images = to_tensor(np.stack([scene.image for scene in scenes]))
+        images = to_tensor(np.stack([scene.image for scene in scenes])).to(vae.device)
         means = vae.encode(images).latent_dist.mean * vae.config.scaling_factor
-        latents[start : start + 32] = means.numpy()
+        latents[start : start + 32] = means.cpu().numpy()
         places[start : start + 32] = [layout(scene) for scene in scenes]
         nearest[start : start + 32] = [nearest_sticker(scene) for scene in scenes]
         captions += [scene.caption for scene in scenes]
@@ -118,12 +118,14 @@ def main() -> None:
     parser.add_argument("--init", type=Path, required=True, help="model folder: tokenizer")
     parser.add_argument("--vae", type=Path, required=True, help="folder of the autoencoder")
     parser.add_argument("--latents", type=Path, default=Path("runs/latents"))
-    parser.add_argument("--chunks", type=int, default=10)
+    parser.add_argument("--first", type=int, default=0, help="the first chunk to look for")
+    parser.add_argument("--chunks", type=int, default=10, help="so many from there on")
+    parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     use_one_thread()
-    vae = load_vae(arguments.vae)
+    vae = load_vae(arguments.vae).to(arguments.device)
     tokenizer = CLIPTokenizer.from_pretrained(arguments.init, subfolder="tokenizer")
-    for number in range(arguments.chunks):
+    for number in range(arguments.first, arguments.first + arguments.chunks):
         load_chunk(arguments.latents, number, vae, tokenizer)
 
 

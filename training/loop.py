@@ -126,12 +126,14 @@ def train(
     on_save: Callable[[int], None] | None = None,
     save_seconds: float = 150,
     log_every: int = 20,
+    seconds: float = math.inf,
 ) -> None:
     """Call `take_step(n)` for n = 0 … steps - 1, from where the last run stopped.
 
     Saves `checkpoint.pt` every `save_seconds` and at the end, then calls `on_save`
-    (sample sheets) and redraws `log.png`. `take_step` gets its data from n alone, so
-    that a resumed run sees what an unbroken one would have seen.
+    (sample sheets) and redraws `log.png`. The end comes after `seconds` at the latest.
+    `take_step` gets its data from n alone, so that a resumed run sees what an unbroken one
+    would have seen.
     """
     folder.mkdir(parents=True, exist_ok=True)
     start = restore(folder, parts)
@@ -147,9 +149,12 @@ def train(
 
     if start >= steps and on_save is not None:
         on_save(start)  # Stopped after its last checkpoint, perhaps before what follows it.
-    saved = time.monotonic()
+    began = saved = time.monotonic()
     for n in range(start, steps):
         log.add(n + 1, take_step(n))
-        if time.monotonic() - saved > save_seconds or n + 1 == steps:
+        over = n + 1 == steps or time.monotonic() - began > seconds
+        if over or time.monotonic() - saved > save_seconds:
             save(n + 1)
             saved = time.monotonic()
+        if over:
+            break

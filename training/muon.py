@@ -34,7 +34,7 @@ def orthogonalised(matrix: Tensor, dtype: torch.dtype = torch.float32, iteration
             x = a * x + (b * gram + c * gram @ gram) @ x
     else:
         gram = x @ x.T
-        product = identity = torch.eye(len(gram), dtype=dtype)
+        product = identity = torch.eye(len(gram), dtype=dtype, device=gram.device)
         for _ in range(iterations):
             factor = a * identity + b * gram + c * gram @ gram
             product = factor @ product

@@ -76,7 +76,7 @@ def to_tensor(images: np.ndarray) -> Tensor:
 def to_images(tensor: Tensor) -> np.ndarray:
     """The inverse of `to_tensor`."""
     pixels = ((tensor.float() + 1) * 127.5).round().clamp(0, 255)
-    return pixels.permute(0, 2, 3, 1).to(torch.uint8).numpy()
+    return pixels.permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy()
 
 
 @torch.no_grad()

@@ -233,7 +233,7 @@ class StableDiffusionAttendAndExcitePipeline(StableDiffusionPipeline):
             if noise is None:
                 noise = randn_tensor(shape, generator, self._execution_device, text.dtype)
             run = Run(
-                model=Model(family, type(self).__name__, recipe, downsampling),
+                model=Model(family, type(self).__name__, recipe, downsampling, family.defaults.steps),
                 prompts=tuple(_prompt(each) for each in indices for _ in range(num_images_per_prompt)),
                 text=family.conditioning(text),
                 empty_text=family.conditioning(empty) if guided and empty is not None else None,

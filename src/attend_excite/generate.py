@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from numbers import Real
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -22,12 +23,22 @@ from attend_excite.attention.maps import AttentionMaps
 from attend_excite.attention.places import map_size
 from attend_excite.finite import check_finite
 from attend_excite.methods.attend_excite import AttendAndExcite
-from attend_excite.methods.base import Method, Run, Step
+from attend_excite.methods.base import Method, Run, Start, Step
 from attend_excite.methods.stable_diffusion import StableDiffusion
 from attend_excite.models.hindrances import refuse_hindrances
 from attend_excite.models.model import Model, fitting_batch_size, offloaded_afterwards, prepared
 from attend_excite.models.reading import warn_of_cut, warn_of_unknown_words
-from attend_excite.schedulers import check_scheduler, scheduler_for_run, seed_noise, shift_carrier
+from attend_excite.pictures import Beginning, beginning
+from attend_excite.schedulers import (
+    begin_at,
+    check_scheduler,
+    first_step,
+    noised,
+    scheduler_for_run,
+    seed_noise,
+    shift_carrier,
+    without_warm_up,
+)
 from attend_excite.subjects import Prompt, Subjects, foreign_instructions, locate, parse, words_of
 from attend_excite.trace import Trace, TraceStep, findings_of, updates_of
 from attend_excite.turns import turn_of
@@ -129,6 +140,9 @@ def generate(
     negative_prompt: str | None = "",
     height: int | None = None,
     width: int | None = None,
+    image: Image.Image | str | Path | None = None,
+    strength: float | None = None,
+    mask: Image.Image | str | Path | None = None,
     batch_size: int | Literal["auto"] = 8,
     maps: bool | tuple[int, int] = False,
     decode: bool = True,
@@ -156,6 +170,12 @@ def generate(
         negative_prompt: what the unconditional half of the guidance sees, for all prompts; None: nothing.
         height: in pixels, a multiple of the autoencoder's factor (8); None: the model's own.
         width: likewise.
+        image: a picture to begin from, or its path, in place of noise alone. Without height and width it is
+            drawn in its own size, cut to what can be drawn; else it is scaled to fill them.
+        strength: how much of it is made anew, above 0 to 1: the run makes this share of the steps, the last
+            ones, and the recipe's fractions are of those. 1: nothing of it is left where is drawn. None: 0.8.
+        mask: white where is drawn, black where the picture's latents and pixels stay as they are, to the bit;
+            shades of grey mix pixels. None: everywhere.
         batch_size: pictures in one pass; "auto": as many as should fit in memory. A batch that runs out
             of it all the same starts again with half as many.
         maps: keep the attention of every step: see `Generation.maps`. True: of the layers that nursing
@@ -176,9 +196,10 @@ def generate(
         raise ValueError(f"the method is {method!r}: give one that is made, as AttendAndExcite()")
     seeds = _seeds(seeds)
     refuse_hindrances(model.network)
-    size = _latent_size(model, height, width)
     family = model.family
-    steps = family.defaults.steps if steps is None else steps
+    begin = beginning(image, strength, mask, height=height, width=width, multiple=family.size_factor)
+    size = _latent_size(model, *((height, width) if begin is None else begin.size))
+    steps = model.steps if steps is None else steps
     if guidance_scale and not family.takes_guidance:
         warnings.warn(
             f"{model.name} has no guidance to set: {guidance_scale:g} changes nothing", stacklevel=2
@@ -188,9 +209,10 @@ def generate(
     for what, scale in (("guidance_scale", guidance_scale), ("true_cfg_scale", true_cfg_scale or 0)):
         fine = isinstance(scale, Real) and 0 <= scale < math.inf
         _require(fine, what, scale, "a number, 0 or more, and finite")
-    if isinstance(method, AttendAndExcite) and steps < family.defaults.fewest_steps:
+    made = steps if begin is None else int(steps * begin.strength)
+    if isinstance(method, AttendAndExcite) and 0 < made < family.defaults.fewest_steps:
         warnings.warn(
-            f"of {steps} steps nursing has hardly one in which it could do anything: give "
+            f"of {made} steps nursing has hardly one in which it could do anything: give "
             f"{family.defaults.fewest_steps} or more",
             stacklevel=2,
         )
@@ -226,6 +248,7 @@ def generate(
     jobs = [(parsed, seed) for parsed in prompts for seed in seeds]
     in_one_pass = fitting_batch_size(model, size) if batch_size == "auto" else batch_size
     results: list[_Result] = []
+    original: Tensor | None = None
     with (
         turn_of(model.network),
         tqdm(disable=not progress, unit="step", leave=False) as bar,
@@ -235,6 +258,7 @@ def generate(
         while start < len(jobs):
             batch = jobs[start : start + in_one_pass]
             done = bar.n
+            own = scheduler_for_run(model.pipeline.scheduler, scheduler)
             run = _encode(
                 model,
                 [parsed for parsed, _ in batch],
@@ -242,11 +266,14 @@ def generate(
                 cfg_scale,
                 negative_prompt,
                 distilled,
-                scheduler_for_run(model.pipeline.scheduler, scheduler),
+                own if begin is None else without_warm_up(own),
             )
             run.map_downsampling = map_downsampling
             family.set_timesteps(run.scheduler, steps, size)
-            iterations = len(run.scheduler.timesteps)
+            if begin is not None:
+                original = family.latents_of(begin.pixels()) if original is None else original
+                run.start = _start(run, begin, original, steps)
+            iterations = len(run.timesteps)
             seed_noise(run.scheduler, [seed for _, seed in batch])
             bar.total = done + iterations * -(-(len(jobs) - start) // in_one_pass)
             after_step = _reporter(bar, callback, range(start, start + len(batch)), iterations)
@@ -259,9 +286,12 @@ def generate(
                     raise
                 in_one_pass, bar.n = len(batch) // 2, done
                 continue
-            timesteps = [float(timestep) for timestep in run.scheduler.timesteps]
+            timesteps = [float(timestep) for timestep in run.timesteps]
             images, flagged = family.decode(latents) if decode else ([], None)
             nsfw = [False] * len(batch) if flagged is None else [bool(flag) for flag in flagged]
+            if begin is not None and decode:
+                seen = zip(images, nsfw, strict=True)
+                images = [image if black else begin.pasted(image) for image, black in seen]
             traces = traces_of(run, timesteps, seconds)
             results.append(_Result(images, nsfw, traces, latents.cpu(), run.maps, run.columns))
             start += len(batch)
@@ -309,16 +339,25 @@ def denoise(
     accepted = inspect.signature(scheduler.step).parameters
     extra = {"eta": eta, "generator": list(generators) if isinstance(generators, Sequence) else generators}
     extra = {name: value for name, value in extra.items() if name in accepted}
-    # Flow matching starts from the noise as it is, and its schedulers have no word for that.
-    latents = noise * getattr(scheduler, "init_noise_sigma", 1.0)
+    start, timesteps = run.start, run.timesteps
+    if start is not None and start.index:
+        latents = noised(scheduler, start.latents, noise, timesteps[0])
+    else:
+        # Flow matching starts from the noise as it is, and its schedulers have no word for that.
+        latents = noise * getattr(scheduler, "init_noise_sigma", 1.0)
     carry = shift_carrier(scheduler)
     seconds: list[float] = []
     with turn_of(run.model.network), prepared(run.model.network), method.attach(run) as step:
-        for index, timestep in enumerate(scheduler.timesteps):
+        for index, timestep in enumerate(timesteps):
             began = time.perf_counter()
             shifted, output = step(latents, Step(index, timestep))
             carry(None if shifted is latents else shifted - latents)
             latents = scheduler.step(output, timestep, shifted, **extra, return_dict=False)[0]
+            if start is not None and start.cells is not None:
+                kept = start.latents
+                if index + 1 < len(timesteps):
+                    kept = noised(scheduler, kept, noise, timesteps[index + 1])
+                latents = torch.where(start.cells, latents, kept)
             parts = {
                 "latents given to the model": shifted,
                 "model's output": output,
@@ -326,9 +365,7 @@ def denoise(
             }
             if "eta" in extra and eta > 1 and not latents.isfinite().all():
                 raise ValueError(f"eta is {eta}, and the latents became NaN: give 0 to 1")
-            check_finite(
-                f"at step {index} of {len(scheduler.timesteps)}, timestep {float(timestep):g}", parts
-            )
+            check_finite(f"at step {index} of {len(timesteps)}, timestep {float(timestep):g}", parts)
             seconds.append(time.perf_counter() - began)
             if after_step is not None:
                 after_step(index, timestep, latents)
@@ -446,6 +483,16 @@ def _encode(
         distilled=distilled,
         dominant_token=lambda word, positions: _dominant_token(model, word, positions),
     )
+
+
+def _start(run: Run, begin: Beginning, original: Tensor, steps: int) -> Start:
+    """Where a run begins from a picture with these latents (1, C, H, W); its scheduler is set to that."""
+    first = first_step(run.scheduler, steps, begin.strength)
+    if first:
+        begin_at(run.scheduler, first)
+    cells = begin.cells(run.size)
+    latents = original.to(run.latents_dtype).expand(len(run.prompts), -1, -1, -1)
+    return Start(latents, first, None if cells is None else cells.to(latents.device))
 
 
 def _dominant_token(model: Model, prompt: str, positions: tuple[int, ...]) -> int:

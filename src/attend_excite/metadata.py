@@ -21,6 +21,7 @@ from attend_excite.files import written_whole
 from attend_excite.generate import Generation
 from attend_excite.methods import METHODS, Method
 from attend_excite.models import Model
+from attend_excite.pictures import PictureFile
 from attend_excite.schedulers import check_scheduler
 from attend_excite.subjects import Subject
 
@@ -62,6 +63,9 @@ class Settings:
         negative_prompt: what the unconditional half of the guidance sees.
         revision: the commit of a model from the Hub.
         scheduler: by its short name; None: the model's own.
+        image: the picture that it begins from; None: noise alone.
+        strength: how much of that is made anew; None where there is none.
+        mask: where it is drawn; None: everywhere.
 
     Raises:
         ValueError: a number is out of its range.
@@ -80,6 +84,9 @@ class Settings:
     negative_prompt: str = ""
     revision: str | None = None
     scheduler: str | None = None
+    image: PictureFile | None = None
+    strength: float | None = None
+    mask: PictureFile | None = None
 
     def __post_init__(self) -> None:
         _require(1 <= self.steps <= _MAX_STEPS, "steps", self.steps, f"1 to {_MAX_STEPS}")
@@ -89,6 +96,10 @@ class Settings:
             _require(1 <= pixels <= _MAX_SIDE, what, pixels, f"1 to {_MAX_SIDE} pixels")
         _require(self.dtype in DTYPES, "the dtype", self.dtype, f"one of {', '.join(DTYPES)}")
         check_scheduler(self.scheduler)
+        if self.strength is not None:
+            _require(0 < self.strength <= 1, "the strength", self.strength, "above 0, 1 at most")
+        if self.image is None and (self.strength is not None or self.mask is not None):
+            raise ValueError("a strength or a mask is for a picture to begin from: give one with --image")
 
 
 def draw_as(model: Model, settings: Settings, seeds: Sequence[int], **options: Any) -> Generation:
@@ -104,6 +115,9 @@ def draw_as(model: Model, settings: Settings, seeds: Sequence[int], **options: A
         negative_prompt=settings.negative_prompt,
         height=settings.height,
         width=settings.width,
+        image=settings.image and settings.image.read(),
+        strength=settings.strength,
+        mask=settings.mask and settings.mask.read("L"),
         batch_size=len(seeds),
         progress=False,
         **options,

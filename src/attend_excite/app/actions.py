@@ -150,7 +150,7 @@ def draw(server: Server, form: Form, report: Report) -> None:
     method = method_named(form.method)
     plain = () if type(method) is StableDiffusion else (StableDiffusion(),)
     model = server.models.get(form.model)
-    form = resolved(form, model.tokenizer)
+    form = resolved(form, model.tokenizer).on(model)
     wanted = [form.settings(model, each) for each in (*plain, method)]
     for settings in wanted:
         check(settings, form.seeds, model)
@@ -178,7 +178,7 @@ def compare(server: Server, form: Form, report: Report) -> None:
         ValueError: as for `draw`. What a single method refuses stands in `Drawn.refused`.
     """
     model = server.models.get(form.model)
-    form = resolved(form, model.tokenizer)
+    form = resolved(form, model.tokenizer).on(model)
     wanted = [form.settings(model, method_named(name)) for name in PAPER_METHODS]
     runs: list[_Run] = []
     refused: dict[str, str] = {}
@@ -224,6 +224,12 @@ def draw_again(server: Server, picture: Path, report: Report) -> None:
         # Where the server keeps it is nobody's business.
         raise ValueError(str(error).replace(str(picture), picture.name)) from error
     settings = origin.settings
+    if settings.image is not None:
+        # Its path is whatever somebody wrote into the file, and must open nothing here.
+        raise ValueError(
+            f"it was made from another picture, '{Path(settings.image.path).name[:40]}', which isn't in it: "
+            "use these settings, and begin from that picture again"
+        )
     model = server.models.get(settings.model)
     check(settings, origin.batch, model)
     before = _pixels(picture, settings)
@@ -377,7 +383,7 @@ def _written(
     for run in runs:
         for seed, image in zip(seeds, run.generation.images, strict=True):
             path = folder / _file_name(prompt, run.settings, seed)
-            write_png(path, image, Origin(run.settings, seed, form.seeds))
+            write_png(path, image, Origin(_without_folders(run.settings), seed, form.seeds))
             files[run.label].append(path)
     generations = {run.label: run.generation for run in runs}
     mapped = {
@@ -410,6 +416,14 @@ def _written(
     return Drawn(
         form, prompt, seeds, lean, files, seen, {label: lean[label] for label in mapped}, recipe, {}, extras
     )
+
+
+def _without_folders(settings: Settings) -> Settings:
+    """Where the server keeps the pictures that were begun from is nobody's business."""
+    image, mask = (
+        file and replace(file, path=Path(file.path).name) for file in (settings.image, settings.mask)
+    )
+    return replace(settings, image=image, mask=mask)
 
 
 def _file_name(prompt: Prompt, settings: Settings, seed: int) -> str:

@@ -20,6 +20,7 @@ from attend_excite.app.guard import Endpoints, Listeners
 from attend_excite.app.jobs import Line, Waiting, heard, in_turn
 from attend_excite.app.limits import SILENCE, check_prompt
 from attend_excite.app.words import words_document, words_of
+from attend_excite.pictures import STRENGTH
 from attend_excite.subjects import Subject
 
 
@@ -51,19 +52,23 @@ def add_endpoints(server: Server, line: Line, listeners: Listeners) -> Endpoints
         recipe: str = RECOMMENDED,
         pictures: int = 1,
         seed: int = 0,
-        steps: int = 50,
-        guidance: float = 7.5,
+        steps: int | None = None,
+        guidance: float | None = None,
         width: int | None = None,
         height: int | None = None,
         model: str = "",
         negative: str = "",
         scheduler: str = "",
         best: bool = False,
+        image: dict[str, Any] | None = None,
+        strength: float = STRENGTH,
+        mask: dict[str, Any] | None = None,
     ) -> AsyncIterator[dict[str, Any]]:
         """Draw a prompt with a method and with the plain model, from the same noise.
 
         Subjects are written as on the command line: "frog", "frog=0.7", "-hat"; none given, they are found.
-        With `best` only the picture with the most subjects is kept. Reports {"waiting"}, the runs that come
+        With `best` only the picture with the most subjects is kept; an `image` is begun from, and drawn
+        where the `mask` is white. Reports {"waiting"}, the runs that come
         first, and {"step", "steps"} on the way, and at the end {"pictures": {method: files}, "verdicts":
         {method: [{subject: whether it is there, or null}]}, "seeds", "files", "refused"}.
         """
@@ -82,6 +87,9 @@ def add_endpoints(server: Server, line: Line, listeners: Listeners) -> Endpoints
             negative=negative,
             scheduler=scheduler,
             best=best,
+            image=None if image is None else str(_uploaded(image)),
+            strength=strength,
+            mask=None if mask is None else str(_uploaded(mask)),
         )
         async for document in documents(partial(draw, server, form), request):
             yield document
@@ -92,8 +100,8 @@ def add_endpoints(server: Server, line: Line, listeners: Listeners) -> Endpoints
         subjects: list[str] | None = None,
         pictures: int = 1,
         seed: int = 0,
-        steps: int = 50,
-        guidance: float = 7.5,
+        steps: int | None = None,
+        guidance: float | None = None,
         model: str = "",
         negative: str = "",
         scheduler: str = "",

@@ -18,6 +18,7 @@ from attend_excite.app.words import subjects_of, words_document, words_from, wor
 from attend_excite.guidance.recipes import recipe_names
 from attend_excite.methods import METHODS, AttendAndExcite, method_named
 from attend_excite.models import Model
+from attend_excite.pictures import STRENGTH
 from attend_excite.schedulers import fitting_schedulers
 from attend_excite.verdict import judge_of
 
@@ -38,7 +39,7 @@ class Asking:
         self._server = server
         # What the page says from the start is what Draw does, even before the address has been read.
         model = server.models.get("")
-        first = opening_form(model.name)
+        first = opening_form(model)
         recipe = model.recipe
         height, width = model.default_size
         self.prompt = gr.Textbox(
@@ -107,6 +108,25 @@ class Asking:
                     gr.Slider(limits.MIN_SIDE, value=side, label=label, min_width=140, **_sides(model))
                     for side, label in ((width, "Width"), (height, "Height"))
                 )
+        with gr.Accordion("Begin from a picture", open=False):
+            with gr.Row():
+                self._image, self._mask = (
+                    gr.Image(
+                        label=label,
+                        type="filepath",
+                        format="png",
+                        sources=["upload", "clipboard"],
+                        height=160,
+                        elem_id=elem_id,
+                    )
+                    for label, elem_id in (
+                        ("Picture", "ae-image"),
+                        ("Mask: white is drawn, black stays", "ae-mask"),
+                    )
+                )
+            self._strength = gr.Slider(
+                0.05, 1, STRENGTH, step=0.05, label="How much is made anew", elem_id="ae-strength"
+            )
         with gr.Accordion("Recipe of Attend-and-Excite", open=False) as self._knobs:
             self._recipe = gr.Dropdown([RECOMMENDED, *recipe_names()], value=first.recipe, label="Start from")
             self._step_size = gr.Number(_shown(recipe.step_size), label="Step size α", minimum=0, step=0.5)
@@ -143,6 +163,9 @@ class Asking:
             self._negative,
             self._width,
             self._height,
+            self._image,
+            self._strength,
+            self._mask,
         ]
         self._wire()
 
@@ -167,6 +190,9 @@ class Asking:
         negative: str,
         width: int,
         height: int,
+        image: str | None,
+        strength: float,
+        mask: str | None,
     ) -> Form:
         """What the form says. A first seed that is random is drawn here.
 
@@ -204,6 +230,9 @@ class Asking:
             negative=negative,
             width=_whole(width),
             height=_whole(height),
+            image=image,
+            strength=float(strength),
+            mask=mask,
         )
 
     def read_link(self, *values: Any) -> tuple[str, str]:
@@ -222,6 +251,7 @@ class Asking:
             ValueError: it speaks of a model that is not served, asks for too much, or the like.
         """
         model = self._server.models.get(form.model)
+        form = form.on(model)
         # The recipe is filled in also where another method is chosen.
         for method in (method_named(form.method), AttendAndExcite()):
             limits.check(form.settings(model, method), form.seeds, model)
@@ -236,9 +266,10 @@ class Asking:
             self._pictures: form.pictures,
             self.seed: form.seed,
             self._random: False,
-            self._steps: form.steps,
-            self._guidance: form.guidance,
             self._negative: form.negative,
+            self._image: form.image,
+            self._strength: form.strength,
+            self._mask: form.mask,
             **self._of_model(form, model),
             self._best: gr.Checkbox(form.best, visible=judge_of(model.name) is not None),
             self._chips: words_document(*words, form.prompt),
@@ -272,6 +303,8 @@ class Asking:
                 *self._recipe_parts,
                 self._width,
                 self._height,
+                self._steps,
+                self._guidance,
                 self._scheduler,
                 self._best,
                 self._examples,
@@ -298,7 +331,8 @@ class Asking:
 
     def _follow_model(self, prompt: str, chips: Any, name: str, recipe: str) -> dict[Any, Any]:
         with failures_as_errors():
-            values = self._of_model(Form(recipe=recipe), self._server.models.get(name))
+            model = self._server.models.get(name)
+            values = self._of_model(Form(recipe=recipe).on(model), model)
             return {self._chips: self._read_words(prompt, chips, name)} | values
 
     def _follow_recipe(self, name: str, recipe: str) -> dict[Any, Any]:
@@ -319,6 +353,8 @@ class Asking:
         height, width = model.default_size
         return {
             **self._numbers(form, model),
+            self._steps: form.steps,
+            self._guidance: form.guidance,
             self._scheduler: gr.Dropdown(_schedulers(model), value=form.scheduler),
             self._width: gr.Slider(value=form.width or width, **_sides(model)),
             self._height: gr.Slider(value=form.height or height, **_sides(model)),

@@ -14,6 +14,7 @@ from attend_excite.guidance.schedule import Recipe
 from attend_excite.metadata import Settings, revision_of
 from attend_excite.methods import AttendAndExcite, Method, method_named
 from attend_excite.models import Model
+from attend_excite.pictures import STRENGTH, PictureFile
 from attend_excite.subjects import Subject
 
 RECOMMENDED = "recommended"
@@ -40,12 +41,15 @@ class Form:
         pictures: how many are drawn.
         best: keep only the one that shows most.
         seed: of the first picture; the others count on from it.
-        steps: denoising steps.
-        guidance: of classifier-free guidance.
+        steps: denoising steps; None: as is usual for the model.
+        guidance: of classifier-free guidance; None: likewise.
         negative: the negative prompt.
         scheduler: by its short name; "": the model's own.
         width: in pixels.
         height: likewise.
+        image: the path of a picture to begin from, which no link carries.
+        strength: how much of that is made anew.
+        mask: the path of a picture that is white where is drawn.
 
     Raises:
         ValueError: something is out of range, or too long to be read.
@@ -63,12 +67,15 @@ class Form:
     pictures: int = 1
     best: bool = False
     seed: int = 0
-    steps: int = 50
-    guidance: float = 7.5
+    steps: int | None = None
+    guidance: float | None = None
     negative: str = ""
     scheduler: str = ""
     width: int | None = None
     height: int | None = None
+    image: str | None = None
+    strength: float = STRENGTH
+    mask: str | None = None
 
     def __post_init__(self) -> None:
         limits.check_count(self.pictures)
@@ -116,6 +123,18 @@ class Form:
         values["best"] = bool(values.get("best"))
         return Form(**values)
 
+    def on(self, model: Model) -> Form:
+        """The same with what is usual for a model where it names no number of its own."""
+        steps, guidance = self._numbers_on(model)
+        return replace(self, steps=steps, guidance=guidance)
+
+    def _numbers_on(self, model: Model) -> tuple[int, float]:
+        usual = model.family.defaults.guidance_scale
+        return (
+            model.steps if self.steps is None else self.steps,
+            usual if self.guidance is None else self.guidance,
+        )
+
     def recipe_of(self, model: Model) -> Recipe:
         """The recipe with the numbers that were changed in it.
 
@@ -140,12 +159,13 @@ class Form:
         if isinstance(method, AttendAndExcite):
             method = method.on(self.recipe_of(model))
         height, width = model.default_size
+        steps, guidance = self._numbers_on(model)
         return Settings(
             model=model.name,
             prompt=self.prompt,
             method=method,
-            steps=self.steps,
-            guidance_scale=self.guidance,
+            steps=steps,
+            guidance_scale=guidance,
             height=self.height or height,
             width=self.width or width,
             dtype=str(model.dtype).removeprefix("torch."),
@@ -154,6 +174,9 @@ class Form:
             negative_prompt=self.negative,
             scheduler=self.scheduler or None,
             revision=revision_of(model),
+            image=None if self.image is None else PictureFile.at(self.image),
+            strength=None if self.image is None else self.strength,
+            mask=None if self.mask is None else PictureFile.at(self.mask, "L"),
         )
 
     @staticmethod
@@ -229,6 +252,7 @@ _KIND_NAMES = {
     "int": "a whole number",
     "float": "a number",
     "bool": "true or false",
+    "str | None": "an uploaded picture, or nothing",
     "int | None": "a whole number, or nothing",
     "float | None": "a number, or nothing",
 }

@@ -116,8 +116,8 @@ def check_subjects(subjects: Sequence[Subject]) -> None:
         check_prompt(subject.text, "a subject")
 
 
-def check_numbers(steps: int, guidance: float, seeds: Sequence[int]) -> None:
-    """Refuse too many steps or pictures, or none, a guidance or seed out of range.
+def check_numbers(steps: int | None, guidance: float | None, seeds: Sequence[int]) -> None:
+    """Refuse too many steps or pictures, or none, a guidance or seed out of range; None: the model's.
 
     Raises:
         ValueError: so it is.
@@ -125,8 +125,9 @@ def check_numbers(steps: int, guidance: float, seeds: Sequence[int]) -> None:
     _require(1 <= len(seeds) <= MAX_PICTURES, "the number of pictures", len(seeds), f"1 to {MAX_PICTURES}")
     for seed in seeds:
         _require(0 <= seed <= MAX_SEED, "a seed", seed, f"0 to {MAX_SEED}")
-    _require(1 <= steps <= MAX_STEPS, "steps", steps, f"1 to {MAX_STEPS}")
-    _require(0 <= guidance <= MAX_GUIDANCE, "the guidance", f"{guidance:g}", f"0 to {MAX_GUIDANCE:g}")
+    _require(steps is None or 1 <= steps <= MAX_STEPS, "steps", steps, f"1 to {MAX_STEPS}")
+    fine = guidance is None or 0 <= guidance <= MAX_GUIDANCE
+    _require(fine, "the guidance", guidance, f"0 to {MAX_GUIDANCE:g}")
 
 
 def check_count(pictures: int) -> None:

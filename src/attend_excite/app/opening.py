@@ -31,12 +31,12 @@ class Opening:
     pictures: Sequence[tuple[str, str, Verdict]]
 
 
-def opening_form(model: str) -> Form:
+def opening_form(model: Model) -> Form:
     """The form as the page opens with that model."""
     opening = _data()["opening"]
-    if opening["model"] != model:
-        return Form()
-    return Form(prompt=opening["prompt"], seed=opening["seed"], steps=opening["steps"])
+    if opening["model"] != model.name:
+        return Form().on(model)
+    return Form(prompt=opening["prompt"], seed=opening["seed"], steps=opening["steps"]).on(model)
 
 
 def opening_of(model: Model) -> Opening | None:

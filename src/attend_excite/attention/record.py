@@ -43,6 +43,13 @@ class Layout:
 class Recording:
     """The maps of the latest forward pass inside a `record` block.
 
+    A host that replaces its layers' attention by its own means makes one a pass, and lets it `hear` them.
+
+    Args:
+        places: layers of one resolution, in running order.
+        layout: how rows and columns are taken; None: those of a UNet, its size told later.
+        network: whose passes are recorded; None: `forward` isn't asked for.
+
     Attributes:
         layers: one tensor a place, by name: the probability that each patch gives each token kept, float32
             or wider. From layers of plain cross-attention (batch, heads, height * width, tokens), each row
@@ -52,7 +59,9 @@ class Recording:
             layer's heads: (batch, height * width, height * width).
     """
 
-    def __init__(self, network: nn.Module, places: Sequence[Place], layout: Layout | None) -> None:
+    def __init__(
+        self, places: Sequence[Place], layout: Layout | None, network: nn.Module | None = None
+    ) -> None:
         self.layers: dict[str, Tensor] = {}
         self.self_layers: dict[str, Tensor] = {}
         self._self_heads: dict[str, int] = {}
@@ -64,8 +73,36 @@ class Recording:
 
     def forward(self, *args: Any, **kwargs: Any) -> None:
         """Run the network for its maps only; where `record` was told to stop early, stop early."""
+        assert self._network is not None
         with suppress(_PassStopped):
             self._network(*args, **kwargs)
+
+    def hear(
+        self,
+        place: Place,
+        query: Tensor,
+        key: Tensor,
+        mask: Tensor | None = None,
+        *,
+        of_image: bool = False,
+        **options: Any,
+    ) -> None:
+        """Keep what the image's rows of an attention give to the text, as the layout says.
+
+        Args:
+            place: which layer's it is.
+            query: (B, heads, rows, d).
+            key: (B, heads, columns, d).
+            mask: as fused attention takes it.
+            of_image: what they give to the image itself is kept instead.
+            options: `scale` and `enable_gqa`, likewise.
+        """
+        assert self._layout is not None
+        if of_image:
+            part = _part("image", query, key, mask, place, self._layout, **options)
+            self._keep_of_image(place, *part)
+        else:
+            self._keep(place, *_part("text", query, key, mask, place, self._layout, **options))
 
     def average(self) -> Tensor:
         """Mean over all recorded layers and heads (Section 3): (batch, height, width, tokens)."""
@@ -156,21 +193,21 @@ def record(
     """
     if len({place.downsampling for place in places}) != 1:
         raise ValueError("record needs one or more places, all of one resolution")
-    recording = Recording(network, places, layout)
+    recording = Recording(places, layout, network)
 
     def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         latents = None if layout is not None else args[0] if args else kwargs["sample"]
         recording._begin(latents)
 
-    def kept(place: Place, probabilities: Tensor, heads: int) -> None:
-        recording._keep(place, probabilities, heads)
+    def stop_after(place: Place) -> None:
         if stop_after_last and place == places[-1]:
             raise _PassStopped
 
     def keep(place: Place) -> Callable[..., None]:
         def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             probabilities = _probabilities(layer, *_attention_inputs(*args, **kwargs))
-            kept(place, probabilities, probabilities.shape[1])
+            recording._keep(place, probabilities, probabilities.shape[1])
+            stop_after(place)
 
         return hook
 
@@ -182,7 +219,7 @@ def record(
 
         return hook
 
-    def listen(place: Place, layout: Layout) -> Answer:
+    def listen(place: Place) -> Answer:
         def hear(
             fused: Callable[..., Tensor],
             query: Tensor,
@@ -193,10 +230,10 @@ def record(
             **options: Any,
         ) -> Tensor:
             if place in self_places:
-                part = _part("image", query, key, attn_mask, place, layout, **options)
-                recording._keep_of_image(place, *part)
+                recording.hear(place, query, key, attn_mask, of_image=True, **options)
             if place in places:
-                kept(place, *_part("text", query, key, attn_mask, place, layout, **options))
+                recording.hear(place, query, key, attn_mask, **options)
+                stop_after(place)
             return fused(query, key, value, attn_mask, *rest, **options)
 
         return hear
@@ -208,7 +245,7 @@ def record(
             if place.read == "fused":
                 if layout is None:
                     raise ValueError("a layout is needed to read what is handed to fused attention")
-                stack.enter_context(fused_attention_answered(layer, place.name, listen(place, layout)))
+                stack.enter_context(fused_attention_answered(layer, place.name, listen(place)))
                 continue
             # First of the layer's hooks, so that it reads what the network gives the layer.
             handle = layer.register_forward_pre_hook(keep(place), with_kwargs=True, prepend=True)
@@ -217,7 +254,7 @@ def record(
             layer = network.get_submodule(place.name)
             if place.read == "fused" and place not in places:
                 assert layout is not None
-                stack.enter_context(fused_attention_answered(layer, place.name, listen(place, layout)))
+                stack.enter_context(fused_attention_answered(layer, place.name, listen(place)))
             elif place.read == "projections":
                 hook = keep_of_image(place)
                 stack.callback(layer.register_forward_pre_hook(hook, with_kwargs=True, prepend=True).remove)

@@ -203,9 +203,8 @@ def conditions_of(model: Model, steps: int | None, guidance: float | None) -> Co
     """
     height, width = model.default_size
     dtype = str(model.dtype).removeprefix("torch.")
-    defaults = model.family.defaults
-    steps = defaults.steps if steps is None else steps
-    guidance = defaults.guidance_scale if guidance is None else guidance
+    steps = model.steps if steps is None else steps
+    guidance = model.family.defaults.guidance_scale if guidance is None else guidance
     return Conditions(model.name, _revision(model), dtype, steps, guidance, height, width)
 
 

@@ -46,7 +46,8 @@ app.command("app")(web_page)
 ModelName = Annotated[
     str | None,
     typer.Option(
-        help="A name from `attend-excite models`, a folder in diffusers layout or a Hub id.",
+        help="A name from `attend-excite models`, a folder in diffusers layout, a checkpoint in one "
+        ".safetensors file or a Hub id.",
         show_default="stickers",
     ),
 ]
@@ -54,8 +55,9 @@ Subjects = Annotated[
     list[str] | None,
     typer.Option(
         "--subject",
-        help="A word or phrase that must show, in place of the nouns; again for each. "
-        '"frog=0.7" demands less attention, --subject=-hat as little as possible, "cat#2" is the second cat.',
+        help="A word or phrase that must show, instead of the nouns; repeat for more. "
+        '"frog=0.7" asks for less attention, --subject=-hat for as little as possible, and "cat#2" is the '
+        "second cat.",
         show_default="the [bracketed] words, or the nouns",
     ),
 ]
@@ -97,7 +99,7 @@ def generate(
         Path | None,
         typer.Option(
             "--from",
-            help="Make this picture again, from the settings in its PNG; other options override.",
+            help="Draw this picture again, with the settings in its PNG; other options override them.",
             parser=given_path,
             metavar="PATH",
         ),
@@ -105,7 +107,7 @@ def generate(
     seeds: Annotated[
         int | None, typer.Option(help="Draw the seeds 0 to N-1.", metavar="N", show_default="1")
     ] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="Draw this seed; again for more.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Draw this seed; repeat for more.")] = None,
     best: Annotated[
         int | None,
         typer.Option(
@@ -126,15 +128,15 @@ def generate(
     weight: Annotated[
         list[float] | None,
         typer.Option(
-            help="composable: a concept's weight, again for each; reweight: the factor, -2 to 2.",
-            show_default="the guidance; 2",
+            help="composable: the weight of a concept, repeat for each; reweight: the factor, -2 to 2.",
+            show_default="composable: the guidance; reweight: 2",
             rich_help_panel=_DRAWING,
         ),
     ] = None,
     phrase: Annotated[
         list[str] | None,
         typer.Option(
-            help="structure: a noun phrase of the prompt; again for each.",
+            help="structure: a noun phrase of the prompt; repeat for more.",
             show_default="those found",
             rich_help_panel=_DRAWING,
         ),
@@ -173,15 +175,41 @@ def generate(
     size: Annotated[
         str | None,
         typer.Option(
-            help="512, or 768x512 (width x height), in pixels.",
+            help="In pixels: 512, or 768x512 (width x height).",
             show_default="the model's",
+            rich_help_panel=_DRAWING,
+        ),
+    ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(
+            help="A picture to begin from, drawn in its own size unless --size says another.",
+            parser=given_path,
+            metavar="PATH",
+            rich_help_panel=_DRAWING,
+        ),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            help="How much of that picture is made anew, above 0 to 1.",
+            show_default="0.8",
+            rich_help_panel=_DRAWING,
+        ),
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            help="A picture as large as that one, white where is drawn; the rest stays as it is.",
+            parser=given_path,
+            metavar="PATH",
             rich_help_panel=_DRAWING,
         ),
     ] = None,
     model: ModelName = None,
     device: Annotated[
         str | None,
-        typer.Option(help="cpu, cuda, mps, …", show_default="the best there is", rich_help_panel=_MODEL),
+        typer.Option(help="cpu, cuda, mps, …", show_default="the best available", rich_help_panel=_MODEL),
     ] = None,
     dtype: Annotated[
         str | None,
@@ -204,20 +232,22 @@ def generate(
         bool,
         typer.Option(
             "--compile",
-            help="Compile the model first: for many pictures on a GPU; on a CPU it gains nothing.",
+            help="Compile the model first. Meant for many pictures on a GPU; on a CPU it gains nothing.",
             rich_help_panel=_MODEL,
         ),
     ] = False,
     compare: Annotated[
         bool,
         typer.Option(
-            "--compare", help="Draw the plain model's too, and a sheet of both.", rich_help_panel=_OUTPUT
+            "--compare",
+            help="Also draw the plain model's pictures, and a sheet of both.",
+            rich_help_panel=_OUTPUT,
         ),
     ] = False,
     maps: Annotated[
         bool,
         typer.Option(
-            "--maps", help="Write a sheet of each subject's attention too.", rich_help_panel=_OUTPUT
+            "--maps", help="Also write a sheet of each subject's attention.", rich_help_panel=_OUTPUT
         ),
     ] = False,
     out: Annotated[
@@ -228,7 +258,7 @@ def generate(
     ] = Path("out"),
     as_json: AsJson = False,
 ) -> None:
-    """Draw a prompt: one picture a seed, each PNG carrying all that it was made with."""
+    """Draw a prompt: one picture for each seed. Each PNG stores the settings that made it."""
     with failures_as_sentences(
         stopped="stopped: the pictures that were finished are kept",
         out_of_memory="out of memory: lower --batch-size or --size, or use --dtype float16",
@@ -254,6 +284,9 @@ def generate(
             guidance=guidance,
             size=size,
             negative=negative,
+            image=image,
+            strength=strength,
+            mask=mask,
             compare=compare,
             maps=maps,
             out=out,

@@ -16,14 +16,14 @@ def bench(
         Literal["stickers", "quarter", "full"],
         typer.Option(
             help="The bundled model, or random weights in the shape of Stable Diffusion 1.4: with a quarter "
-            "of its channels, or whole, which takes 10 GB of memory and long."
+            "of its channels, or in full, which takes 10 GB of memory and a long time."
         ),
     ] = "quarter",
     steps: Annotated[int, typer.Option(help="Denoising steps of a whole image.")] = 50,
-    rounds: Annotated[int, typer.Option(help="Turns that each of the two takes.")] = 3,
+    rounds: Annotated[int, typer.Option(help="Turns for each of the two.")] = 3,
     only: Annotated[
         str,
-        typer.Option(help="Time only figures whose names this regular expression finds something in."),
+        typer.Option(help="Time only the figures whose names match this regular expression."),
     ] = "",
     document: Annotated[
         Path | None, typer.Option("--json", help="Write all that was measured to this file.")
@@ -34,9 +34,9 @@ def bench(
 ) -> None:
     """Time this package and diffusers' deprecated class in turns, on the CPU.
 
-    Both have the same weights, noise and threads, and before anything is timed they must give the same
-    result. Times are medians with their smallest and largest value, ratios are taken turn by turn, and
-    memory is that of a fresh process.
+    Both have the same weights, noise and threads. Before anything is timed, they must give the same result.
+    Times are medians with their smallest and largest value. Ratios are taken turn by turn. Memory is that
+    of a fresh process.
     """
     with failures_as_sentences():
         from attend_excite.bench.measure import measure

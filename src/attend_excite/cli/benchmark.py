@@ -18,7 +18,7 @@ _JUDGED_BY = "the bundled one for stickers, else the paper's"
 @benchmark.command()
 def run(
     out: Annotated[
-        str, typer.Option(help="The run's folder, or an fsspec URL. What is there already isn't drawn again.")
+        str, typer.Option(help="The run's folder, or an fsspec URL. Pictures in it are not drawn again.")
     ],
     prompts: Annotated[
         Path | None,
@@ -28,7 +28,7 @@ def run(
         ),
     ] = None,
     per_subset: Annotated[
-        int | None, typer.Option(help="Only so many prompts of each subset, at random.", show_default="all")
+        int | None, typer.Option(help="Take so many prompts of each subset, at random.", show_default="all")
     ] = None,
     seeds: Annotated[int, typer.Option(help="Draw the seeds 0 to N-1 of each prompt.", metavar="N")] = 4,
     system: Annotated[
@@ -66,12 +66,14 @@ def run(
     ] = "stickers",
     device: Annotated[
         str | None,
-        typer.Option(help="cpu, cuda, mps, …", show_default="the best there is", rich_help_panel=_MACHINE),
+        typer.Option(help="cpu, cuda, mps, …", show_default="the best available", rich_help_panel=_MACHINE),
     ] = None,
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16"] | None,
         typer.Option(
-            help="Of the weights.", show_default="float16 on CUDA, else float32", rich_help_panel=_MACHINE
+            help="Number type of the weights.",
+            show_default="float16 on CUDA, else float32",
+            rich_help_panel=_MACHINE,
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images in one pass.", rich_help_panel=_MACHINE)] = 8,
@@ -81,19 +83,21 @@ def run(
     ] = "local",
     workers: Annotated[
         int | None,
-        typer.Option(help="Ray: so many.", show_default="one a GPU, or else a CPU", rich_help_panel=_MACHINE),
+        typer.Option(
+            help="Ray: number of workers.", show_default="one a GPU, or a CPU", rich_help_panel=_MACHINE
+        ),
     ] = None,
     address: Annotated[
         str | None,
         typer.Option(
-            help="Ray: of the cluster.", show_default="one is started here", rich_help_panel=_MACHINE
+            help="Ray: address of a cluster.", show_default="one is started here", rich_help_panel=_MACHINE
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it will cost; write nothing.")] = False,
 ) -> None:
-    """Draw every prompt with every seed and system. The same command goes on where it was stopped.
+    """Draw every prompt with every seed and system. If it is stopped, the same command goes on.
 
-    The exit status is 1 where an image failed."""
+    The exit status is 1 if an image failed."""
     with failures_as_sentences(
         stopped="stopped: the images that were finished are kept, and the same command goes on",
         out_of_memory="out of memory: lower --batch-size, or use --dtype float16",
@@ -153,14 +157,14 @@ def score(
     ] = None,
     wording: Annotated[
         Literal["official", "paper"],
-        typer.Option(help="Templates and parts of prompts as in the authors' code, or in correct English."),
+        typer.Option(help="How prompts are put into words: as in the authors' code, or in correct English."),
     ] = "official",
     real: Annotated[
         Path | None,
-        typer.Option(help="A folder of real images for each subject: the upper bound.", show_default="none"),
+        typer.Option(help="Real images for the upper bound: a folder for each subject.", show_default="none"),
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, mps, …", show_default="the best there is")
+        str | None, typer.Option(help="cpu, cuda, mps, …", show_default="the best available")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images at once.")] = 32,
 ) -> None:
@@ -186,7 +190,7 @@ def report(
     out: Annotated[
         str | None, typer.Option(help="The report's folder, or its URL.", show_default="RUN/report")
     ] = None,
-    compare: Annotated[str | None, typer.Option(help="Another run to set beside it.")] = None,
+    compare: Annotated[str | None, typer.Option(help="Another run to compare with.")] = None,
     study: Annotated[
         Path | None, typer.Option(help="The result of a user study, from attend-excite study analyse.")
     ] = None,
@@ -199,12 +203,12 @@ def report(
     highlight: Annotated[
         str | None,
         typer.Option(
-            help="The system that the report is about: it stands out, and is set against the reference.",
+            help="The system that the report is about: it stands out, and is compared with the reference.",
             show_default="attend-excite, if it is there",
         ),
     ] = None,
 ) -> None:
-    """Write the paper's tables and figures for a run, as one page, and every number beside it."""
+    """Write the paper's tables and figures for a run as one page, and all numbers as files beside it."""
     with failures_as_sentences():
         from attend_excite.benchmark.report import write_report
         from attend_excite.cli.messages import MESSAGES

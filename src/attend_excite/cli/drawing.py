@@ -42,6 +42,7 @@ from attend_excite.methods.own import find_method
 from attend_excite.models import Model, catalogue, load, load_streams
 from attend_excite.models.loading import is_usable
 from attend_excite.models.model import fitting_batch_size
+from attend_excite.pictures import STRENGTH, PictureFile, beginning
 from attend_excite.sheets import comparison_sheet, maps_sheet
 from attend_excite.subjects import Prompt, Subject, parse, unmarked
 from attend_excite.trace import Trace
@@ -60,6 +61,9 @@ _DEFAULTS: dict[str, Any] = {
     "dtype": None,
     "device": None,
     "revision": None,
+    "image": None,
+    "strength": None,
+    "mask": None,
 }
 _BATCH_SIZE = 8
 
@@ -84,6 +88,9 @@ class Request:
     guidance: float | None = None
     size: str | None = None
     negative: str | None = None
+    image: Path | None = None
+    strength: float | None = None
+    mask: Path | None = None
     compare: bool = False
     maps: bool = False
     device: str | None = None
@@ -342,9 +349,18 @@ def _chosen(request: Request, origin: Origin | None, method: Method | None) -> d
         "negative_prompt": request.negative,
         "device": request.device,
         "dtype": request.dtype,
+        "image": None if request.image is None else PictureFile.at(request.image),
+        "strength": request.strength,
+        "mask": None if request.mask is None else PictureFile.at(request.mask, "L"),
     }
     chosen = _DEFAULTS | recorded | {name: value for name, value in typed.items() if value is not None}
     chosen["method"] = _with_options(chosen["method"], request)
+    if chosen["image"] is not None and chosen["strength"] is None:
+        chosen["strength"] = STRENGTH
+    # What a picture was made from may be gone by now.
+    for each, mode in (("image", "RGB"), ("mask", "L")):
+        if chosen[each] is not None:
+            chosen[each].read(mode)
     if request.recipe is not None:
         if not isinstance(chosen["method"], AttendAndExcite):
             raise ValueError(f"--recipe is for attend-excite and its like: {chosen['method'].name} has none")
@@ -416,14 +432,13 @@ def _with_recipe(method: Method, name: str | None, model: Model) -> Method:
 
 def _settings(model: Model, chosen: dict[str, Any], method: Method) -> Settings:
     """What was left to the model, filled in."""
-    height, width = model.default_size
-    defaults = model.family.defaults
+    height, width = _default_size(model, chosen)
     return Settings(
         **chosen
         | {
             "method": method,
-            "steps": chosen["steps"] or defaults.steps,
-            "guidance_scale": defaults.guidance_scale
+            "steps": chosen["steps"] or model.steps,
+            "guidance_scale": model.family.defaults.guidance_scale
             if chosen["guidance_scale"] is None
             else chosen["guidance_scale"],
             "height": chosen["height"] or height,
@@ -433,6 +448,23 @@ def _settings(model: Model, chosen: dict[str, Any], method: Method) -> Settings:
             "revision": revision_of(model),
         }
     )
+
+
+def _default_size(model: Model, chosen: dict[str, Any]) -> tuple[int, int]:
+    """(height, width) in pixels where nobody gives one: of the picture that is begun from, or the model's."""
+    if chosen["image"] is None:
+        return model.default_size
+    mask = chosen["mask"] and chosen["mask"].read("L")
+    begin = beginning(
+        chosen["image"].read(),
+        chosen["strength"],
+        mask,
+        height=chosen["height"],
+        width=chosen["width"],
+        multiple=model.family.size_factor,
+    )
+    assert begin is not None
+    return begin.size
 
 
 @contextmanager
@@ -501,9 +533,12 @@ def method_label(settings: Settings) -> str:
 
 def settings_label(settings: Settings) -> str:
     scheduler = f" of {settings.scheduler}" if settings.scheduler else ""
+    begun = ""
+    if settings.image is not None:
+        begun = f" · from {Path(settings.image.path).name}, strength {settings.strength:g}"
     return (
         f"{Path(settings.model).name} · {settings.width}x{settings.height} pixels · "
-        f"{settings.steps} steps{scheduler} · guidance {settings.guidance_scale:g}"
+        f"{settings.steps} steps{scheduler} · guidance {settings.guidance_scale:g}{begun}"
     )
 
 

@@ -41,19 +41,17 @@ def explain(
             metavar="PATH",
         ),
     ] = None,
-    animation: Annotated[
-        Literal["webp", "gif"], typer.Option(help="What the animation is written as.")
-    ] = "webp",
+    animation: Annotated[Literal["webp", "gif"], typer.Option(help="Format of the animation.")] = "webp",
     method: Annotated[
         str | None, typer.Option(help="A method of your own that drew it, as MODULE:NAME.")
     ] = None,
     device: Annotated[
         str | None,
-        typer.Option(help="cpu, cuda, mps, …", show_default="where the picture was drawn, if it is here"),
+        typer.Option(help="cpu, cuda, mps, …", show_default="the picture's device, if available"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Draw a picture again with and without Attend-and-Excite, and show what each word was attended to."""
+    """Draw a picture again with and without Attend-and-Excite; show where each subject was attended to."""
     with failures_as_sentences():
         from attend_excite.cli.summary import RESULTS, print_json
 

@@ -15,7 +15,7 @@ StudyFolder = Annotated[Path, typer.Argument(help="Folder of the study.", metava
 Database = Annotated[
     str | None,
     typer.Option(
-        help="SQLAlchemy's URL: sqlite:////path/votes.sqlite or postgresql://user:password@host/name.",
+        help="Database URL: sqlite:////path/votes.sqlite or postgresql://user:password@host/name.",
         envvar="STUDY_DATABASE",
         show_default="votes.sqlite in the study's folder",
     ),
@@ -32,29 +32,33 @@ def create(
         typer.Option(help="Folder for the study; must not exist.", parser=given_path, metavar="PATH"),
     ] = Path("study"),
     prompts_per_subset: Annotated[int, typer.Option(help="Prompts drawn from each subset.")] = 10,
-    seeds: Annotated[int, typer.Option(help="Images of each set.")] = 4,
+    seeds: Annotated[int, typer.Option(help="Images in each set.")] = 4,
     system: Annotated[
-        list[str] | None, typer.Option(help="Compare this system; again for each.", show_default="all")
+        list[str] | None, typer.Option(help="Compare this system; repeat for more.", show_default="all")
     ] = None,
     checks: Annotated[int, typer.Option(help="Pages that check attention.")] = 3,
     repeats: Annotated[int, typer.Option(help="Pages shown twice.")] = 3,
     allow_none: Annotated[bool, typer.Option("--allow-none", help='Offer "none is better".')] = False,
     consent: Annotated[
         Path | None,
-        typer.Option(help="A text file to agree to; empty lines part the paragraphs.", show_default="ours"),
+        typer.Option(help="A text file to agree to; empty lines separate paragraphs.", show_default="ours"),
     ] = None,
-    draw_seed: Annotated[int, typer.Option(help="Seed of the draw of prompts and seeds.")] = 0,
+    draw_seed: Annotated[int, typer.Option(help="Seed for drawing prompts and seeds.")] = 0,
     least_checks: Annotated[
-        float, typer.Option(help="Share of checks to pass.", rich_help_panel=_RULES)
+        float, typer.Option(help="Those who pass less than this share of the checks.", rich_help_panel=_RULES)
     ] = 0.6,
     least_seconds: Annotated[
-        float, typer.Option(help="Median of the seconds a page.", rich_help_panel=_RULES)
+        float,
+        typer.Option(
+            help="Those whose median time on a page is shorter, in seconds.", rich_help_panel=_RULES
+        ),
     ] = 1.0,
     least_answered: Annotated[
-        float, typer.Option(help="Share of pages to answer.", rich_help_panel=_RULES)
+        float,
+        typer.Option(help="Those who answer less than this share of the pages.", rich_help_panel=_RULES),
     ] = 1.0,
 ) -> None:
-    """Draw a study from a benchmark run and freeze it."""
+    """Make a study from a benchmark run and freeze it."""
     with failures_as_sentences():
         from attend_excite.study.create import CONSENT, Rules, create_study
 
@@ -113,7 +117,7 @@ def serve(
 @study.command()
 def export(
     folder: StudyFolder,
-    file: Annotated[Path, typer.Argument(help="To be written: votes.csv, or tasks.json for Label Studio.")],
+    file: Annotated[Path, typer.Argument(help="To write: votes.csv, or tasks.json for Label Studio.")],
     database: Database = None,
 ) -> None:
     """Write the votes as CSV, or the study with its votes in Label Studio's format."""
@@ -135,7 +139,7 @@ def import_votes(
     file: Annotated[Path, typer.Argument(help="CSV with the columns respondent, page, choice, seconds.")],
     database: Database = None,
 ) -> None:
-    """Add votes that were cast elsewhere: all of the file, or none."""
+    """Add votes that were cast elsewhere: all of the file's, or none."""
     with failures_as_sentences():
         from attend_excite.study.create import read_study
         from attend_excite.study.database import add_votes, default_url, open_database, read_secrets
@@ -151,7 +155,7 @@ def import_votes(
 
 @study.command()
 def export_respondent(folder: StudyFolder, respondent: RespondentId, database: Database = None) -> None:
-    """Print all that is stored of one respondent, as CSV, a line a page, answered or not."""
+    """Print all that is stored of one respondent as CSV: one line for each page, answered or not."""
     with failures_as_sentences():
         from attend_excite.study.database import default_url, stored
         from attend_excite.study.export import respondent_csv

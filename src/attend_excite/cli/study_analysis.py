@@ -59,26 +59,26 @@ def simulate(
     database: Annotated[
         str | None,
         typer.Option(
-            help="SQLAlchemy's URL. Not people's: they don't mix.",
+            help="Database URL; it must not hold people's votes.",
             show_default="simulated.sqlite in the study's folder",
         ),
     ] = None,
     judge: Annotated[
         str | None,
         typer.Option(
-            help="presence: choices follow the sticker judge's verdict on the images; or its folder."
+            help="presence: choices follow the sticker judge's verdict on the images. Or a judge's folder."
         ),
     ] = None,
     strength: Annotated[
         list[str] | None,
         typer.Option(
-            help="Choices follow known strengths instead: attend-excite=3, again for each system.",
+            help="Choices follow known strengths instead: attend-excite=3, repeat for each system.",
             metavar="SYSTEM=NUMBER",
         ),
     ] = None,
-    respondents: Annotated[int, typer.Option(help="How many.")] = 65,
+    respondents: Annotated[int, typer.Option(help="Number of respondents.")] = 65,
     inattentive: Annotated[float, typer.Option(help="Chance that one answers at random, 0 to 1.")] = 0.05,
-    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for everything drawn at random.")] = 0,
 ) -> None:
     """Let a program vote, to try a study out: its votes are marked as simulated everywhere."""
     with failures_as_sentences():

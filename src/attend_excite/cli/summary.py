@@ -141,6 +141,7 @@ def _notes(drawing: Drawing) -> list[RenderableType]:
     notes: list[RenderableType] = []
     if drawing.prompt.groups:
         notes.append(plain(f"subjects: {', '.join(map(_wanted, drawing.prompt.groups))}"))
+    notes += [plain(begun) for picture in drawing.pictures[-1:] if (begun := _begun(picture))]
     if skipped:
         noun = "update" if skipped == 1 else "updates"
         notes.append(Text(f"{skipped} {noun} skipped: gradient not finite", style="yellow"))
@@ -150,6 +151,20 @@ def _notes(drawing: Drawing) -> list[RenderableType]:
     if drawing.sheet is not None:
         notes.append(plain(f"side by side: {drawing.sheet}"))
     return notes
+
+
+def _begun(picture: Picture) -> str:
+    """What it was made from, and which of the steps were nursed; "": from noise alone."""
+    settings, steps = picture.origin.settings, picture.trace.steps
+    if settings.image is None:
+        return ""
+    nursed = [index for index, step in enumerate(steps, start=1) if step.updates]
+    looked = f", nursed in steps {nursed[0]} to {nursed[-1]} of these" if nursed else ""
+    where = "" if settings.mask is None else f" where {settings.mask.path} is white"
+    return (
+        f"from {settings.image.path}{where}: strength {settings.strength:g}, so {len(steps)} of "
+        f"{settings.steps} steps{looked}"
+    )
 
 
 def _picture(picture: Picture, prompt: Prompt) -> dict[str, Any]:

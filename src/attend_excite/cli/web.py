@@ -13,7 +13,7 @@ def web_page(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            help="A model that visitors may choose, named as for `generate`; again for more. "
+            help="A model that visitors may choose, named as for `generate`; repeat for more. "
             "The server loads no other.",
             show_default="stickers",
         ),
@@ -27,7 +27,7 @@ def web_page(
     user: Annotated[str | None, typer.Option(help="Ask visitors to log in as this user.")] = None,
     password: Annotated[
         str | None,
-        typer.Option(help="The user's password; better in the environment.", envvar="ATTEND_EXCITE_PASSWORD"),
+        typer.Option(help="The user's password; safer in the environment.", envvar="ATTEND_EXCITE_PASSWORD"),
     ] = None,
     share: Annotated[
         bool, typer.Option("--share", help="Also ask Gradio's servers for a public address.")

@@ -7,31 +7,20 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from attend_excite.attention.record import record
-from attend_excite.guidance.nurse import Measurement, nurse
-from attend_excite.guidance.objective import (
-    SubjectTokens,
-    most_neglected,
-    renormalised,
-    subject_attention,
-    subject_leads,
-    subject_losses,
-    token_probabilities,
-    tolerated_losses,
-)
+from attend_excite.columns import compares_prompt_only, tables_of
+from attend_excite.guidance.nursing import Nursing, Table
 from attend_excite.guidance.objectives import Objective, Recorded
-from attend_excite.guidance.objectives.most_neglected import MostNeglected
 from attend_excite.guidance.recipes import method_recipes
-from attend_excite.guidance.schedule import PlannedTerm, Recipe, StepPlan
+from attend_excite.guidance.schedule import PlannedTerm, Recipe
 from attend_excite.methods.base import Denoise, Method, Run, Step
 from attend_excite.methods.stable_diffusion import StableDiffusion
-from attend_excite.subjects import Prompt, Stream, TokenGroup, parse
+from attend_excite.subjects import Prompt, TokenGroup, parse
 from attend_excite.trace import Nursed
 
 _BRACKETS = r"[\[\]]"
@@ -119,7 +108,7 @@ class AttendAndExcite:
     @contextmanager
     def attach(self, run: Run) -> Iterator[Denoise]:
         """The nursed step."""
-        nurse_step = self.nursing(run, len(run.scheduler.timesteps))
+        nurse_step = self.nursing(run, len(run.timesteps))
         with self.base.attach(run) as denoise:
 
             def denoise_nursed(latents: Tensor, step: Step) -> tuple[Tensor, Tensor]:
@@ -139,106 +128,57 @@ class AttendAndExcite:
         """
         recipe = self.recipe_for(run.model.recipe)
         plans = recipe.plan(iterations)
-        tables = self._tables(run, recipe)
-        subjects = tables[0].subjects
-        resting = _Resting(subjects, recipe) if recipe.rest_after else None
-        network, downsampling = run.model.network, run.model.attention_downsampling
-        places, layout = run.model.places(), run.layout(downsampling)
         if self.objective is not None:
             objective = PlannedTerm(1.0, self.objective)
             plans = tuple(replace(plan, terms=(objective,)) for plan in plans)
+        nursing = Nursing(recipe, plans, self._tables(run, recipe))
+        network, downsampling = run.model.network, run.model.attention_downsampling
+        places, layout = run.model.places(), run.layout(downsampling)
         looks_at_itself = any("self-attention" in plan.needs for plan in plans if not plan.idle)
         self_places = run.model.family.self_places(places) if looks_at_itself else ()
-        memory = _Memory(plans, len(run.prompts))
 
         def nurse_step(latents: Tensor, step: Step) -> Tensor:
-            plan = plans[step.index]
-            if plan.idle:
+            if plans[step.index].idle:
                 return latents
-            tolerated = None if plan.threshold is None else tolerated_losses(subjects, plan.threshold)
-            rows = None if resting is None else resting.awake()
-            if rows is not None and not len(rows):
-                run.visits[step.index] = []
-                return latents
-            memory.begin(step.index)
             scale = run.vp_scale(step)
             # Around the gradients too: with gradient checkpointing the layers run again on the way back.
-            own = self_places if "self-attention" in plan.needs else ()
+            own = self_places if "self-attention" in plans[step.index].needs else ()
             with record(network, places, layout=layout, stop_after_last=True, self_places=own) as recording:
-                # In variance-preserving scale, so that a step goes as far with every scheduler. Not a bit
-                # changes where the latents have it already.
-                def measure(scaled: Tensor, rows: Tensor) -> Measurement:
-                    recording.forward(**run.network_inputs(scaled / scale, step, run.text[rows]))
-                    found = Recorded(recording.average(), before=memory.before(rows))
-                    memory.keep(rows, found.cross)
-                    with torch.autocast(found.cross.device.type, enabled=False):
-                        if own:
-                            found = replace(found, self_attention=recording.self_average())
-                        chosen = [table.rows(rows) for table in tables]
-                        measured, leads = _measure(found, chosen, recipe, plan.terms)
-                        if resting is None:
-                            return measured
-                        return measured._replace(rests=resting.looks(rows, measured.losses, leads))
 
-                scaled, run.visits[step.index] = nurse(latents * scale, measure, plan, tolerated, rows)
-            return scaled / scale
+                def look(scaled: Tensor, rows: Tensor) -> Recorded:
+                    recording.forward(**run.network_inputs(scaled / scale, step, run.text[rows]))
+                    cross = recording.average()
+                    with torch.autocast(cross.device.type, enabled=False):
+                        return Recorded(cross, recording.self_average() if own else None)
+
+                scaled, visits = nursing.step(step.index, latents * scale, look)
+            run.visits[step.index] = visits
+            # Not a bit changes where there was nothing to do.
+            return scaled / scale if visits else latents
 
         return nurse_step
 
-    def _tables(self, run: Run, recipe: Recipe) -> list[_Table]:
+    def _tables(self, run: Run, recipe: Recipe) -> list[Table]:
         """The subjects in each of the model's tables of tokens, with its columns of the maps."""
-        columns, tables = run.columns, []
+        shared = run.model.family.joint is not None
+        first = [[self._positions(run, prompt, group) for group in prompt.groups] for prompt in run.prompts]
+        run.nursed = Nursed(
+            tuple(
+                {group.text: tokens for group, tokens in zip(prompt.groups, of_image, strict=True)}
+                for prompt, of_image in zip(run.prompts, first, strict=True)
+            ),
+            recipe.goal,
+        )
         for at, stream in enumerate(run.streams):
-            kept = range(stream.start, stream.start + stream.width)
-            if columns is not None:
-                kept = [index for index, column in enumerate(columns) if column in kept]
-            place = slice(kept[0], kept[-1] + 1)
-            shared = run.model.family.joint is not None
-            tables.append(_Table(place, shared, self._subject_tokens(run, recipe, at, stream)))
-        # A subject of the other tables alone counts in the first one too: its losses are told there.
-        everywhere = torch.stack([table.subjects.real for table in tables]).any(dim=0)
-        return [replace(table, subjects=replace(table.subjects, real=everywhere)) for table in tables]
-
-    def _subject_tokens(self, run: Run, recipe: Recipe, at: int, stream: Stream) -> SubjectTokens:
-        prompt_only = recipe.prompt_tokens_only
-        if prompt_only is None or run.model.family.joint is not None:
-            prompt_only = stream.prompt_tokens_only
-        words = [prompt.words(at) if prompt.spans else (1, stream.width - 2) for prompt in run.prompts]
-        positions = [
-            [group.further[at - 1] if at else self._positions(run, p, group) for group in p.groups]
-            for p in run.prompts
-        ]
-        attributes = [
-            [
-                [each.further[at - 1] if at else each.positions for each in group.attributes]
-                for group in prompt.groups
-            ]
-            for prompt in run.prompts
-        ]
-        if at == 0:
-            run.nursed = Nursed(
-                tuple(
-                    {group.text: tokens for group, tokens in zip(prompt.groups, of_image, strict=True)}
-                    for prompt, of_image in zip(run.prompts, positions, strict=True)
-                ),
-                recipe.goal,
-            )
-        alone = [p.text for p, (first, last) in zip(run.prompts, words, strict=True) if first == last]
-        for text in dict.fromkeys(alone if prompt_only else ()):
-            warnings.warn(
-                f"{text!r} is one token, so its attention over the prompt's own tokens is 1 from the start "
-                "and nursing changes nothing: say more of the picture",
-                stacklevel=2,
-            )
-        return SubjectTokens.stack(
-            positions=positions,
-            # The authors leave the context's last position out, whatever is there; so do we.
-            last=[last if prompt_only else stream.width - 2 for _, last in words],
-            first=[first for first, _ in words],
-            target=[[group.target for group in prompt.groups] for prompt in run.prompts],
-            negated=[[group.negated for group in prompt.groups] for prompt in run.prompts],
-            attributes=attributes,
-            others=[prompt.others(at) if prompt.spans else () for prompt in run.prompts],
+            if compares_prompt_only(recipe, stream, shared):
+                _warn_of_single_tokens(run.prompts, at)
+        return tables_of(
+            run.prompts,
+            run.streams,
+            recipe,
+            columns=run.columns,
+            shared=shared,
+            first=first,
             device=run.text.device,
             dtype=run.latents_dtype,
         )
@@ -262,130 +202,11 @@ class AttendAndExcite:
         return (group.positions[found[drawn.text, there]],)
 
 
-@dataclass(frozen=True)
-class _Table:
-    """The subjects of a batch in one of the model's tables of tokens.
-
-    `columns` are those of the table in the maps; `shared` says whether its tokens share a softmax with the
-    image's.
-    """
-
-    columns: slice
-    shared: bool
-    subjects: SubjectTokens
-
-    def rows(self, rows: Tensor) -> _Table:
-        return replace(self, subjects=self.subjects.rows(rows))
-
-    def part(self, found: Recorded) -> Recorded:
-        """The table's own columns of what was recorded."""
-        cross = found.cross[..., self.columns]
-        if self.shared:
-            cross = renormalised(cross, self.subjects.first, self.subjects.last)
-        before = None if found.before is None else self.part(found.before)
-        return Recorded(cross, found.self_attention, before)
-
-
-class _Memory:
-    """The maps of the guided step before, kept only where a term of the next one needs them."""
-
-    def __init__(self, plans: Sequence[StepPlan], images: int) -> None:
-        guided = [index for index, plan in enumerate(plans) if not plan.idle]
-        self._wanted = {index for index, after in pairwise(guided) if "step-before" in plans[after].needs}
-        self._images = images
-        self._past: Tensor | None = None
-        self._now: Tensor | None = None
-        self._keeps = False
-
-    def begin(self, index: int) -> None:
-        """A guided step begins."""
-        self._past, self._now, self._keeps = self._now, None, index in self._wanted
-
-    def before(self, rows: Tensor) -> Recorded | None:
-        """What the step before found last of some images."""
-        return None if self._past is None else Recorded(self._past[rows])
-
-    def keep(self, rows: Tensor, maps: Tensor) -> None:
-        """Keep what this step found of some images, if it is wanted."""
-        if not self._keeps:
-            return
-        if self._now is None:
-            everyone = (self._images, *maps.shape[1:])
-            self._now = maps.new_zeros(everyone) if self._past is None else self._past.clone()
-        self._now[rows] = maps.detach()
-
-
-def _measure(
-    found: Recorded, tables: Sequence[_Table], recipe: Recipe, terms: Sequence[PlannedTerm]
-) -> tuple[Measurement, Tensor | None]:
-    """What a pass says of the subjects: the mean over the tables of tokens that have them.
-
-    Beside it, where the recipe asks, how far each subject leads: (b, S), see `subject_leads`.
-    """
-    records = [table.part(found) for table in tables]
-    attentions, leads = [], []
-    for here, table in zip(records, tables, strict=True):
-        subjects = table.subjects
-        probabilities = token_probabilities(here.cross, subjects.last, recipe.temperature, subjects.first)
-        attentions.append(subject_attention(probabilities, subjects, recipe.sigma))
-        if recipe.rest_lead is not None:
-            leads.append(subject_leads(probabilities.detach(), subjects, recipe.sigma))
-    # Only subjects that no table has are filler.
-    there = torch.stack([table.subjects.here for table in tables]).sum(dim=0).clamp(min=1)
-
-    def over_tables(values: list[Tensor]) -> Tensor:
-        return values[0] if len(values) == 1 else torch.stack(values).sum(dim=0) / there
-
-    attention = over_tables(attentions)
-    losses = subject_losses(attention, tables[0].subjects)
-    parts: dict[str, Tensor] = {}
-    for weight, term in terms:
-        if term == MostNeglected(recipe.temperature, recipe.sigma):
-            loss = most_neglected(losses)  # which are there already
-        else:
-            values = [_checked(term, *each) for each in zip(records, tables, strict=True)]
-            loss = torch.stack(values).mean(dim=0)
-        name = getattr(term, "name", "objective")
-        parts[name] = weight * loss + parts[name] if name in parts else weight * loss
-    total = torch.stack(list(parts.values())).sum(dim=0)
-    return Measurement(attention, losses, total, parts), over_tables(leads) if leads else None
-
-
-def _checked(objective: Objective, found: Recorded, table: _Table) -> Tensor:
-    loss = objective(found, table.subjects)
-    images = len(found.cross)
-    shape = tuple(loss.shape) if isinstance(loss, Tensor) else None
-    if shape != (images,) or not loss.requires_grad:
-        what = type(loss).__name__ if shape is None else f"a tensor of shape {shape}"
-        raise ValueError(
-            f"the objective gave {what} for {images} images: it must give one loss an image, (b,), "
-            "worked out from the maps so that it has a gradient"
+def _warn_of_single_tokens(prompts: Sequence[Prompt], table: int) -> None:
+    spans = [(prompt.text, *prompt.words(table)) for prompt in prompts if prompt.spans]
+    for text in dict.fromkeys(text for text, first, last in spans if first == last):
+        warnings.warn(
+            f"{text!r} is one token, so its attention over the prompt's own tokens is 1 from the start "
+            "and nursing changes nothing: say more of the picture",
+            stacklevel=2,
         )
-    return loss
-
-
-class _Resting:
-    """Which images of a batch need no more nursing: see `Recipe.rest_after`."""
-
-    def __init__(self, subjects: SubjectTokens, recipe: Recipe) -> None:
-        self._recipe = recipe
-        self._tolerated = tolerated_losses(subjects, recipe.enough)
-        self._need_no_lead = subjects.negated | ~subjects.real
-        self._in_a_row = torch.zeros(len(self._tolerated), dtype=torch.long, device=self._tolerated.device)
-        self._step_begins = True
-
-    def awake(self) -> Tensor:
-        """(b,) the images that are still nursed, as a step begins."""
-        self._step_begins = True
-        return (self._in_a_row < self._recipe.rest_after).nonzero().flatten()
-
-    def looks(self, rows: Tensor, losses: Tensor, leads: Tensor | None) -> Tensor:
-        """(b,) which of these images rest, by what was just measured of them; counts a step's first look."""
-        enough = losses <= self._tolerated[rows]
-        if leads is not None and self._recipe.rest_lead is not None:
-            enough = enough & (self._need_no_lead[rows] | (leads >= self._recipe.rest_lead))
-        enough = enough.all(dim=1)
-        if self._step_begins:
-            self._in_a_row[rows] = torch.where(enough, self._in_a_row[rows] + 1, 0)
-            self._step_begins = False
-        return enough & (self._in_a_row[rows].clamp(min=1) >= self._recipe.rest_after)

@@ -71,6 +71,21 @@ class Method(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Start:
+    """A picture that a run begins from.
+
+    Attributes:
+        latents: (B, C, H, W) of the picture, without noise.
+        index: of the first timestep among the scheduler's; 0: the run begins from noise alone.
+        cells: (1, 1, H, W) where is drawn; elsewhere the picture stays. None: everywhere.
+    """
+
+    latents: Tensor
+    index: int
+    cells: Tensor | None = None
+
+
 @dataclass
 class Run:
     """One batch on its way through the denoising loop: what a method may use.
@@ -84,6 +99,7 @@ class Run:
         guidance_scale: the weight of classifier-free guidance.
         scheduler: the run's own, with its timesteps set.
         size: (height, width) of the latents.
+        start: the picture that it begins from; None: noise alone.
         negative: the negative prompt; "": none.
         distilled: what a network with distilled guidance is told; None: it has none.
         network_options: further arguments of every pass of the network, as `cross_attention_kwargs`.
@@ -103,6 +119,7 @@ class Run:
     guidance_scale: float
     scheduler: Any
     size: tuple[int, int]
+    start: Start | None = None
     negative: str = ""
     distilled: float | None = None
     network_options: dict[str, Any] = field(default_factory=dict)
@@ -111,6 +128,11 @@ class Run:
     visits: dict[int, list[Visit]] = field(default_factory=dict)
     nursed: Nursed | None = None
     dominant_token: Callable[[str, tuple[int, ...]], int] | None = None
+
+    @property
+    def timesteps(self) -> Tensor:
+        """Those that the run goes through: of one that begins from a picture the last of the scheduler's."""
+        return self.scheduler.timesteps[0 if self.start is None else self.start.index :]
 
     @property
     def streams(self) -> tuple[Stream, ...]:

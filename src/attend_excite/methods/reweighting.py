@@ -47,7 +47,7 @@ class AttentionReweighting:
     def attach(self, run: Run) -> Iterator[Denoise]:
         """The plain step, with the subjects' values multiplied for the first share of the run."""
         # As the authors' code rounds: 40 of 50 steps, and 40 of the 51 iterations of PNDM.
-        multiplied = int(self.share * len(run.scheduler.timesteps))
+        multiplied = int(self.share * len(run.timesteps))
         weights = self._weights(run)
         plain = torch.ones_like(weights)
         with run.weighted_tokens(weights if multiplied else plain) as weigh:

@@ -18,6 +18,7 @@ from typing import Any
 from huggingface_hub import file_exists, hf_hub_download, try_to_load_from_cache
 
 from attend_excite.documents import read_object
+from attend_excite.models.checkpoints import checkpoint, is_weights_file, tokenizers
 from attend_excite.subjects import Stream
 
 # Their only table of tokens is CLIP's, so that nothing need be imported that needs torch.
@@ -28,7 +29,7 @@ VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model
 """The files of a tokenizer, of which any will do."""
 
 SETTINGS_FILE = "attend_excite.json"
-"""A model's own advice, beside its model_index.json: `attention_downsampling`, `layers` and a `recipe`."""
+"""A model's own advice, beside its model_index.json: attention_downsampling, layers, steps, a recipe."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +71,18 @@ def load_streams(model: str | Path, *, revision: str | None = None) -> tuple[Str
     """A model's tables of tokens, without its weights: enough to look at the words of a prompt.
 
     Args:
-        model: a short name, a folder in diffusers layout or a Hub id, as for `load`.
+        model: a short name, a folder in diffusers layout, a checkpoint's file or a Hub id, as for `load`.
         revision: branch, tag or commit of a model on the Hub.
 
     Raises:
         ValueError: there is no such model, or its architecture isn't served.
     """
     source = generator(str(model))
+    if is_weights_file(source):
+        kind = checkpoint(Path(source)).kind
+        assert kind is not None
+        tokenizer = tokenizers(kind)["tokenizer"]
+        return (Stream("CLIP", tokenizer, 0, tokenizer.model_max_length),)
     folder = Path(source) / "tokenizer"
     with sought(source, str(model), revision):
         index = _read_index(source, revision)
@@ -119,7 +125,7 @@ def generator(name: str) -> str | Path:
         raise ValueError(f"'{name}' looks at pictures and makes none: choose one of {_generators()}")
     if len(name) > _LONGEST_PATH or any(len(part) > _LONGEST_NAME for part in Path(name).parts):
         raise ValueError(f"no model '{name[:40]}…': no name is as long")
-    if entry is None and "/" not in name and not Path(name).exists():
+    if entry is None and "/" not in name and not Path(name).exists() and not is_weights_file(name):
         close = difflib.get_close_matches(name, catalogue(), n=1)
         if close:
             raise ValueError(f"no model '{name}': did you mean '{close[0]}'?")
@@ -162,11 +168,6 @@ def sought(source: str | Path, name: str, revision: str | None) -> Iterator[None
 
     A ValueError whose sentence names the model, as ours do, passes as it is.
     """
-    if Path(source).is_file():
-        raise ValueError(
-            f"'{source}' is a single file: load it with diffusers' from_single_file, and pass the pipeline "
-            "to load"
-        )
     if Path(source).is_dir() and not (Path(source) / "model_index.json").is_file():
         part = (Path(source) / "config.json").is_file()
         alone = ", only a config.json, as one part of a model has, or a judge" if part else ""

@@ -28,7 +28,7 @@ def refuse_hindrances(network: nn.Module) -> None:
         if "IPAdapter" in processor:
             raise ValueError(
                 f"{type(network).__name__} wants a picture beside the text: take the IP-Adapter out first, "
-                "with unload_ip_adapter()"
+                "with unload_ip_adapter(), or use it in ComfyUI"
             )
         if getattr(getattr(module, "processor", None), "_parallel_config", None) is not None:
             raise ValueError(f"{type(network).__name__} can't be nursed as it is: {_PARALLEL}")

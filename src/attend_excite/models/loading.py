@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -16,7 +17,14 @@ from torch import nn
 
 from attend_excite.documents import read_object
 from attend_excite.guidance.schedule import Recipe
-from attend_excite.models.catalogue import SETTINGS_FILE, VOCABULARIES, generator, sought
+from attend_excite.models.catalogue import SETTINGS_FILE, VOCABULARIES, first_line, generator, sought
+from attend_excite.models.checkpoints import (
+    checkpoint,
+    configuration,
+    is_weights_file,
+    prediction_type,
+    tokenizers,
+)
 from attend_excite.models.families import Family, family_class, is_served
 from attend_excite.models.hindrances import refuse_hindrances
 from attend_excite.models.model import Model
@@ -35,15 +43,16 @@ def load(
 
     Args:
         model: a short name ("stickers", "sd-1.4", ...: see `catalogue`), a folder in diffusers layout, a
-            Hub id, or a diffusers text-to-image pipeline of a family that is served, which is used where it
-            is and as it is and left as it was.
+            checkpoint of Stable Diffusion 1, 2 or XL in one .safetensors file, a Hub id, or a diffusers
+            text-to-image pipeline of a family that is served, which is used where it is and as it is and left
+            as it was.
         device: "cpu", "cuda", "mps", ...; None: the first of CUDA, MPS and CPU that is there.
         dtype: of the weights, as torch.float16 or "float16"; None: float16 on CUDA, else float32.
         revision: branch, tag or commit of a model on the Hub.
 
     Raises:
-        ValueError: there is no such model, device or dtype, its architecture or task isn't served, weights or
-            files of it are missing, or a device or dtype is given for a pipeline.
+        ValueError: there is no such model, device or dtype, its architecture or task isn't served, a file is
+            something else, weights or files of it are missing, or a device or dtype is given for a pipeline.
     """
     if isinstance(model, DiffusionPipeline):
         if device is not None or dtype is not None or revision is not None:
@@ -65,9 +74,12 @@ def load(
         raise ValueError(f"the device '{device}' is not here: leave it out, or use cpu")
     device = torch.device(device) if device is not None else _best_device()
     dtype = _dtype(dtype or ("float16" if device.type == "cuda" else "float32"))
-    family = _read_family(source, name, dtype, revision)
-    family.pipeline.to(device)
-    return _ready(family, name, _read_settings(source, revision))
+    if is_weights_file(source):
+        family, settings = _read_checkpoint(Path(source), device, dtype), {}
+    else:
+        family, settings = _read_family(source, name, dtype, revision), _read_settings(source, revision)
+        family.pipeline.to(device)
+    return _ready(family, name, settings)
 
 
 def is_usable(device: str | torch.device) -> bool:
@@ -94,6 +106,7 @@ def _ready(family: Family, name: str, settings: dict[str, Any]) -> Model:
         name,
         recipe=settings.get("recipe") or Recipe.from_dict(defaults.recipe),
         attention_downsampling=settings.get("attention_downsampling", defaults.attention_downsampling),
+        steps=settings.get("steps", defaults.steps),
         layers=None if settings.get("layers") is None else tuple(settings["layers"]),
     )
 
@@ -122,7 +135,7 @@ def family_of(pipeline: DiffusionPipeline) -> Family:
 def unusable(network: Any) -> str | None:
     """Why a network, of whatever family, can't be nursed as it is, in a sentence; None: it can."""
     if getattr(network, "encoder_hid_proj", None) is not None:
-        return "an IP-Adapter is loaded into it: take it out with unload_ip_adapter()"
+        return "an IP-Adapter is loaded into it: take it out with unload_ip_adapter(), or use it in ComfyUI"
     if any(parameter.is_inference() for parameter in network.parameters()):
         return "its weights were made within torch.inference_mode, which forbids gradients: load it outside"
     return None
@@ -157,6 +170,40 @@ def _read_family(source: str | Path, name: str, dtype: torch.dtype, revision: st
         # Saved without it, as Stable Diffusion 3 may be without T5.
         parts |= {part: None for part, kind in index.items() if isinstance(kind, list) and None in kind}
         pipeline = DiffusionPipeline.from_pretrained(source, dtype=dtype, revision=revision, **parts)
+    return family_of(pipeline)
+
+
+def _read_checkpoint(path: Path, device: torch.device, dtype: torch.dtype) -> Family:
+    """A whole model out of one file, with the package's configuration: nobody asks the Hub."""
+    file = checkpoint(path)
+    assert file.kind is not None
+    folder = configuration(file.kind)
+    kind: Any = _class_of(("diffusers", str(_config(folder / "model_index.json")["_class_name"])))
+    try:
+        pipeline = kind.from_single_file(
+            str(path), config=str(folder), torch_dtype=dtype, local_files_only=True, **tokenizers(file.kind)
+        )
+        pipeline.to(device)
+    except MemoryError:
+        raise
+    except Exception as error:  # what weights of other shapes make of diffusers and torch
+        reason = first_line(error) or type(error).__name__
+        if "meta tensor" in reason:  # What the file doesn't have was never made.
+            reason = "it lacks weights, so it isn't whole, or of a smaller relative: give that one's folder"
+        raise ValueError(f"'{path}' cannot be read as {file.title}: {reason}") from error
+    predicts = prediction_type(file)
+    if predicts is None and file.kind.name == "stable-diffusion-2":
+        warnings.warn(
+            f"'{path}' doesn't say what it predicts: it is taken for one of 768 pixels, which predicts "
+            "velocity. If its pictures are noise, make the pipeline with diffusers' from_single_file, set "
+            "its scheduler's prediction_type to epsilon, and pass it to load",
+            stacklevel=4,
+        )
+    if predicts is not None:
+        options = {"prediction_type": predicts}
+        if "ztsnr" in file.weights:
+            options |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **options)
     return family_of(pipeline)
 
 
@@ -224,13 +271,13 @@ def _read_settings(source: str | Path, revision: str | None) -> dict[str, Any]:
         return {}
     settings = _config(path)
     try:
-        if unknown := sorted(settings.keys() - {"attention_downsampling", "layers", "recipe"}):
+        if unknown := sorted(settings.keys() - {"attention_downsampling", "layers", "recipe", "steps"}):
             raise ValueError(f"unknown: {unknown[0]}")
-        downsampling, layers = settings.get("attention_downsampling", 1), settings.get("layers") or []
-        if type(downsampling) is not int or downsampling < 1:
-            raise ValueError(
-                f"attention_downsampling is {downsampling!r}: it must be a whole number, 1 or more"
-            )
+        for what in ("attention_downsampling", "steps"):
+            number = settings.get(what, 1)
+            if type(number) is not int or number < 1:
+                raise ValueError(f"{what} is {number!r}: it must be a whole number, 1 or more")
+        layers = settings.get("layers") or []
         if not isinstance(layers, list) or not all(isinstance(layer, str) for layer in layers):
             raise ValueError("layers must be a list of names")
         if "recipe" in settings:

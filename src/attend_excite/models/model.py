@@ -37,6 +37,7 @@ class Model:
         recipe: the recipe that the model recommends, or else its family.
         attention_downsampling: latent cells per cell of the maps along one side. 4, a quarter of the
             latent's size, gives the paper's 16x16 maps for Stable Diffusion's 64x64 latents.
+        steps: denoising steps where nobody says otherwise.
         layers: the attention layers that are read, by their names in the network; None: the family's choice.
         dominant_tokens: found so far: a word alone as it was drawn, and its token positions there -> which of
             them holds most of its attention.
@@ -46,6 +47,7 @@ class Model:
     name: str
     recipe: Recipe
     attention_downsampling: int
+    steps: int
     layers: tuple[str, ...] | None = None
     dominant_tokens: dict[tuple[str, tuple[int, ...]], int] = field(default_factory=dict, repr=False)
 

@@ -35,10 +35,16 @@ def family_class(pipeline_class: str) -> type[Family]:
         ValueError: none serves it.
     """
     if pipeline_class not in _FAMILIES:
+        if "ControlNet" in pipeline_class:
+            raise ValueError(
+                f"{pipeline_class} is not served: ControlNets work in ComfyUI; here pass the text-to-image "
+                "model without one, made with its class's from_pipe"
+            )
         served = ", ".join(dict.fromkeys(defaults.title for defaults in family_data().values()))
         raise ValueError(
             f"{pipeline_class} is not served: choose a text-to-image model of {served}; to keep the "
-            "weights of a pipeline for another task, pass one made with its text-to-image class's from_pipe"
+            "weights of a pipeline for another task, pass one made with its text-to-image class's from_pipe "
+            "(a picture to begin from, and a mask, are given with image= and mask=)"
         )
     module, name = _FAMILIES[pipeline_class].split(":")
     return getattr(import_module(f"{__name__}.{module}"), name)

@@ -365,6 +365,32 @@ class Family(ABC):
         """What the autoencoder makes of its latents (b, C, height, width): (b, 3, height, width), -1 to 1."""
         return self.pipeline.vae.decode(latents, return_dict=False)[0]
 
+    def latents_of(self, pixels: Tensor) -> Tensor:
+        """What a run without noise would end with for a picture: its latents (1, C, height, width).
+
+        Args:
+            pixels: (1, 3, H, W), -1 to 1.
+
+        Raises:
+            ValueError: the autoencoder made NaN of them.
+        """
+        vae = self.pipeline.vae
+        found = self.encoded(pixels.to(self.pipeline._execution_device, vae.dtype))
+        latents = self.scaled(found.to(torch.promote_types(found.dtype, torch.float32)))
+        check_finite("in the autoencoder", {"the picture's latents": latents})
+        return latents
+
+    def encoded(self, pixels: Tensor) -> Tensor:
+        """The autoencoder's latents (1, C, height, width) of pixels (1, 3, H, W), -1 to 1: the most likely
+        ones, where it has a distribution of them."""
+        found = self.pipeline.vae.encode(pixels, return_dict=False)[0]
+        return found if isinstance(found, Tensor) else found.mode()
+
+    def scaled(self, latents: Tensor) -> Tensor:
+        """The inverse of `unscaled`."""
+        config = self.pipeline.vae.config
+        return (latents - (config.get("shift_factor") or 0.0)) * config["scaling_factor"]
+
     def unscaled(self, latents: Tensor) -> Tensor:
         """Latents as the autoencoder takes them."""
         config = self.pipeline.vae.config

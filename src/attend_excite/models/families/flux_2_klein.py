@@ -116,7 +116,16 @@ class Flux2Klein(Family):
         width = config["num_attention_heads"] * config["attention_head_dim"]
         return transformer.activation_bytes(self.network, tokens, width, config["num_layers"])
 
+    def scaled(self, latents: Tensor) -> Tensor:
+        mean, deviation = self._statistics(latents)
+        return (F.pixel_unshuffle(latents, 2) - mean) / deviation
+
     def unscaled(self, latents: Tensor) -> Tensor:
+        mean, deviation = self._statistics(latents)
+        return F.pixel_shuffle(latents * deviation + mean, 2)
+
+    def _statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation (C, 1, 1) of the latents, in a latent's dtype."""
         norm, config = self.pipeline.vae.bn, self.pipeline.vae.config
         mean, variance = (each.to(latents)[:, None, None] for each in (norm.running_mean, norm.running_var))
-        return F.pixel_shuffle(latents * (variance + config["batch_norm_eps"]).sqrt() + mean, 2)
+        return mean, (variance + config["batch_norm_eps"]).sqrt()

@@ -125,13 +125,25 @@ class QwenImage(Family):
         last = transformer.share_of(config["num_layers"], *_READ)[-1]
         return transformer.activation_bytes(self.network, size[0] * size[1] // _PATCH**2, width, last + 1)
 
+    def scaled(self, latents: Tensor) -> Tensor:
+        mean, deviation = self._statistics(latents)
+        return (latents - mean) / deviation
+
     def unscaled(self, latents: Tensor) -> Tensor:
+        mean, deviation = self._statistics(latents)
+        return latents * deviation + mean
+
+    def _statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation (C, 1, 1) of the latents, in a latent's dtype."""
         config = self.pipeline.vae.config
         mean, deviation = (
             torch.tensor(config[name], device=latents.device, dtype=latents.dtype)[:, None, None]
             for name in ("latents_mean", "latents_std")
         )
-        return latents * deviation + mean
+        return mean, deviation
+
+    def encoded(self, pixels: Tensor) -> Tensor:
+        return super().encoded(pixels[:, :, None])[:, :, 0]
 
     def decoded(self, latents: Tensor) -> Tensor:
         # Of a film of one picture.

@@ -76,13 +76,28 @@ class StableDiffusionXL(unet.UNetFamily):
         with _wide_enough(self.pipeline.vae):
             return super().decode(latents, output_type)
 
+    def latents_of(self, pixels: Tensor) -> Tensor:
+        with _wide_enough(self.pipeline.vae):
+            return super().latents_of(pixels)
+
+    def scaled(self, latents: Tensor) -> Tensor:
+        if self._statistics is None:
+            return super().scaled(latents)
+        mean, deviation = map(latents.new_tensor, self._statistics)
+        return (latents - mean) * self.pipeline.vae.config["scaling_factor"] / deviation
+
     def unscaled(self, latents: Tensor) -> Tensor:
-        config = self.pipeline.vae.config
-        mean, deviation = config.get("latents_mean"), config.get("latents_std")
-        if mean is None or deviation is None:
+        if self._statistics is None:
             return super().unscaled(latents)
-        mean, deviation = (latents.new_tensor(values).view(-1, 1, 1) for values in (mean, deviation))
-        return latents * deviation / config["scaling_factor"] + mean
+        mean, deviation = map(latents.new_tensor, self._statistics)
+        return latents * deviation / self.pipeline.vae.config["scaling_factor"] + mean
+
+    @property
+    def _statistics(self) -> tuple[Any, Any] | None:
+        """Mean and deviation of the latents, one a channel, as [[[mean]], ...]; None: it has none."""
+        config = self.pipeline.vae.config
+        found = config.get("latents_mean"), config.get("latents_std")
+        return None if None in found else tuple([[[each]] for each in values] for values in found)
 
 
 @contextmanager

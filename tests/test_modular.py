@@ -11,7 +11,7 @@ import diffusers
 import pytest
 import torch
 from diffusers.guiders import ClassifierFreeGuidance
-from diffusers.modular_pipelines.modular_pipeline import ModularPipelineBlocks
+from diffusers.modular_pipelines.modular_pipeline import BlockState, ModularPipelineBlocks
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from torch import Tensor
 
@@ -178,6 +178,9 @@ def test_what_cannot_be_nursed_is_refused() -> None:
         pipeline(**options | {"prompt": "a [cat]"})
     with pytest.raises(ValueError, match="it's diffusers' blocks that denoise"):
         pipeline(**options, method="official")
+    with_control = BlockState(latents=options["latents"], controlnet_cond=torch.zeros(1))
+    with pytest.raises(ValueError, match="nursing with a ControlNet isn't served"):
+        Nurse()(pipeline, with_control, 0, torch.zeros(()))
     with pytest.raises(ValueError, match="'bird'"):
         pipeline(**options, subjects=["bird"])
     pipeline.update_components(scheduler=UniPCMultistepScheduler(**LATENT_DIFFUSION))

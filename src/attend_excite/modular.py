@@ -31,13 +31,12 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 from torch import Tensor
 
 from attend_excite.generate import parse_all, traces_of, warn_of_findings
-from attend_excite.guidance.schedule import Recipe
 from attend_excite.methods.attend_excite import AttendAndExcite
 from attend_excite.methods.base import Run, Step
 from attend_excite.methods.stable_diffusion import StableDiffusion
 from attend_excite.models.families import Conditioning, Family, family_class
 from attend_excite.models.hindrances import refuse_hindrances
-from attend_excite.models.loading import unusable
+from attend_excite.models.loading import ready, unusable
 from attend_excite.models.model import Model, prepared
 from attend_excite.models.reading import warn_of_cut
 from attend_excite.schedulers import refuse_correctors, shift_carrier
@@ -76,14 +75,14 @@ def nursed(blocks: ModularPipelineBlocks) -> ModularPipelineBlocks:
     """
     # Some of diffusers' blocks share theirs among all instances.
     blocks = deepcopy(blocks)
-    loops = _loops(blocks)
-    if not loops or blocks.model_name not in PIPELINES:
+    loops, name = _loops(blocks), blocks.model_name
+    if not loops or name is None or name not in PIPELINES:
         raise ValueError(
             f"{type(blocks).__name__} has no denoising loop that can be nursed: give the blocks of "
             f"{', '.join(PIPELINES)}"
         )
     for loop in loops:
-        loop.sub_blocks.insert("nurse", Nurse(blocks.model_name), 0)
+        loop.sub_blocks.insert("nurse", Nurse(name), 0)
     return blocks
 
 
@@ -249,9 +248,7 @@ class Nurse(ModularPipelineBlocks):
         configs = {family.network_part: family.network.config}
         if reason := family.refusal(configs) or unusable(family.network):
             raise ValueError(f"this {type(components).__name__} can't be nursed: {reason}")
-        defaults = family.defaults
-        recipe = Recipe.from_dict(defaults.recipe)
-        return Model(family, type(components).__name__, recipe, defaults.attention_downsampling)
+        return ready(family, type(components).__name__, {})
 
     @property
     def _pipeline_class(self) -> Any:

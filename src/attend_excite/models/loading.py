@@ -61,7 +61,7 @@ def load(
             )
         folder = model.config.get("_name_or_path") or "pipeline"
         settings = _read_settings(folder, None) if Path(folder).is_dir() else {}
-        return _ready(family_of(model), folder, settings)
+        return ready(family_of(model), folder, settings)
 
     if not isinstance(model, str | Path):
         raise ValueError(
@@ -79,7 +79,7 @@ def load(
     else:
         family, settings = _read_family(source, name, dtype, revision), _read_settings(source, revision)
         family.pipeline.to(device)
-    return _ready(family, name, settings)
+    return ready(family, name, settings)
 
 
 def is_usable(device: str | torch.device) -> bool:
@@ -98,7 +98,7 @@ def _dtype(dtype: torch.dtype | str) -> torch.dtype:
     return found
 
 
-def _ready(family: Family, name: str, settings: dict[str, Any]) -> Model:
+def ready(family: Family, name: str, settings: dict[str, Any]) -> Model:
     """A model with its own settings, and for the rest those of its family."""
     defaults = family.defaults
     return Model(

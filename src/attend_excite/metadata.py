@@ -21,6 +21,7 @@ from attend_excite.files import written_whole
 from attend_excite.generate import Generation
 from attend_excite.methods import METHODS, Method
 from attend_excite.models import Model
+from attend_excite.models.additions import Addition
 from attend_excite.pictures import PictureFile
 from attend_excite.schedulers import check_scheduler
 from attend_excite.subjects import Subject
@@ -66,6 +67,9 @@ class Settings:
         image: the picture that it begins from; None: noise alone.
         strength: how much of that is made anew; None where there is none.
         mask: where it is drawn; None: everywhere.
+        loras: that were added to the model's weights.
+        embeddings: the words that it was taught.
+        vae: the autoencoder that it was given; None: its own.
 
     Raises:
         ValueError: a number is out of its range.
@@ -87,6 +91,9 @@ class Settings:
     image: PictureFile | None = None
     strength: float | None = None
     mask: PictureFile | None = None
+    loras: tuple[Addition, ...] = ()
+    embeddings: tuple[Addition, ...] = ()
+    vae: Addition | None = None
 
     def __post_init__(self) -> None:
         _require(1 <= self.steps <= _MAX_STEPS, "steps", self.steps, f"1 to {_MAX_STEPS}")

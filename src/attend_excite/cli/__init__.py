@@ -206,6 +206,33 @@ def generate(
         ),
     ] = None,
     model: ModelName = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A LoRA's .safetensors file, and its weight behind a colon; again for more.",
+            metavar="FILE[:WEIGHT]",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    embedding: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A word learnt by textual inversion, in a .safetensors file whose name the prompt says; "
+            "again for more.",
+            metavar="FILE",
+            parser=given_path,
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    vae: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder with another autoencoder, in diffusers layout.",
+            metavar="FOLDER",
+            parser=given_path,
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
     device: Annotated[
         str | None,
         typer.Option(help="cpu, cuda, mps, …", show_default="the best there is", rich_help_panel=_MODEL),
@@ -284,6 +311,9 @@ def generate(
             image=image,
             strength=strength,
             mask=mask,
+            loras=lora,
+            embeddings=embedding,
+            vae=vae,
             compare=compare,
             maps=maps,
             out=out,
@@ -306,6 +336,12 @@ def tokens(
     prompt: Annotated[str, typer.Argument(help="The prompt to look at.")],
     model: ModelName = None,
     subject: Subjects = None,
+    embedding: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A word learnt by textual inversion; again for more.", metavar="FILE", parser=given_path
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show a prompt's tokens, the nouns found and the subjects chosen."""
@@ -316,7 +352,7 @@ def tokens(
         from attend_excite.models import load_streams
         from attend_excite.subjects import parse
 
-        streams = load_streams(model or "stickers")
+        streams = load_streams(model or "stickers", embeddings=embedding or ())
         parsed = parse(prompt, streams, subject)
         if as_json:
             print_json(tokens_document(parsed))

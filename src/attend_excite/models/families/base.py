@@ -123,6 +123,8 @@ class Family(ABC):
             both share one softmax, by their order.
         sets_refusal: what keeps it from taking keys and values from several texts; None: nothing does.
         padding_masked: whether no attention goes to padding, so that its columns are all noughts.
+        learns_words: the names of vectors in files of textual inversion -> the tokenizer and the text encoder
+            that learn the word, by their names in the pipeline; none: there is no such way.
         image_multiple: of what the network fills up the number of patches to, in one softmax with the text.
         pipeline: diffusers' pipeline.
     """
@@ -133,6 +135,7 @@ class Family(ABC):
     sets_refusal: ClassVar[str | None] = "doesn't take keys and values from the text alone"
     padding_masked: ClassVar[bool] = False
     image_multiple: ClassVar[int] = 1
+    learns_words: ClassVar[Mapping[str, tuple[str, str]]] = {}
 
     def __init__(self, pipeline: DiffusionPipeline) -> None:
         self.pipeline: Any = pipeline

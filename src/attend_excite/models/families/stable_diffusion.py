@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -19,6 +19,7 @@ class StableDiffusion(unet.UNetFamily):
     """`StableDiffusionPipeline`: a UNet with cross-attention to CLIP's tokens."""
 
     name = "stable-diffusion"
+    learns_words: ClassVar[Mapping[str, tuple[str, str]]] = {"emb_params": ("tokenizer", "text_encoder")}
 
     @classmethod
     def refusal(cls, configs: Mapping[str, Mapping[str, Any]]) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,10 @@ class StableDiffusionXL(unet.UNetFamily):
     """
 
     name = "stable-diffusion-xl"
+    learns_words: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "clip_l": ("tokenizer", "text_encoder"),
+        "clip_g": ("tokenizer_2", "text_encoder_2"),
+    }
     activations = 390  # counted in the base model's shape, with fused attention among the patches
 
     @classmethod

@@ -42,11 +42,9 @@ def _lora(path: Path, seed: int, layer: str = _LAYER, width: tuple[int, int] = (
 
 
 def _change(path: Path) -> torch.Tensor:
-
-    up, down = (
-        load_file(path)[f"lora_unet_{_LAYER.replace('.', '_')}.lora_{way}.weight"] for way in ("up", "down")
-    )
-    return ALPHA / RANK * (up @ down)
+    """What a LoRA adds to its layer's weight, by the definition."""
+    weights = {name.partition(".")[2]: weight for name, weight in load_file(path).items()}
+    return ALPHA / RANK * (weights["lora_up.weight"] @ weights["lora_down.weight"])
 
 
 def _weight(model: Model) -> torch.Tensor:

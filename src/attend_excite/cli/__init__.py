@@ -60,6 +60,15 @@ Subjects = Annotated[
         show_default="the [bracketed] words, or the nouns",
     ),
 ]
+PromptSyntax = Annotated[
+    str | None,
+    typer.Option(
+        "--syntax",
+        help="a1111: read (cat:1.3), [cat], BREAK and prompts of more than 75 tokens as A1111 does; "
+        "the subjects are then the nouns, or named.",
+        show_default="plain",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 # A prompt without quotes: the commands say so.
 _WORDS_BEHIND = {"allow_extra_args": True}
@@ -94,6 +103,7 @@ def generate(
     context: typer.Context,
     prompt: Annotated[str | None, typer.Argument(help='What to draw: "a cat and a frog".')] = None,
     subject: Subjects = None,
+    syntax: PromptSyntax = None,
     source: Annotated[
         Path | None,
         typer.Option(
@@ -295,6 +305,7 @@ def generate(
         request = Request(
             prompt=prompt,
             subjects=subject,
+            syntax=syntax,
             model=model,
             seed_count=seeds,
             seeds=seed,
@@ -336,6 +347,7 @@ def tokens(
     prompt: Annotated[str, typer.Argument(help="The prompt to look at.")],
     model: ModelName = None,
     subject: Subjects = None,
+    syntax: PromptSyntax = None,
     embedding: Annotated[
         list[Path] | None,
         typer.Option(
@@ -350,10 +362,10 @@ def tokens(
         check_subjects(subject, prompt)
         from attend_excite.cli.summary import print_json, print_tokens, tokens_document
         from attend_excite.models import load_streams
-        from attend_excite.subjects import parse
+        from attend_excite.subjects import checked_syntax, parse
 
         streams = load_streams(model or "stickers", embeddings=embedding or ())
-        parsed = parse(prompt, streams, subject)
+        parsed = parse(prompt, streams, subject, checked_syntax(syntax))
         if as_json:
             print_json(tokens_document(parsed))
         else:

@@ -68,6 +68,7 @@ _DEFAULTS: dict[str, Any] = {
     "loras": (),
     "embeddings": (),
     "vae": None,
+    "syntax": "plain",
 }
 _BATCH_SIZE = 8
 
@@ -79,6 +80,7 @@ class Request:
     out: Path
     prompt: str | None = None
     subjects: list[str] | None = None
+    syntax: str | None = None
     model: str | None = None
     seed_count: int | None = None
     seeds: list[int] | None = None
@@ -213,11 +215,11 @@ def prepare(request: Request) -> Plan:
     words = [each.path for each in chosen["embeddings"]]
     streams = load_streams(chosen["model"], revision=chosen["revision"], embeddings=words)
     try:
-        prompt = parse(chosen["prompt"], streams, chosen["subjects"])
+        prompt = parse(chosen["prompt"], streams, chosen["subjects"], chosen["syntax"])
     except ValueError:
         if request.maps or request.best or any(method.uses_subjects for method in methods):
             raise
-        prompt = parse(chosen["prompt"], streams, ())
+        prompt = parse(chosen["prompt"], streams, (), chosen["syntax"])
     if request.best and not can_judge(prompt, chosen["model"]):
         raise ValueError(f"--best: {NOBODY_CAN_TELL}")
     with MESSAGES.status(plain(f"loading {chosen['model']}")):
@@ -324,7 +326,7 @@ def _chosen(request: Request, origin: Origin | None, method: Method | None) -> d
             recorded["subjects"] = None
             if settings.subjects and not request.subjects:
                 warn("the prompt is another, so its own nouns are its subjects: name others with --subject")
-        elif request.subjects:
+        elif request.subjects and settings.syntax == "plain":
             recorded["prompt"] = unmarked(settings.prompt)
         if request.device is None and not is_usable(settings.device):
             warn(f"it was drawn on {settings.device}, which is not here: the pixels may differ")
@@ -346,6 +348,7 @@ def _chosen(request: Request, origin: Origin | None, method: Method | None) -> d
     width, height = (None, None) if request.size is None else _size(request.size)
     typed = {
         "prompt": request.prompt,
+        "syntax": request.syntax,
         "subjects": tuple(map(Subject.from_text, request.subjects)) if request.subjects else None,
         "model": request.model,
         "method": method,

@@ -181,15 +181,22 @@ class AttendAndExcite:
                 kept = [index for index, column in enumerate(columns) if column in kept]
             place = slice(kept[0], kept[-1] + 1)
             shared = run.model.family.joint is not None
-            tables.append(_Table(place, shared, self._subject_tokens(run, recipe, at, stream)))
+            subjects = self._subject_tokens(run, recipe, at, stream)
+            between = _between_chunks(run, self._words_alone(run, recipe, stream))
+            tables.append(_Table(place, shared, subjects, between))
         # A subject of the other tables alone counts in the first one too: its losses are told there.
         everywhere = torch.stack([table.subjects.real for table in tables]).any(dim=0)
         return [replace(table, subjects=replace(table.subjects, real=everywhere)) for table in tables]
 
+    @staticmethod
+    def _words_alone(run: Run, recipe: Recipe, stream: Stream) -> bool:
+        """Whether the prompt's own words are compared alone, without <eot> and padding."""
+        if recipe.prompt_tokens_only is None or run.model.family.joint is not None:
+            return stream.prompt_tokens_only
+        return recipe.prompt_tokens_only
+
     def _subject_tokens(self, run: Run, recipe: Recipe, at: int, stream: Stream) -> SubjectTokens:
-        prompt_only = recipe.prompt_tokens_only
-        if prompt_only is None or run.model.family.joint is not None:
-            prompt_only = stream.prompt_tokens_only
+        prompt_only = self._words_alone(run, recipe, stream)
         words = [prompt.words(at) if prompt.spans else (1, stream.width - 2) for prompt in run.prompts]
         positions = [
             [group.further[at - 1] if at else self._positions(run, p, group) for group in p.groups]
@@ -254,23 +261,45 @@ class _Table:
     """The subjects of a batch in one of the model's tables of tokens.
 
     `columns` are those of the table in the maps; `shared` says whether its tokens share a softmax with the
-    image's.
+    image's. `between` (b, tokens) are the tokens between a prompt's chunks; None: it has none.
     """
 
     columns: slice
     shared: bool
     subjects: SubjectTokens
+    between: Tensor | None = None
 
     def rows(self, rows: Tensor) -> _Table:
-        return replace(self, subjects=self.subjects.rows(rows))
+        between = None if self.between is None else self.between[rows]
+        return replace(self, subjects=self.subjects.rows(rows), between=between)
 
     def part(self, found: Recorded) -> Recorded:
         """The table's own columns of what was recorded."""
         cross = found.cross[..., self.columns]
+        if self.between is not None:
+            cross = cross.masked_fill(self.between[:, None, None], 0)
         if self.shared:
             cross = renormalised(cross, self.subjects.first, self.subjects.last)
         before = None if found.before is None else self.part(found.before)
         return Recorded(cross, found.self_attention, before)
+
+
+def _between_chunks(run: Run, words_alone: bool) -> Tensor | None:
+    """(B, tokens) what is no word between the words of a prompt of several chunks; None: there is nothing.
+
+    That are the chunks' first tokens, which draw most of the attention, and their last; where the words alone
+    are compared, what fills the chunks up, too.
+    """
+    if not any(len(prompt.chunks) > 1 for prompt in run.prompts):
+        return None
+    length = run.model.family.streams()[0].width
+    between = torch.zeros(run.text.states.shape[:2], dtype=torch.bool)
+    for at in range(between.shape[1]):
+        edge = at % length in (0, length - 1)
+        for row, prompt in enumerate(run.prompts):
+            of_text = at < len(prompt.spans) and prompt.spans[at] != (0, 0)
+            between[row, at] = edge or (words_alone and not of_text)
+    return between.to(run.text.device)
 
 
 class _Memory:

@@ -66,8 +66,29 @@ def tables_of(
             device=device,
             dtype=dtype,
         )
-        tables.append(Table(slice(kept[0], kept[-1] + 1), shared, subjects))
+        between = _between_chunks(prompts, stream, prompt_only)
+        if between is not None:
+            between = between.to(device)
+        tables.append(Table(slice(kept[0], kept[-1] + 1), shared, subjects, between))
     return tables
+
+
+def _between_chunks(prompts: Sequence[Prompt], stream: Stream, words_alone: bool) -> torch.Tensor | None:
+    """(B, tokens) what is no word between the words of a prompt of several chunks; None: there is nothing.
+
+    That are the chunks' first tokens, which draw most of the attention, and their last; where the words alone
+    are compared, what fills the chunks up, too.
+    """
+    if not any(len(prompt.chunks) > 1 for prompt in prompts):
+        return None
+    length = stream.tokenizer.model_max_length
+    between = torch.zeros(len(prompts), stream.width, dtype=torch.bool)
+    for at in range(stream.width):
+        edge = at % length in (0, length - 1)
+        for row, prompt in enumerate(prompts):
+            of_text = at < len(prompt.spans) and prompt.spans[at] != (0, 0)
+            between[row, at] = edge or (words_alone and not of_text)
+    return between
 
 
 def positions_of(prompts: Sequence[Prompt], table: int = 0) -> list[list[tuple[int, ...]]]:

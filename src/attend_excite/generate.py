@@ -10,6 +10,8 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import takewhile
 from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
@@ -19,12 +21,15 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from attend_excite.a1111 import Chunk
 from attend_excite.attention.maps import AttentionMaps
 from attend_excite.attention.places import map_size
 from attend_excite.finite import check_finite
 from attend_excite.methods.attend_excite import AttendAndExcite
 from attend_excite.methods.base import Method, Run, Start, Step
+from attend_excite.methods.composable import ComposableDiffusion
 from attend_excite.methods.stable_diffusion import StableDiffusion
+from attend_excite.methods.structure import StructureDiffusion
 from attend_excite.models.hindrances import refuse_hindrances
 from attend_excite.models.model import Model, fitting_batch_size, offloaded_afterwards, prepared
 from attend_excite.models.reading import warn_of_cut, warn_of_unknown_words
@@ -39,7 +44,16 @@ from attend_excite.schedulers import (
     shift_carrier,
     without_warm_up,
 )
-from attend_excite.subjects import Prompt, Subjects, foreign_instructions, locate, parse, words_of
+from attend_excite.subjects import (
+    Prompt,
+    Subjects,
+    Syntax,
+    checked_syntax,
+    foreign_instructions,
+    locate_in,
+    parse,
+    words_of,
+)
 from attend_excite.trace import Trace, TraceStep, findings_of, updates_of
 from attend_excite.turns import turn_of
 
@@ -132,6 +146,7 @@ def generate(
     *,
     method: Method | None = None,
     subjects: Subjects | Sequence[Subjects | None] | None = None,
+    syntax: Syntax = "plain",
     seeds: int | Iterable[int] = (0,),
     steps: int | None = None,
     scheduler: str | None = None,
@@ -160,6 +175,9 @@ def generate(
         method: how; None: Attend-and-Excite with the recipe that the model recommends.
         subjects: None: the nouns; else words, phrases, token positions or `Subject`s, as `parse` takes
             them. With several prompts a list of those, one a prompt, or None for its nouns.
+        syntax: "a1111" reads prompt and negative prompt as A1111 does: weights in brackets, and chunks of 75
+            tokens where they are longer (see `a1111`); the subjects are then the nouns, or named. For Stable
+            Diffusion 1, 2 and XL, and methods that don't encode parts of the prompt by themselves.
         seeds: one or more, each 0 or more.
         steps: denoising steps, 1 or more; None: as many as are usual for the model, 50 for Stable Diffusion.
         scheduler: another than the model's own, on the same noise schedule: "ddim", "dpm++", ... (see
@@ -230,16 +248,19 @@ def generate(
     check_scheduler(scheduler)
     counted = batch_size == "auto" or (hasattr(batch_size, "__index__") and batch_size >= 1)
     _require(counted, "batch_size", batch_size, '1 or more, or "auto"')
-    prompts = parse_all(model, prompt, subjects, method)
+    checked_syntax(syntax)
+    negative_chunks = _negative_chunks(model, method, negative_prompt) if syntax == "a1111" else None
+    prompts = parse_all(model, prompt, subjects, method, syntax)
     if method.uses_subjects and min(map_size(size, model.attention_downsampling)) < 2:
         least = 2 * model.attention_downsampling * family.pixels_per_cell
         raise ValueError(f"the picture is too small for attention maps: make it {least} pixels wide and high")
     if method.attends_to_prompt:  # others say themselves what they encode
         texts = [parsed.text for parsed in prompts]
-        warn_of_cut(model, texts)
+        if syntax == "plain":
+            warn_of_cut(model, texts)
         if decode:  # there is a picture to be disappointed by
             warn_of_unknown_words(model, texts)
-    if negative_prompt:
+    if negative_prompt and syntax == "plain":
         warn_of_cut(model, [negative_prompt], "the negative prompt")
         if instructions := foreign_instructions(negative_prompt):
             warnings.warn(f"in the negative prompt, {instructions}", stacklevel=1)
@@ -256,7 +277,9 @@ def generate(
     ):
         start = 0
         while start < len(jobs):
-            batch = jobs[start : start + in_one_pass]
+            # Texts of as many chunks, which one pass can take.
+            alike = partial(_as_many_chunks, jobs[start])
+            batch = list(takewhile(alike, jobs[start : start + in_one_pass]))
             done = bar.n
             own = scheduler_for_run(model.pipeline.scheduler, scheduler)
             run = _encode(
@@ -267,6 +290,7 @@ def generate(
                 negative_prompt,
                 distilled,
                 own if begin is None else without_warm_up(own),
+                negative_chunks,
             )
             run.map_downsampling = map_downsampling
             family.set_timesteps(run.scheduler, steps, size)
@@ -390,6 +414,7 @@ def parse_all(
     prompt: str | Sequence[str],
     subjects: Subjects | Sequence[Subjects | None] | None,
     method: Method,
+    syntax: Syntax = "plain",
 ) -> list[Prompt]:
     """The prompts with their subjects: see `generate` for what may be given.
 
@@ -418,7 +443,29 @@ def parse_all(
         raise ValueError(
             f"{method.title} needs a subject: name at least one, or leave subjects out to take the nouns"
         )
-    return [parse(text, model.family.streams(), named) for text, named in zip(texts, wanted, strict=True)]
+    streams = model.family.streams()
+    return [parse(text, streams, named, syntax) for text, named in zip(texts, wanted, strict=True)]
+
+
+def _negative_chunks(model: Model, method: Method, negative: str) -> tuple[Chunk, ...]:
+    """Those of a negative prompt in A1111's syntax; (): it is empty.
+
+    Raises:
+        ValueError: the model or the method can't go with that syntax.
+    """
+    model.family.require_chunks()
+    at: Any = method
+    while at is not None:
+        if isinstance(at, ComposableDiffusion | StructureDiffusion):
+            raise ValueError(f"{at.title} encodes parts of the prompt by itself: leave A1111's syntax out")
+        at = getattr(at, "base", None)
+    if not negative.strip():
+        return ()
+    return parse(negative, model.family.streams(), (), "a1111").chunks
+
+
+def _as_many_chunks(first: tuple[Prompt, int], job: tuple[Prompt, int]) -> bool:
+    return len(first[0].chunks) == len(job[0].chunks)
 
 
 def _seeds(seeds: Any) -> list[int]:
@@ -465,12 +512,20 @@ def _encode(
     negative_prompt: str,
     distilled: float | None,
     scheduler: Any,
+    negative_chunks: tuple[Chunk, ...] | None = None,
 ) -> Run:
-    texts = list(dict.fromkeys(prompt.text for prompt in prompts))
-    negative = negative_prompt if guidance_scale > 1 else None
+    guided = guidance_scale > 1
     with turn_of(*(stream.tokenizer for stream in model.family.streams())):
-        text, empty = model.family.encode(texts, negative, distilled, size)
-    rows = [texts.index(prompt.text) for prompt in prompts]
+        if negative_chunks is None:
+            texts = [prompt.text for prompt in prompts]
+            different = list(dict.fromkeys(texts))
+            negative = negative_prompt if guided else None
+            text, empty = model.family.encode(different, negative, distilled, size)
+        else:
+            texts = [prompt.chunks for prompt in prompts]
+            different = list(dict.fromkeys(texts))
+            text, empty = model.family.encode_chunks(different, negative_chunks if guided else None, size)
+    rows = [different.index(each) for each in texts]
     return Run(
         model=model,
         prompts=tuple(prompts),
@@ -555,7 +610,7 @@ def _attention_maps(model: Model, prompts: list[Prompt], results: list[_Result])
         )
 
     def find(image: int, word: str) -> Sequence[int]:
-        return locate(word, prompts[image].text, model.family.streams())
+        return locate_in(word, prompts[image], model.family.streams())
 
     words = tuple(words_of(prompts[0].text))
     if results[0].columns is None:

@@ -21,9 +21,10 @@ from attend_excite.files import written_whole
 from attend_excite.generate import Generation
 from attend_excite.methods import METHODS, Method
 from attend_excite.models import Model
+from attend_excite.models.additions import Addition
 from attend_excite.pictures import PictureFile
 from attend_excite.schedulers import check_scheduler
-from attend_excite.subjects import Subject
+from attend_excite.subjects import Subject, Syntax, checked_syntax
 
 KEY = "attend-excite"
 """The keyword of the PNG's text chunk."""
@@ -66,6 +67,10 @@ class Settings:
         image: the picture that it begins from; None: noise alone.
         strength: how much of that is made anew; None where there is none.
         mask: where it is drawn; None: everywhere.
+        loras: that were added to the model's weights.
+        embeddings: the words that it was taught.
+        vae: the autoencoder that it was given; None: its own.
+        syntax: how the prompts are written, one of `SYNTAXES`.
 
     Raises:
         ValueError: a number is out of its range.
@@ -87,6 +92,10 @@ class Settings:
     image: PictureFile | None = None
     strength: float | None = None
     mask: PictureFile | None = None
+    loras: tuple[Addition, ...] = ()
+    embeddings: tuple[Addition, ...] = ()
+    vae: Addition | None = None
+    syntax: Syntax = "plain"
 
     def __post_init__(self) -> None:
         _require(1 <= self.steps <= _MAX_STEPS, "steps", self.steps, f"1 to {_MAX_STEPS}")
@@ -96,6 +105,7 @@ class Settings:
             _require(1 <= pixels <= _MAX_SIDE, what, pixels, f"1 to {_MAX_SIDE} pixels")
         _require(self.dtype in DTYPES, "the dtype", self.dtype, f"one of {', '.join(DTYPES)}")
         check_scheduler(self.scheduler)
+        checked_syntax(self.syntax)
         if self.strength is not None:
             _require(0 < self.strength <= 1, "the strength", self.strength, "above 0, 1 at most")
         if self.image is None and (self.strength is not None or self.mask is not None):
@@ -108,6 +118,7 @@ def draw_as(model: Model, settings: Settings, seeds: Sequence[int], **options: A
         settings.prompt,
         method=settings.method,
         subjects=settings.subjects,
+        syntax=settings.syntax,
         seeds=seeds,
         steps=settings.steps,
         scheduler=settings.scheduler,

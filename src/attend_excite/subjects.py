@@ -11,8 +11,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, takewhile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from attend_excite.a1111 import Chunk, WeightedText, in_chunks, read_weights
 from attend_excite.nouns import (
     WORD,
     Instruction,
@@ -32,6 +33,11 @@ if TYPE_CHECKING:
 
 Subjects = Sequence["str | int | Sequence[int] | Subject"] | Mapping[str, float | None]
 """The subjects of one prompt, as `parse` takes them."""
+
+Syntax = Literal["plain", "a1111"]
+"""How a prompt is written: see `parse`."""
+
+SYNTAXES: tuple[Syntax, ...] = ("plain", "a1111")
 
 _HELP = "name the subjects with subjects=[...] (--subject on the command line) or in [brackets]"
 
@@ -142,7 +148,8 @@ class Prompt:
     text, from <sot> to <eot>, and the span of characters that each was made of, (0, 0) for those two.
     What the model's context cuts is not among the tokens. A character split into several tokens is
     that of each of them. `further` has the tokens and spans in each further table of tokens, and `cut` the
-    words that no table has room for."""
+    words that no table has room for. `chunks` are those in which the text encoder reads a prompt in A1111's
+    syntax, each a table of its own, one behind the other; none: it reads the text at once."""
 
     text: str
     groups: tuple[TokenGroup, ...]
@@ -150,6 +157,7 @@ class Prompt:
     spans: tuple[Span, ...]
     further: tuple[tuple[tuple[str, ...], tuple[Span, ...]], ...] = ()
     cut: str = ""
+    chunks: tuple[Chunk, ...] = ()
 
     def words(self, stream: int = 0) -> tuple[int, int]:
         """The first and the last position of the text's own tokens in a table, special ones left out."""
@@ -177,11 +185,14 @@ def parse(
     prompt: str,
     tokenizer: PreTrainedTokenizerBase | Sequence[Stream],
     subjects: Subjects | None = None,
+    syntax: Syntax = "plain",
 ) -> Prompt:
     """Find the subjects of a prompt and the tokens they lie on (paper, appendix A.2).
 
     `tokenizer` is a CLIP model's only one, or all tables of tokens that a model attends to: a subject is
     found in each by its characters, and its positions, and token positions given, are those of the first.
+
+    In the syntax "a1111" the prompt's brackets are weights and none of it is cut: see `a1111`.
 
     With `subjects` None they are the phrases in brackets, "a [cat] and a [yellow bowl]" (a literal
     bracket is written `\\[`), or else the nouns (`find_nouns`). Otherwise each is a string as in
@@ -200,14 +211,18 @@ def parse(
     """
     if not isinstance(prompt, str):
         raise ValueError(f"the prompt is {prompt!r}: it must be a text")
-    text, brackets = _read_brackets(prompt)
-    brackets, others = _marked_here(text, brackets)
+    if syntax == "a1111":
+        context = _Context.of_chunks(prompt, tokenizer)
+        brackets, others = list[Span](), list[Span]()
+    else:
+        text, brackets = _read_brackets(prompt)
+        brackets, others = _marked_here(text, brackets)
+        context = _Context.of_streams(text, tokenizer)
     if brackets and subjects:
         raise ValueError(
             "subjects are given both in [brackets] and by name (subjects=[...], --subject): use one of them "
             "(a literal bracket is written \\[)"
         )
-    context = _Context.of_streams(text, tokenizer)
     if subjects is not None:
         groups = _named(subjects, context)
     elif brackets:
@@ -218,7 +233,29 @@ def parse(
     further = tuple((reading.tokens, reading.offsets) for reading in context.further)
     groups = _with_distinct_texts(_with_attributes_apart(groups))
     cut = min((reading.cut for reading in (context, *context.further)), key=len)
-    return Prompt(text, tuple(groups), context.tokens, context.offsets, further, cut)
+    return Prompt(context.text, tuple(groups), context.tokens, context.offsets, further, cut, context.chunks)
+
+
+def checked_syntax(name: str | None) -> Syntax:
+    """The syntax of this name; None: plain.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for syntax in SYNTAXES:
+        if name in (syntax, None):
+            return syntax
+    raise ValueError(f"unknown syntax {name!r}: choose one of {', '.join(SYNTAXES)}")
+
+
+def locate_in(word: str, prompt: Prompt, streams: Sequence[Stream]) -> tuple[int, ...]:
+    """As `locate`, in a prompt of whatever syntax."""
+    if not prompt.chunks:
+        return locate(word, prompt.text, streams)
+    limit = len(prompt.tokens)
+    context = _Context(prompt.text, prompt.tokens, prompt.spans, limit, len(prompt.text), ())
+    (group,) = _named([word], context)
+    return group.positions
 
 
 def locate(word: str, text: str, tokenizer: PreTrainedTokenizerBase | Sequence[Stream]) -> tuple[int, ...]:
@@ -265,8 +302,8 @@ def foreign_instructions(text: str) -> str:
     named = " and ".join(f"'{each}'" for each in dict.fromkeys(found))
     return (
         f"{named}: other programs read that as an instruction, and here the model reads it as plain text, so "
-        "leave it out (how much attention a subject is to get is said with subjects=['cat=0.7'], "
-        "--subject cat=0.7)"
+        "leave it out, or have weights read with syntax='a1111' (--syntax a1111); how much attention a "
+        "subject is to get is said with subjects=['cat=0.7'] (--subject cat=0.7)"
     )
 
 
@@ -350,6 +387,34 @@ class _Context:
     name: str = ""
     start: int = 0
     further: tuple[_Context, ...] = ()
+    chunks: tuple[Chunk, ...] = ()
+
+    @classmethod
+    def of_chunks(cls, prompt: str, tokenizer: PreTrainedTokenizerBase | Sequence[Stream]) -> _Context:
+        """What the model reads of a prompt in A1111's syntax: chunk behind chunk, each with its own <sot>."""
+        if isinstance(tokenizer, Sequence):
+            if [stream.name for stream in tokenizer] != ["CLIP"]:
+                raise ValueError("A1111's syntax is for Stable Diffusion 1, 2 and XL: leave it out")
+            tokenizer = tokenizer[0].tokenizer
+        weighted = read_weights(unicodedata.normalize("NFC", prompt))
+        if not weighted.text.strip():
+            raise ValueError("the prompt is empty: describe the image in a few words")
+        chunks, words, spans = list[Chunk](), list[str](), list[Span]()
+        with turn_of(tokenizer):
+            rows = [row for piece in weighted.pieces() for row in _tokens_of(weighted, piece, tokenizer)]
+            comma = tokenizer.convert_tokens_to_ids(",</w>")
+            places = [(token, span[0]) for token, span in rows]
+            length = tokenizer.model_max_length - 2
+            for chosen in in_chunks(places, weighted.breaks, lambda token: token == comma, length):
+                ids = tuple(rows[index][0] for index in chosen)
+                weights = tuple(weighted.weights[rows[index][1][0]] for index in chosen)
+                chunks.append(Chunk(ids, weights))
+                empty = length - len(chosen)
+                words += [tokenizer.bos_token, *(weighted.text[slice(*rows[index][1])] for index in chosen)]
+                words += [tokenizer.eos_token] * (empty + 1)
+                spans += [(0, 0), *(rows[index][1] for index in chosen), *[(0, 0)] * (empty + 1)]
+        limit, end = len(words), len(weighted.text)
+        return cls(weighted.text, tuple(words), tuple(spans), limit, end, (), chunks=tuple(chunks))
 
     @classmethod
     def of_streams(cls, text: str, tokenizer: PreTrainedTokenizerBase | Sequence[Stream]) -> _Context:
@@ -455,6 +520,14 @@ class _Context:
                     f"{self.text[slice(*span)]!r} is a part of {instruction.text!r}, which names nothing in "
                     "the picture: choose another word"
                 )
+
+
+def _tokens_of(weighted: WeightedText, piece: tuple[int, int], tokenizer: Any) -> Iterator[tuple[int, Span]]:
+    """The tokens of a piece of a text, cut as if it stood alone, with the characters that they are of."""
+    text, origins = _written_out(weighted.text[slice(*piece)], tokenizer)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    for token, (a, b) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        yield token, (piece[0] + origins[a][0], piece[0] + origins[b - 1][1])
 
 
 def _written_out(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[Span]]:

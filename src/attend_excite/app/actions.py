@@ -292,10 +292,11 @@ def kept(server: Server, folder: str, names: Mapping[str, Sequence[str]]) -> Kep
 
 def _named(origin: Origin, model: Model) -> Prompt:
     """The prompt of a picture with its subjects, or with none where there are none to be found."""
+    settings = origin.settings
     try:
-        return parse(origin.settings.prompt, model.family.streams(), origin.settings.subjects)
+        return parse(settings.prompt, model.family.streams(), settings.subjects, settings.syntax)
     except ValueError:
-        return parse(origin.settings.prompt, model.family.streams(), ())
+        return parse(settings.prompt, model.family.streams(), (), settings.syntax)
 
 
 def _image(path: Path) -> Image.Image:

@@ -121,7 +121,7 @@ class Asking:
                     )
                     for label, elem_id in (
                         ("Picture", "ae-image"),
-                        ("Mask: white is drawn, black stays", "ae-mask"),
+                        ("Mask: white is drawn", "ae-mask"),
                     )
                 )
             self._strength = gr.Slider(

@@ -184,8 +184,11 @@ class Form:
         """The form that draws what settings say, as far as it can say it.
 
         Raises:
-            ValueError: the recipe isn't one of the form's with other numbers.
+            ValueError: the recipe isn't one of the form's with other numbers, or the prompt is in A1111's
+                syntax.
         """
+        if settings.syntax != "plain":
+            raise ValueError("its prompt is written as A1111 reads it, and the form reads plain text")
         form = Form(
             prompt=settings.prompt,
             subjects=settings.subjects,

@@ -61,6 +61,15 @@ Subjects = Annotated[
         show_default="the [bracketed] words, or the nouns",
     ),
 ]
+PromptSyntax = Annotated[
+    str | None,
+    typer.Option(
+        "--syntax",
+        help="a1111: read (cat:1.3), [cat], BREAK and prompts of more than 75 tokens as A1111 does; "
+        "the subjects are then the nouns, or named.",
+        show_default="plain",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 # A prompt without quotes: the commands say so.
 _WORDS_BEHIND = {"allow_extra_args": True}
@@ -95,6 +104,7 @@ def generate(
     context: typer.Context,
     prompt: Annotated[str | None, typer.Argument(help='What to draw: "a cat and a frog".')] = None,
     subject: Subjects = None,
+    syntax: PromptSyntax = None,
     source: Annotated[
         Path | None,
         typer.Option(
@@ -207,6 +217,33 @@ def generate(
         ),
     ] = None,
     model: ModelName = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A LoRA's .safetensors file, and its weight behind a colon; again for more.",
+            metavar="FILE[:WEIGHT]",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    embedding: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A word learnt by textual inversion, in a .safetensors file whose name the prompt says; "
+            "again for more.",
+            metavar="FILE",
+            parser=given_path,
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
+    vae: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder with another autoencoder, in diffusers layout.",
+            metavar="FOLDER",
+            parser=given_path,
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
     device: Annotated[
         str | None,
         typer.Option(help="cpu, cuda, mps, …", show_default="the best available", rich_help_panel=_MODEL),
@@ -271,6 +308,7 @@ def generate(
         request = Request(
             prompt=prompt,
             subjects=subject,
+            syntax=syntax,
             model=model,
             seed_count=seeds,
             seeds=seed,
@@ -287,6 +325,9 @@ def generate(
             image=image,
             strength=strength,
             mask=mask,
+            loras=lora,
+            embeddings=embedding,
+            vae=vae,
             compare=compare,
             maps=maps,
             out=out,
@@ -309,6 +350,13 @@ def tokens(
     prompt: Annotated[str, typer.Argument(help="The prompt to look at.")],
     model: ModelName = None,
     subject: Subjects = None,
+    syntax: PromptSyntax = None,
+    embedding: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A word learnt by textual inversion; again for more.", metavar="FILE", parser=given_path
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show a prompt's tokens, the nouns found and the subjects chosen."""
@@ -317,10 +365,10 @@ def tokens(
         check_subjects(subject, prompt)
         from attend_excite.cli.summary import print_json, print_tokens, tokens_document
         from attend_excite.models import load_streams
-        from attend_excite.subjects import parse
+        from attend_excite.subjects import checked_syntax, parse
 
-        streams = load_streams(model or "stickers")
-        parsed = parse(prompt, streams, subject)
+        streams = load_streams(model or "stickers", embeddings=embedding or ())
+        parsed = parse(prompt, streams, subject, checked_syntax(syntax))
         if as_json:
             print_json(tokens_document(parsed))
         else:

@@ -40,6 +40,7 @@ from attend_excite.methods import (
 )
 from attend_excite.methods.own import find_method
 from attend_excite.models import Model, catalogue, load, load_streams
+from attend_excite.models.additions import Addition
 from attend_excite.models.loading import is_usable
 from attend_excite.models.model import fitting_batch_size
 from attend_excite.pictures import STRENGTH, PictureFile, beginning
@@ -64,6 +65,10 @@ _DEFAULTS: dict[str, Any] = {
     "image": None,
     "strength": None,
     "mask": None,
+    "loras": (),
+    "embeddings": (),
+    "vae": None,
+    "syntax": "plain",
 }
 _BATCH_SIZE = 8
 
@@ -75,6 +80,7 @@ class Request:
     out: Path
     prompt: str | None = None
     subjects: list[str] | None = None
+    syntax: str | None = None
     model: str | None = None
     seed_count: int | None = None
     seeds: list[int] | None = None
@@ -91,6 +97,9 @@ class Request:
     image: Path | None = None
     strength: float | None = None
     mask: Path | None = None
+    loras: list[str] | None = None
+    embeddings: list[Path] | None = None
+    vae: Path | None = None
     compare: bool = False
     maps: bool = False
     device: str | None = None
@@ -203,13 +212,14 @@ def prepare(request: Request) -> Plan:
         )
     _make_writable(request.out)
 
-    streams = load_streams(chosen["model"], revision=chosen["revision"])
+    words = [each.path for each in chosen["embeddings"]]
+    streams = load_streams(chosen["model"], revision=chosen["revision"], embeddings=words)
     try:
-        prompt = parse(chosen["prompt"], streams, chosen["subjects"])
+        prompt = parse(chosen["prompt"], streams, chosen["subjects"], chosen["syntax"])
     except ValueError:
         if request.maps or request.best or any(method.uses_subjects for method in methods):
             raise
-        prompt = parse(chosen["prompt"], streams, ())
+        prompt = parse(chosen["prompt"], streams, (), chosen["syntax"])
     if request.best and not can_judge(prompt, chosen["model"]):
         raise ValueError(f"--best: {NOBODY_CAN_TELL}")
     with MESSAGES.status(plain(f"loading {chosen['model']}")):
@@ -316,7 +326,7 @@ def _chosen(request: Request, origin: Origin | None, method: Method | None) -> d
             recorded["subjects"] = None
             if settings.subjects and not request.subjects:
                 warn("the prompt is another, so its own nouns are its subjects: name others with --subject")
-        elif request.subjects:
+        elif request.subjects and settings.syntax == "plain":
             recorded["prompt"] = unmarked(settings.prompt)
         if request.device is None and not is_usable(settings.device):
             warn(f"it was drawn on {settings.device}, which is not here: the pixels may differ")
@@ -338,6 +348,7 @@ def _chosen(request: Request, origin: Origin | None, method: Method | None) -> d
     width, height = (None, None) if request.size is None else _size(request.size)
     typed = {
         "prompt": request.prompt,
+        "syntax": request.syntax,
         "subjects": tuple(map(Subject.from_text, request.subjects)) if request.subjects else None,
         "model": request.model,
         "method": method,
@@ -352,6 +363,9 @@ def _chosen(request: Request, origin: Origin | None, method: Method | None) -> d
         "image": None if request.image is None else PictureFile.at(request.image),
         "strength": request.strength,
         "mask": None if request.mask is None else PictureFile.at(request.mask, "L"),
+        "loras": tuple(map(_lora, request.loras)) if request.loras else None,
+        "embeddings": tuple(map(Addition.at, request.embeddings)) if request.embeddings else None,
+        "vae": None if request.vae is None else Addition.at(request.vae),
     }
     chosen = _DEFAULTS | recorded | {name: value for name, value in typed.items() if value is not None}
     chosen["method"] = _with_options(chosen["method"], request)
@@ -361,6 +375,13 @@ def _chosen(request: Request, origin: Origin | None, method: Method | None) -> d
     for each, mode in (("image", "RGB"), ("mask", "L")):
         if chosen[each] is not None:
             chosen[each].read(mode)
+    for option, additions in (
+        ("--lora", chosen["loras"]),
+        ("--embedding", chosen["embeddings"]),
+        ("--vae", [chosen["vae"]] if chosen["vae"] else []),
+    ):
+        for addition in additions:
+            addition.check(option)
     if request.recipe is not None:
         if not isinstance(chosen["method"], AttendAndExcite):
             raise ValueError(f"--recipe is for attend-excite and its like: {chosen['method'].name} has none")
@@ -400,6 +421,16 @@ def _with_options(method: Method, request: Request) -> Method:
     return method
 
 
+def _lora(text: str) -> Addition:
+    """A LoRA of "FILE" or "FILE:0.8"."""
+    path, colon, number = text.rpartition(":")
+    try:
+        weight = float(number) if colon else 1.0
+    except ValueError:  # a colon of the path's own
+        path, weight = text, 1.0
+    return Addition.at(Path(path if colon else text).expanduser(), weight)
+
+
 def _size(text: str) -> tuple[int, int]:
     """(width, height) of "512" or "768x512"."""
     sides = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text.strip().lower())
@@ -418,7 +449,15 @@ def _make_writable(folder: Path) -> None:
 
 
 def _loaded(chosen: dict[str, Any]) -> Model:
-    return load(chosen["model"], device=chosen["device"], dtype=chosen["dtype"], revision=chosen["revision"])
+    return load(
+        chosen["model"],
+        device=chosen["device"],
+        dtype=chosen["dtype"],
+        revision=chosen["revision"],
+        loras=chosen["loras"],
+        embeddings=[each.path for each in chosen["embeddings"]],
+        vae=chosen["vae"] and chosen["vae"].path,
+    )
 
 
 def _with_recipe(method: Method, name: str | None, model: Model) -> Method:
@@ -533,9 +572,9 @@ def method_label(settings: Settings) -> str:
 
 def settings_label(settings: Settings) -> str:
     scheduler = f" of {settings.scheduler}" if settings.scheduler else ""
-    begun = ""
+    begun = "".join(f" · {Path(lora.path).stem} {lora.weight:g}" for lora in settings.loras)
     if settings.image is not None:
-        begun = f" · from {Path(settings.image.path).name}, strength {settings.strength:g}"
+        begun += f" · from {Path(settings.image.path).name}, strength {settings.strength:g}"
     return (
         f"{Path(settings.model).name} · {settings.width}x{settings.height} pixels · "
         f"{settings.steps} steps{scheduler} · guidance {settings.guidance_scale:g}{begun}"

@@ -97,19 +97,24 @@ class Table:
         columns: those of the table in the maps.
         shared: whether its tokens share a softmax with the image's.
         subjects: with their positions in the table.
+        between: (b, tokens) bool, the tokens between a prompt's chunks; None: it has none.
     """
 
     columns: slice
     shared: bool
     subjects: SubjectTokens
+    between: Tensor | None = None
 
     def rows(self, rows: Tensor) -> Table:
         """That of some images of the batch."""
-        return replace(self, subjects=self.subjects.rows(rows))
+        between = None if self.between is None else self.between[rows]
+        return replace(self, subjects=self.subjects.rows(rows), between=between)
 
     def part(self, found: Recorded) -> Recorded:
         """The table's own columns of what was recorded."""
         cross = found.cross[..., self.columns]
+        if self.between is not None:
+            cross = cross.masked_fill(self.between[:, None, None], 0)
         if self.shared:
             cross = renormalised(cross, self.subjects.first, self.subjects.last)
         before = None if found.before is None else self.part(found.before)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -18,7 +18,13 @@ from typing import Any
 from huggingface_hub import file_exists, hf_hub_download, try_to_load_from_cache
 
 from attend_excite.documents import read_object
-from attend_excite.models.checkpoints import checkpoint, is_weights_file, tokenizers
+from attend_excite.models.checkpoints import (
+    add_learnt_word,
+    checkpoint,
+    is_weights_file,
+    learnt_word,
+    tokenizers,
+)
 from attend_excite.subjects import Stream
 
 # Their only table of tokens is CLIP's, so that nothing need be imported that needs torch.
@@ -67,16 +73,27 @@ def source_of(name: str) -> str | Path:
     return Path(str(files("attend_excite"))) / "models" / name if source == "bundled" else source
 
 
-def load_streams(model: str | Path, *, revision: str | None = None) -> tuple[Stream, ...]:
+def load_streams(
+    model: str | Path, *, revision: str | None = None, embeddings: Sequence[str | Path] = ()
+) -> tuple[Stream, ...]:
     """A model's tables of tokens, without its weights: enough to look at the words of a prompt.
 
     Args:
         model: a short name, a folder in diffusers layout, a checkpoint's file or a Hub id, as for `load`.
         revision: branch, tag or commit of a model on the Hub.
+        embeddings: files of words learnt by textual inversion, as for `load`.
 
     Raises:
         ValueError: there is no such model, or its architecture isn't served.
     """
+    streams = _read_streams(model, revision)
+    for path in embeddings:
+        for stream in streams:
+            add_learnt_word(stream.tokenizer, learnt_word(Path(path))[1])
+    return streams
+
+
+def _read_streams(model: str | Path, revision: str | None) -> tuple[Stream, ...]:
     source = generator(str(model))
     if is_weights_file(source):
         kind = checkpoint(Path(source)).kind

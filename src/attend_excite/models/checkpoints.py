@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
@@ -149,6 +149,28 @@ def checkpoint(path: Path) -> WeightsFile:
             "folder or Hub id"
         )
     return file
+
+
+def learnt_word(path: Path) -> tuple[str, list[str]]:
+    """What a prompt calls a word that was learnt by textual inversion, and the tokens that it becomes, one a
+    vector: by the name in the file, or else by the file's.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    weights = read_weights_file(path).weights
+    name, shape = next(iter(weights.items()))
+    word = name if name.startswith("<") else path.stem
+    vectors = shape[0] if len(shape) > 1 else 1
+    return word, [word, *(f"{word}_{index}" for index in range(1, vectors))]
+
+
+def add_learnt_word(tokenizer: Any, tokens: Sequence[str]) -> None:
+    """Make a tokenizer know the tokens of a word from `learnt_word`, where a text has them to the letter."""
+    from tokenizers import AddedToken
+
+    # Otherwise it looks for them in small letters, and diffusers doesn't find the word among them again.
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in tokens])
 
 
 def configuration(kind: Kind) -> Path:

@@ -17,6 +17,7 @@ from torch import nn
 
 from attend_excite.documents import read_object
 from attend_excite.guidance.schedule import Recipe
+from attend_excite.models.additions import Lora, add_embeddings, add_loras, with_vae
 from attend_excite.models.catalogue import SETTINGS_FILE, VOCABULARIES, first_line, generator, sought
 from attend_excite.models.checkpoints import (
     checkpoint,
@@ -38,6 +39,9 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
     revision: str | None = None,
+    loras: Sequence[Lora] = (),
+    embeddings: Sequence[str | Path] = (),
+    vae: str | Path | None = None,
 ) -> Model:
     """Make a model ready.
 
@@ -49,6 +53,9 @@ def load(
         device: "cpu", "cuda", "mps", ...; None: the first of CUDA, MPS and CPU that is there.
         dtype: of the weights, as torch.float16 or "float16"; None: float16 on CUDA, else float32.
         revision: branch, tag or commit of a model on the Hub.
+        loras: files of LoRAs that are added to the weights, or (file, weight) pairs; these need peft.
+        embeddings: files of words learnt by textual inversion, each called by the name in it or its file's.
+        vae: a folder with another autoencoder in diffusers layout.
 
     Raises:
         ValueError: there is no such model, device or dtype, its architecture or task isn't served, a file is
@@ -58,6 +65,11 @@ def load(
         if device is not None or dtype is not None or revision is not None:
             raise ValueError(
                 "device, dtype and revision are for models loaded by name: move the pipeline itself"
+            )
+        if loras or embeddings or vae is not None:
+            raise ValueError(
+                "loras, embeddings and vae are for models loaded by name: put them into the pipeline itself, "
+                "with load_lora_weights and fuse_lora, load_textual_inversion, or vae="
             )
         folder = model.config.get("_name_or_path") or "pipeline"
         settings = _read_settings(folder, None) if Path(folder).is_dir() else {}
@@ -79,6 +91,9 @@ def load(
     else:
         family, settings = _read_family(source, name, dtype, revision), _read_settings(source, revision)
         family.pipeline.to(device)
+    with_vae(family, vae)
+    add_embeddings(family, embeddings)
+    add_loras(family, loras)
     return ready(family, name, settings)
 
 

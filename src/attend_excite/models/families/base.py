@@ -16,6 +16,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from attend_excite.a1111 import Chunk
 from attend_excite.attention.places import Place, map_size
 from attend_excite.finite import check_finite
 from attend_excite.subjects import Stream
@@ -123,6 +124,9 @@ class Family(ABC):
             both share one softmax, by their order.
         sets_refusal: what keeps it from taking keys and values from several texts; None: nothing does.
         padding_masked: whether no attention goes to padding, so that its columns are all noughts.
+        reads_chunks: whether it has `encode_chunks`.
+        learns_words: the names of vectors in files of textual inversion -> the tokenizer and the text encoder
+            that learn the word, by their names in the pipeline; none: there is no such way.
         image_multiple: of what the network fills up the number of patches to, in one softmax with the text.
         block_conditioning: by which names diffusers' modular blocks know what the network is conditioned on.
         pipeline: diffusers' pipeline.
@@ -135,6 +139,8 @@ class Family(ABC):
     padding_masked: ClassVar[bool] = False
     image_multiple: ClassVar[int] = 1
     block_conditioning: ClassVar[tuple[str, ...]] = ()
+    reads_chunks: ClassVar[bool] = False
+    learns_words: ClassVar[Mapping[str, tuple[str, str]]] = {}
 
     def __init__(self, pipeline: DiffusionPipeline) -> None:
         self.pipeline: Any = pipeline
@@ -211,6 +217,30 @@ class Family(ABC):
             guidance: what is handed to a network with distilled guidance.
             size: (height, width) of the latents.
         """
+
+    def encode_chunks(
+        self, texts: Sequence[Sequence[Chunk]], negative: Sequence[Chunk] | None, size: tuple[int, int]
+    ) -> tuple[Conditioning, Conditioning | None]:
+        """The conditioning of n texts in A1111's syntax, and of the negative prompt n times.
+
+        Args:
+            texts: the chunks of each.
+            negative: those of the negative prompt; (): it is empty. None: no classifier-free guidance.
+            size: (height, width) of the latents.
+
+        Raises:
+            ValueError: this architecture doesn't read them.
+        """
+        self.require_chunks()
+        raise NotImplementedError
+
+    def require_chunks(self) -> None:
+        """Raises a ValueError where `encode_chunks` can't be had."""
+        if not self.reads_chunks:
+            raise ValueError(
+                f"{self.defaults.title} reads a prompt at once and without weights: A1111's syntax is for "
+                "Stable Diffusion 1, 2 and XL"
+            )
 
     def set_timesteps(self, scheduler: Any, steps: int, size: tuple[int, int]) -> None:
         """Prepare a run's own scheduler for so many steps at a latent's (height, width)."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
+from attend_excite.a1111 import Chunk
 from attend_excite.models.families import unet
 from attend_excite.models.families.base import Conditioning
 from attend_excite.subjects import Stream
@@ -19,6 +21,7 @@ class StableDiffusion(unet.UNetFamily):
     """`StableDiffusionPipeline`: a UNet with cross-attention to CLIP's tokens."""
 
     name = "stable-diffusion"
+    learns_words: ClassVar[Mapping[str, tuple[str, str]]] = {"emb_params": ("tokenizer", "text_encoder")}
 
     @classmethod
     def refusal(cls, configs: Mapping[str, Mapping[str, Any]]) -> str | None:
@@ -48,6 +51,24 @@ class StableDiffusion(unet.UNetFamily):
             negative_prompt=None if negative is None else [negative] * len(texts),
         )
         return self.conditioning(text), None if empty is None else self.conditioning(empty)
+
+    def encode_chunks(
+        self, texts: Sequence[Sequence[Chunk]], negative: Sequence[Chunk] | None, size: tuple[int, int]
+    ) -> tuple[Conditioning, Conditioning | None]:
+        number = max(len(chunks) for chunks in [*texts, negative or ()])
+        conditioned = self.conditioning(torch.cat([self._states(chunks, number) for chunks in texts]))
+        if negative is None:
+            return conditioned, None
+        return conditioned, self.conditioning(self._states(negative, number).expand(len(texts), -1, -1))
+
+    def _states(self, chunks: Sequence[Chunk], number: int) -> Tensor:
+        """(1, tokens number, width) the weighted embeddings of a text in chunks."""
+        pipeline = self.pipeline
+
+        def encode(ids: Tensor) -> Tensor:
+            return pipeline.text_encoder(ids.to(pipeline._execution_device))[0]
+
+        return unet.in_weighted_chunks(pipeline.tokenizer, chunks, number, encode)
 
     @staticmethod
     def conditioning(text: Tensor) -> Conditioning:

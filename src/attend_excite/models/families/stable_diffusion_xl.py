@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from attend_excite.a1111 import Chunk
 from attend_excite.models.families import unet
 from attend_excite.models.families.base import Conditioning
 from attend_excite.subjects import Stream
@@ -23,6 +25,10 @@ class StableDiffusionXL(unet.UNetFamily):
 
     name = "stable-diffusion-xl"
     block_conditioning = ("prompt_embeds", "pooled_prompt_embeds", "add_time_ids")
+    learns_words: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "clip_l": ("tokenizer", "text_encoder"),
+        "clip_g": ("tokenizer_2", "text_encoder_2"),
+    }
     activations = 390  # counted in the base model's shape, with fused attention among the patches
 
     @classmethod
@@ -47,6 +53,39 @@ class StableDiffusionXL(unet.UNetFamily):
         )
         conditioned = self._conditioning(text, pooled, size)
         return conditioned, None if negative is None else self._conditioning(empty, empty_pooled, size)
+
+    def encode_chunks(
+        self, texts: Sequence[Sequence[Chunk]], negative: Sequence[Chunk] | None, size: tuple[int, int]
+    ) -> tuple[Conditioning, Conditioning | None]:
+        number = max(len(chunks) for chunks in [*texts, negative or ()])
+        states, pooled = map(torch.cat, zip(*(self._states(each, number) for each in texts), strict=True))
+        conditioned = self._conditioning(states, pooled, size)
+        if negative is None:
+            return conditioned, None
+        empty, empty_pooled = self._states(negative, number)
+        if not negative and self.pipeline.config["force_zeros_for_empty_prompt"]:
+            empty, empty_pooled = torch.zeros_like(empty), torch.zeros_like(empty_pooled)
+        rows = [0] * len(texts)
+        return conditioned, self._conditioning(empty[rows], empty_pooled[rows], size)
+
+    def _states(self, chunks: Sequence[Chunk], number: int) -> tuple[Tensor, Tensor]:
+        """(1, tokens number, width) the weighted embeddings of a text in chunks, and its first's pooled."""
+        pipeline = self.pipeline
+        pooled: list[Tensor] = []
+
+        def encode(encoder: Any, ids: Tensor) -> Tensor:
+            found = encoder(ids.to(pipeline._execution_device), output_hidden_states=True)
+            pooled.append(found[0])
+            return found.hidden_states[-2]
+
+        first, second = (
+            unet.in_weighted_chunks(tokenizer, chunks, number, partial(encode, encoder))
+            for tokenizer, encoder in (
+                (pipeline.tokenizer, pipeline.text_encoder),
+                (pipeline.tokenizer_2, pipeline.text_encoder_2),
+            )
+        )
+        return torch.cat([first, second], dim=-1), pooled[number]
 
     def _conditioning(self, text: Tensor, pooled: Tensor, size: tuple[int, int]) -> Conditioning:
         """With the size of a picture that was neither scaled nor cropped."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
+import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from torch import nn
+from torch import Tensor, nn
 
+from attend_excite.a1111 import Chunk
 from attend_excite.attention.places import Place
 from attend_excite.attention.texts import attend_to_sets
 from attend_excite.models.families.base import Family
@@ -19,6 +21,7 @@ class UNetFamily(Family):
     """Around a `UNet2DConditionModel`, whose cross-attention layers have different resolutions."""
 
     network_part = "unet"
+    reads_chunks = True
     sets_refusal = None
     activations: ClassVar[int] = 230
     """What a guidance pass keeps for the way back, in activations of the UNet's first level: 190 in Stable
@@ -46,6 +49,34 @@ class UNetFamily(Family):
         first_level = size[0] * size[1] * self.network.config["block_out_channels"][0]
         # Twice what is kept, for what else comes and goes.
         return 2 * self.activations * first_level * self.network.dtype.itemsize
+
+
+def in_weighted_chunks(
+    tokenizer: Any, chunks: Sequence[Chunk], number: int, encode: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """The embeddings (1, tokens number, width) of a text in A1111's syntax, chunk behind chunk.
+
+    Each token's are multiplied by its weight, and then each chunk's by what makes the mean of its numbers
+    what it was before.
+
+    Args:
+        tokenizer: of the text encoder.
+        chunks: of the text.
+        number: how many there are to be; empty ones follow.
+        encode: (1, tokens) token ids -> their embeddings (1, tokens, width).
+    """
+    parts: list[Tensor] = []
+    for chunk in [*chunks, *[Chunk()] * (number - len(chunks))]:
+        filled = [tokenizer.pad_token_id] * (tokenizer.model_max_length - 2 - len(chunk.ids))
+        states = encode(torch.tensor([[tokenizer.bos_token_id, *chunk.ids, tokenizer.eos_token_id, *filled]]))
+        if set(chunk.weights) <= {1.0}:
+            parts.append(states)
+            continue
+        before = states.to(torch.promote_types(states.dtype, torch.float32))
+        weights = before.new_tensor([1.0, *chunk.weights, *[1.0] * (1 + len(filled))])
+        after = before * weights[:, None]
+        parts.append((after * (before.mean() / after.mean())).to(states.dtype))
+    return torch.cat(parts, dim=1)
 
 
 def refusal(config: Mapping[str, Any], addition: str | None = None) -> str | None:

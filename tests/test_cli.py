@@ -180,6 +180,8 @@ def test_a_warning_is_said_once(tmp_path: Path) -> None:
         ([PROMPT, "--scheduler", "magic"], "unknown scheduler 'magic': choose one of ddim"),
         ([PROMPT, "--best", "2", "--seeds", "2"], "leave out --seeds and --seed"),
         ([PROMPT, "--best", "0"], "--best is 0"),
+        ([PROMPT, "--best-of", "0"], "best_of is 0: it must be 1 to 1000"),
+        ([PROMPT, "--best-of", "2", "--method", "composable"], "never shows the model the whole prompt"),
         (["a wombat", "--best", "2"], "nobody can tell which picture is the best"),
     ],
 )
@@ -282,6 +284,21 @@ def test_a_method_s_own_options_are_kept_in_the_picture(tmp_path: Path) -> None:
     (image,) = _generate(tmp_path, PROMPT, *options, "--steps", "1")["images"]
     method = read_origin(Path(image["file"])).settings.method
     assert method == ComposableDiffusion(weights=(5.0, -2.0))
+
+
+def test_the_noise_that_was_chosen_is_told_and_drawn_again(tmp_path: Path) -> None:
+    fast = ("--steps", "2", "--recipe", "no-refinement", "--best-of", "3")
+    (image,) = _generate(tmp_path / "chosen", PROMPT, *fast)["images"]
+    losses = image["start"]["losses"]
+    assert image["start"]["chosen"] == losses.index(min(losses))
+    assert len(losses) == 3
+    assert read_origin(Path(image["file"])).settings.best_of == 3
+    (again,) = _generate(tmp_path / "again", "--from", image["file"])["images"]
+    assert Path(again["file"]).read_bytes() == Path(image["file"]).read_bytes()
+    (own,) = _generate(tmp_path / "own", "--from", image["file"], "--best-of", "1")["images"]
+    assert own["start"] is None
+    told = f"{image['start']['chosen'] + 1} of 3"
+    assert told in _run("generate", PROMPT, *fast, "--out", str(tmp_path)).stdout
 
 
 def test_the_best_of_some_seeds_is_kept_with_what_it_shows(tmp_path: Path) -> None:

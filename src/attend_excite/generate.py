@@ -10,6 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
+from functools import partial
 from numbers import Real
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from attend_excite.attention.places import map_size
 from attend_excite.finite import check_finite
 from attend_excite.methods.attend_excite import AttendAndExcite
 from attend_excite.methods.base import Method, Run, Step
+from attend_excite.methods.noise import MAX_NOISES, begin, check_noise
 from attend_excite.methods.stable_diffusion import StableDiffusion
 from attend_excite.models.hindrances import refuse_hindrances
 from attend_excite.models.model import Model, fitting_batch_size, offloaded_afterwards, prepared
@@ -129,6 +131,7 @@ def generate(
     negative_prompt: str | None = "",
     height: int | None = None,
     width: int | None = None,
+    best_of: int = 1,
     batch_size: int | Literal["auto"] = 8,
     maps: bool | tuple[int, int] = False,
     decode: bool = True,
@@ -156,6 +159,9 @@ def generate(
         negative_prompt: what the unconditional half of the guidance sees, for all prompts; None: nothing.
         height: in pixels, a multiple of the autoencoder's factor (8); None: the model's own.
         width: likewise.
+        best_of: noises that are tried for each picture, the seed's own first: each is looked at early in
+            the run (`Recipe.choose_at`) without a gradient, and the one whose loss is lowest then, by the
+            method's recipe or else the model's, is drawn. 1: the seed's own noise.
         batch_size: pictures in one pass; "auto": as many as should fit in memory. A batch that runs out
             of it all the same starts again with half as many.
         maps: keep the attention of every step: see `Generation.maps`. True: of the layers that nursing
@@ -208,7 +214,10 @@ def generate(
     check_scheduler(scheduler)
     counted = batch_size == "auto" or (hasattr(batch_size, "__index__") and batch_size >= 1)
     _require(counted, "batch_size", batch_size, '1 or more, or "auto"')
-    prompts = _parse(model, prompt, subjects, method)
+    fine = hasattr(best_of, "__index__") and 1 <= best_of <= MAX_NOISES
+    _require(fine, "best_of", best_of, f"a whole number, 1 to {MAX_NOISES}")
+    check_noise(model, method, best_of)
+    prompts = _parse(model, prompt, subjects, method, needed=best_of > 1)
     if method.uses_subjects and min(map_size(size, model.attention_downsampling)) < 2:
         least = 2 * model.attention_downsampling * family.pixels_per_cell
         raise ValueError(f"the picture is too small for attention maps: make it {least} pixels wide and high")
@@ -252,7 +261,10 @@ def generate(
             after_step = _reporter(bar, callback, range(start, start + len(batch)), iterations)
             generators = [torch.Generator().manual_seed(seed) for _, seed in batch]
             noise = _noise(model, size, generators, run.latents_dtype)
+            others = [generator.clone_state() for generator in generators]
+            draw = partial(_noise, model, size, others, run.latents_dtype)
             try:
+                noise = begin(run, method, noise, draw, generators, best_of, denoise)
                 latents, seconds = denoise(run, method, noise, generators, after_step=after_step)
             except torch.OutOfMemoryError:
                 if batch_size != "auto" or len(batch) == 1:
@@ -286,6 +298,7 @@ def denoise(
     *,
     eta: float = 0.0,
     after_step: Callable[[int, Tensor, Tensor], None] | None = None,
+    steps: int | None = None,
 ) -> tuple[Tensor, list[float]]:
     """The denoising loop, for a batch.
 
@@ -296,6 +309,7 @@ def denoise(
         generators: for the noise that stochastic schedulers add, one for all images or one each.
         eta: the share of added noise in DDIM (Song et al.), 0 to 1; other schedulers have none.
         after_step: called with the step's index and timestep and the new latents.
+        steps: only so many of the iterations; None: all.
 
     Returns:
         The denoised latents (B, C, H, W), and the seconds that each iteration took.
@@ -312,7 +326,7 @@ def denoise(
     carry = shift_carrier(scheduler)
     seconds: list[float] = []
     with turn_of(run.model.network), prepared(run.model.network), method.attach(run) as step:
-        for index, timestep in enumerate(scheduler.timesteps):
+        for index, timestep in enumerate(scheduler.timesteps[:steps]):
             began = time.perf_counter()
             shifted, output = step(latents, Step(index, timestep))
             carry(None if shifted is latents else shifted - latents)
@@ -351,6 +365,8 @@ def _parse(
     prompt: str | Sequence[str],
     subjects: Subjects | Sequence[Subjects | None] | None,
     method: Method,
+    *,
+    needed: bool = False,
 ) -> list[Prompt]:
     several = isinstance(prompt, Iterable) and not isinstance(prompt, str)
     texts: list[Any] = list(prompt) if several else [prompt]
@@ -368,7 +384,7 @@ def _parse(
         )
     if len(wanted) != len(texts):
         raise ValueError(f"{len(texts)} prompts but subjects for {len(wanted)}: give a list a prompt")
-    if not method.uses_subjects:
+    if not (method.uses_subjects or needed):
         wanted = [()] * len(texts)
     elif any(isinstance(named, Sized) and not len(named) for named in wanted):
         raise ValueError(
@@ -482,15 +498,16 @@ def _trace(run: Run, seconds: list[float]) -> list[Trace]:
     traces: list[Trace] = []
     for row, prompt in enumerate(run.prompts):
         names = [group.text for group in prompt.groups]
+        start = run.starts[row] if run.starts else None
         steps = tuple(
             TraceStep(index, timestep, took, updates_of(run.visits.get(index, []), row, names))
             for index, (timestep, took) in enumerate(zip(timesteps, seconds, strict=True))
         )
         if run.nursed is None:
-            traces.append(Trace(steps))
+            traces.append(Trace(steps, start=start))
         else:
             found = findings_of(steps, prompt.groups, run.nursed.goal)
-            traces.append(Trace(steps, run.nursed.tokens[row], found))
+            traces.append(Trace(steps, run.nursed.tokens[row], found, start))
     return traces
 
 

@@ -20,6 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 from attend_excite.files import written_whole
 from attend_excite.generate import Generation
 from attend_excite.methods import METHODS, Method
+from attend_excite.methods.noise import MAX_NOISES
 from attend_excite.models import Model
 from attend_excite.schedulers import check_scheduler
 from attend_excite.subjects import Subject
@@ -62,6 +63,7 @@ class Settings:
         negative_prompt: what the unconditional half of the guidance sees.
         revision: the commit of a model from the Hub.
         scheduler: by its short name; None: the model's own.
+        best_of: noises that were tried for each seed.
 
     Raises:
         ValueError: a number is out of its range.
@@ -80,6 +82,7 @@ class Settings:
     negative_prompt: str = ""
     revision: str | None = None
     scheduler: str | None = None
+    best_of: int = 1
 
     def __post_init__(self) -> None:
         _require(1 <= self.steps <= _MAX_STEPS, "steps", self.steps, f"1 to {_MAX_STEPS}")
@@ -88,6 +91,7 @@ class Settings:
         for what, pixels in (("the height", self.height), ("the width", self.width)):
             _require(1 <= pixels <= _MAX_SIDE, what, pixels, f"1 to {_MAX_SIDE} pixels")
         _require(self.dtype in DTYPES, "the dtype", self.dtype, f"one of {', '.join(DTYPES)}")
+        _require(1 <= self.best_of <= MAX_NOISES, "best_of", self.best_of, f"1 to {MAX_NOISES}")
         check_scheduler(self.scheduler)
 
 
@@ -104,6 +108,7 @@ def draw_as(model: Model, settings: Settings, seeds: Sequence[int], **options: A
         negative_prompt=settings.negative_prompt,
         height=settings.height,
         width=settings.width,
+        best_of=settings.best_of,
         batch_size=len(seeds),
         progress=False,
         **options,

@@ -48,6 +48,7 @@ ROW = pa.schema(
         ("prompt", pa.string()),
         ("subset", pa.string()),
         ("subjects", pa.list_(pa.string())),
+        ("wanted", pa.string()),
         ("seed", pa.int64()),
         ("system", pa.string()),
         ("method", pa.string()),
@@ -76,8 +77,8 @@ ROW = pa.schema(
 """The columns of a row: one image, or one that could not be drawn (`image` null, `error` says why).
 
 `bytes` and `digest` are of the image's file, `batch_prompts` and `batch_seeds` what was drawn in one pass
-with it, each prompt with each seed, and `attempt` counts how often the job had been drawn before. Rows of
-earlier versions lack them.
+with it, each prompt with each seed, and `attempt` counts how often the job had been drawn before; `wanted` is
+what GenEval's rule asks, as JSON. Rows of earlier versions lack them.
 """
 
 # Kept in the files and taken out by the readers. Only tells apart what else is alike.

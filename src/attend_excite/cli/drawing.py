@@ -38,6 +38,7 @@ from attend_excite.methods import (
     StableDiffusion,
     StructureDiffusion,
 )
+from attend_excite.methods.noise import check_noise
 from attend_excite.methods.own import find_method
 from attend_excite.models import Model, catalogue, load, load_streams
 from attend_excite.models.loading import is_usable
@@ -60,6 +61,7 @@ _DEFAULTS: dict[str, Any] = {
     "dtype": None,
     "device": None,
     "revision": None,
+    "best_of": 1,
 }
 _BATCH_SIZE = 8
 
@@ -75,6 +77,7 @@ class Request:
     seed_count: int | None = None
     seeds: list[int] | None = None
     best: int | None = None
+    best_of: int | None = None
     method: str | None = None
     weights: list[float] | None = None
     phrases: list[str] | None = None
@@ -156,8 +159,12 @@ class Drawing:
     sheet: Path | None
 
 
-def draw(request: Request) -> Drawing:
+def draw(request: Request, finished: list[Path] | None = None) -> Drawing:
     """Make and write the pictures; those of a finished batch are kept whatever comes.
+
+    Args:
+        request: what is to be drawn.
+        finished: gets the file of each picture as soon as it is written.
 
     Raises:
         ValueError: the request makes no sense.
@@ -170,7 +177,10 @@ def draw(request: Request) -> Drawing:
         made = list(made)
         plan = replace(plan, wanted={_best_seed(plan, made)})
     for settings, batch, result in made:
-        pictures += _written(request, plan.prompt, settings, batch, plan.wanted, result)
+        for picture in _written(request, plan.prompt, settings, batch, plan.wanted, result):
+            pictures.append(picture)
+            if finished is not None:
+                finished.append(picture.path)
     sheet = _write_comparison(request.out, plan.prompt, plan.runs, pictures) if request.compare else None
     return Drawing(plan.prompt, plan.model.name, pictures, sheet)
 
@@ -200,7 +210,8 @@ def prepare(request: Request) -> Plan:
     try:
         prompt = parse(chosen["prompt"], streams, chosen["subjects"])
     except ValueError:
-        if request.maps or request.best or any(method.uses_subjects for method in methods):
+        asks = request.maps or request.best or chosen["best_of"] > 1
+        if asks or any(method.uses_subjects for method in methods):
             raise
         prompt = parse(chosen["prompt"], streams, ())
     if request.best and not can_judge(prompt, chosen["model"]):
@@ -208,6 +219,8 @@ def prepare(request: Request) -> Plan:
     with MESSAGES.status(plain(f"loading {chosen['model']}")):
         model = _loaded(chosen)
     runs = [_settings(model, chosen, _with_recipe(method, request.recipe, model)) for method in methods]
+    for settings in runs:
+        check_noise(model, settings.method, settings.best_of)
     _warn_of_size(model, runs[0])
     fingerprint(*runs)  # What cannot be written down shows before anything is drawn.
     if request.compile:
@@ -224,7 +237,7 @@ def generations(plan: Plan) -> Iterator[tuple[Settings, tuple[int, ...], Generat
     """Draw, with a bar: (settings, seeds, what came of them), batch by batch, and of a batch run by run."""
     runs, batches = plan.runs, plan.batches
     passes, pictures = len(batches) * len(runs), len(plan.wanted) * len(runs)
-    with _progress(passes, pictures, runs[-1].steps) as advance:
+    with _progress(passes, pictures, runs[-1].steps, chooses=runs[-1].best_of > 1) as advance:
         for batch in batches:
             for settings in runs:
                 result = draw_as(plan.model, settings, batch, maps=plan.maps, callback=advance)
@@ -342,6 +355,7 @@ def _chosen(request: Request, origin: Origin | None, method: Method | None) -> d
         "negative_prompt": request.negative,
         "device": request.device,
         "dtype": request.dtype,
+        "best_of": request.best_of,
     }
     chosen = _DEFAULTS | recorded | {name: value for name, value in typed.items() if value is not None}
     chosen["method"] = _with_options(chosen["method"], request)
@@ -436,19 +450,22 @@ def _settings(model: Model, chosen: dict[str, Any], method: Method) -> Settings:
 
 
 @contextmanager
-def _progress(passes: int, pictures: int, steps: int) -> Iterator[Any]:
+def _progress(passes: int, pictures: int, steps: int, *, chooses: bool) -> Iterator[Any]:
     """A bar of all steps; gives the callback that advances it."""
     columns = (
-        TextColumn("drawing"),
+        TextColumn("{task.description}"),
         BarColumn(),
         TextColumn(f"{{task.completed}} of {{task.total}} steps for {pictures} pictures"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=MESSAGES, transient=True, disable=not MESSAGES.is_terminal) as bar:
-        task = bar.add_task("", total=passes * steps)  # A scheduler may make more of them.
+        # A scheduler may make more of them.
+        task = bar.add_task("choosing the noise" if chooses else "drawing", total=passes * steps)
 
         def advance(event: StepEvent) -> None:
-            bar.update(task, total=passes * event.iterations, advance=1)
+            ended = event.index == event.iterations - 1
+            doing = "choosing the noise" if chooses and ended else "drawing"
+            bar.update(task, description=doing, total=passes * event.iterations, advance=1)
 
         yield advance
 
@@ -476,7 +493,7 @@ def _written(
             heats = [words.heat_map(index) for words in maps]
             subtitle = f"{method_label(settings)} · seed {seed} · {settings_label(settings)}"
             write_png(maps_path, maps_sheet(prompt, subtitle, {"": (image, heats)}))
-        seconds = sum(step.seconds for step in trace.steps) / len(batch)
+        seconds = trace.seconds / len(batch)
         yield Picture(image, origin, path, maps_path, trace, result.nsfw[index], seconds, seen[index])
 
 

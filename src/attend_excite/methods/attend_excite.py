@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from attend_excite.attention.places import Place
 from attend_excite.attention.record import record
 from attend_excite.guidance.nurse import Measurement, Visit, nurse
 from attend_excite.guidance.objective import (
@@ -121,16 +122,14 @@ class AttendAndExcite:
         """The nursed step. Guidance passes are made only where the recipe can alter the latents."""
         recipe = self.recipe_for(run.model.recipe)
         plans = recipe.plan(len(run.scheduler.timesteps))
-        tables = self._tables(run, recipe)
-        subjects = tables[0].subjects
+        eye = self.eye(run)
+        subjects = eye.tables[0].subjects
         resting = _Resting(subjects, recipe) if recipe.rest_after else None
-        network, downsampling = run.model.network, run.model.attention_downsampling
-        places, layout = run.model.places(), run.layout(downsampling)
         if self.objective is not None:
             objective = PlannedTerm(1.0, self.objective)
             plans = tuple(replace(plan, terms=(objective,)) for plan in plans)
-        looks_at_itself = any("self-attention" in plan.needs for plan in plans if not plan.idle)
-        self_places = run.model.family.self_places(places) if looks_at_itself else ()
+        if any("self-attention" in plan.needs for plan in plans if not plan.idle):
+            run.model.family.self_places(eye.places)  # A model whose self-attention isn't known says so now.
         memory = _Memory(plans, len(run.prompts))
 
         def nurse_step(latents: Tensor, step: Step) -> tuple[Tensor, list[Visit]]:
@@ -142,22 +141,15 @@ class AttendAndExcite:
             memory.begin(step.index)
             scale = run.vp_scale(step)
             # Around the gradients too: with gradient checkpointing the layers run again on the way back.
-            own = self_places if "self-attention" in plan.needs else ()
-            with record(network, places, layout=layout, stop_after_last=True, self_places=own) as recording:
+            with eye.open(plan.terms) as look:
                 # In variance-preserving scale, so that a step goes as far with every scheduler. Not a bit
                 # changes where the latents have it already.
                 def measure(scaled: Tensor, rows: Tensor) -> Measurement:
-                    recording.forward(**run.network_inputs(scaled / scale, step, run.text[rows]))
-                    found = Recorded(recording.average(), before=memory.before(rows))
-                    memory.keep(rows, found.cross)
-                    with torch.autocast(found.cross.device.type, enabled=False):
-                        if own:
-                            found = replace(found, self_attention=recording.self_average())
-                        chosen = [table.rows(rows) for table in tables]
-                        measured, leads = _measure(found, chosen, recipe, plan.terms)
-                        if resting is None:
-                            return measured
-                        return measured._replace(rests=resting.looks(rows, measured.losses, leads))
+                    cross, measured, leads = look(scaled / scale, step, rows, memory.before(rows))
+                    memory.keep(rows, cross)
+                    if resting is None:
+                        return measured
+                    return measured._replace(rests=resting.looks(rows, measured.losses, leads))
 
                 scaled, visits = nurse(latents * scale, measure, plan, tolerated, rows)
                 latents = scaled / scale
@@ -171,6 +163,11 @@ class AttendAndExcite:
                 return denoise(latents, step)
 
             yield denoise_nursed
+
+    def eye(self, run: Run) -> Eye:
+        """What looks at the attention of a batch."""
+        recipe = self.recipe_for(run.model.recipe)
+        return Eye(run, recipe, self._tables(run, recipe), run.model.places())
 
     def _tables(self, run: Run, recipe: Recipe) -> list[_Table]:
         """The subjects in each of the model's tables of tokens, with its columns of the maps."""
@@ -271,6 +268,53 @@ class _Table:
             cross = renormalised(cross, self.subjects.first, self.subjects.last)
         before = None if found.before is None else self.part(found.before)
         return Recorded(cross, found.self_attention, before)
+
+
+Look = Callable[[Tensor, Step, Tensor, Recorded | None], tuple[Tensor, Measurement, Tensor | None]]
+"""(latents (b, C, H, W) as the loop holds them, step, rows (b,), what the step before found of them) -> the
+maps of the conditional pass (b, H, W, tokens), what they say, and how far each subject leads, where that is
+asked."""
+
+
+@dataclass(frozen=True)
+class Eye:
+    """What looks at the attention of a batch.
+
+    Attributes:
+        run: the batch.
+        recipe: how it is looked at.
+        tables: the subjects in each of the model's tables of tokens.
+        places: the layers that are read.
+    """
+
+    run: Run
+    recipe: Recipe
+    tables: Sequence[_Table]
+    places: Sequence[Place]
+
+    @contextmanager
+    def open(self, terms: Sequence[PlannedTerm]) -> Iterator[Look]:
+        """In the block latents can be looked at, for the loss that is the sum of these terms."""
+        run, model = self.run, self.run.model
+        layout = run.layout(model.attention_downsampling)
+        asks = any("self-attention" in getattr(each.term, "needs", ()) for each in terms)
+        own = model.family.self_places(self.places) if asks else ()
+        with record(
+            model.network, self.places, layout=layout, stop_after_last=True, self_places=own
+        ) as recording:
+
+            def look(
+                latents: Tensor, step: Step, rows: Tensor, before: Recorded | None = None
+            ) -> tuple[Tensor, Measurement, Tensor | None]:
+                recording.forward(**run.network_inputs(latents, step, run.text[rows]))
+                found = Recorded(recording.average(), before=before)
+                with torch.autocast(found.cross.device.type, enabled=False):
+                    if own:
+                        found = replace(found, self_attention=recording.self_average())
+                    chosen = [table.rows(rows) for table in self.tables]
+                    return found.cross, *_measure(found, chosen, self.recipe, terms)
+
+            yield look
 
 
 class _Memory:

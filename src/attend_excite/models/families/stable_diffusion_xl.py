@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attend_excite.interrupts import to_the_end
 from attend_excite.models.families import unet
 from attend_excite.models.families.base import Conditioning
 from attend_excite.subjects import Stream
@@ -84,4 +85,4 @@ def _wide_enough(vae: Any) -> Iterator[None]:
     try:
         yield vae.to(torch.float32)
     finally:
-        vae.to(torch.float16)  # which it came from: not a bit is lost
+        to_the_end(lambda: vae.to(torch.float16))  # which it came from: not a bit is lost

@@ -315,6 +315,21 @@ def test_a_prompt_that_fails_spoils_no_other(model: Model, tmp_path: Path) -> No
     }
 
 
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("", "the run's folder is empty"),
+        ("https://example.invalid/run", "is a web address, where nothing can be written"),
+        ("nope://run", "is no path, and no URL that is known here"),
+    ],
+)
+def test_a_run_that_can_be_nowhere_is_refused_before_a_model_is_loaded(out: str, message: str) -> None:
+    for command in (["run", "--out", out, "--model", "nowhere/at-all"], ["score", out], ["report", out]):
+        told = CliRunner().invoke(app, ["benchmark", *command])
+        assert told.exit_code == 2
+        assert message in " ".join(told.stderr.split())
+
+
 def test_rows_count_passes_and_updates(model: Model) -> None:
     (prompt,) = [prompt for prompt in paper_prompts() if prompt.text == "a cat and a frog"]
     names = ["attend-excite no-refinement", "stable-diffusion", "composable", "stable-diffusion best_of=3"]

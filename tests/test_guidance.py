@@ -113,6 +113,8 @@ def test_shorter_runs_keep_the_fractions(iterations: int, places: list[int]) -> 
         ({"temperature": 10**400}, "temperature is 1000"),
         ({"max_refinements": 10**9}, "a whole number, 0 to 1000"),
         ({"summary": 5}, "summary is 5: it must be a text"),
+        ({"method": 5}, "method is 5: it must be a text"),
+        ({"title": ["ours"]}, "title is \\['ours'\\]: it must be a text"),
         ({"start": 0.6}, "start is 0.6: it must be a fraction of the run, 0 to where altering ends"),
         ({"start": "0.1"}, "start is '0.1': it must be a number"),
         ({"max_shift": 0.0}, "max_shift is 0.0: it must be above 0"),

@@ -85,6 +85,7 @@ what GenEval's rule asks, as JSON. Rows of earlier versions lack them.
 _WRITTEN = "written"
 _SETTINGS = "run.json"
 _BROKEN = ".broken"
+_READ_ONLY = ("http://", "https://")
 
 
 class NoRunError(ValueError):
@@ -255,9 +256,27 @@ def digest_of(content: bytes) -> str:
 
 
 def open_folder(run: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a run, and the run's folder there."""
-    # Other machines write to the folder too, so what was listed once may not be kept.
-    return url_to_fs(str(run), use_listings_cache=False)
+    """The file system of a run, and the run's folder there.
+
+    Raises:
+        ValueError: it is empty, or a URL that nobody here knows or that cannot be written to.
+    """
+    if not str(run).strip() or "\0" in str(run):
+        raise ValueError("the run's folder is empty: give a path, or . for the current folder")
+    if str(run).startswith(_READ_ONLY):
+        raise ValueError(
+            f"'{run}' is a web address, where nothing can be written: give a path, or storage's URL, as "
+            "s3://bucket/run"
+        )
+    try:
+        # Other machines write to the folder too, so what was listed once may not be kept.
+        return url_to_fs(str(run), use_listings_cache=False)
+    except ImportError as error:
+        raise ValueError(f"'{run}' needs a package that isn't here: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"'{run}' is no path, and no URL that is known here") from error
+    except OSError as error:
+        raise ValueError(f"'{run}' cannot be reached: {error.strerror or error}") from error
 
 
 def write_file(files: fsspec.AbstractFileSystem, path: str, content: bytes) -> None:

@@ -305,7 +305,7 @@ def tokens(
         from attend_excite.models import load_streams
         from attend_excite.subjects import parse
 
-        streams = load_streams(model or "stickers")
+        streams = load_streams("stickers" if model is None else model)
         parsed = parse(prompt, streams, subject)
         if as_json:
             print_json(tokens_document(parsed))

@@ -272,7 +272,7 @@ def report(
         from attend_excite.cli.summary import RESULTS
 
         quieten_libraries()
-        folder = out or f"{run.rstrip('/')}/report"
+        folder = f"{run.rstrip('/')}/report" if out is None else out
         with MESSAGES.status("writing the report"):
             write_report(run, folder, other=compare, study=study, reference=reference, highlight=highlight)
         RESULTS.print(plain(f"{folder}/report.html"))

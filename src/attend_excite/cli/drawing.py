@@ -65,6 +65,9 @@ _DEFAULTS: dict[str, Any] = {
 }
 _BATCH_SIZE = 8
 
+MAX_PICTURES = 10**6
+"""Of one command: more is a slip of the keyboard."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -275,13 +278,13 @@ def _seeds(request: Request, origin: Origin | None) -> list[int]:
     if request.best is not None:
         if request.seeds or request.seed_count is not None:
             raise ValueError("--best N draws the seeds 0 to N-1 and keeps one: leave out --seeds and --seed")
-        if request.best < 1:
-            raise ValueError(f"--best is {request.best}: it must be 1 or more")
+        if not 1 <= request.best <= MAX_PICTURES:
+            raise ValueError(f"--best is {request.best}: it must be 1 to {MAX_PICTURES}")
         return list(range(request.best))
     if request.seeds and request.seed_count is not None:
         raise ValueError("give --seeds N for the seeds 0 to N-1, or --seed for one of them, not both")
-    if request.seed_count is not None and request.seed_count < 1:
-        raise ValueError(f"--seeds is {request.seed_count}: it must be 1 or more")
+    if request.seed_count is not None and not 1 <= request.seed_count <= MAX_PICTURES:
+        raise ValueError(f"--seeds is {request.seed_count}: it must be 1 to {MAX_PICTURES}")
     if request.seeds:
         seeds = list(dict.fromkeys(request.seeds))
         if not 0 <= min(seeds) <= max(seeds) <= MAX_SEED:

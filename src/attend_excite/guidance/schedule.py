@@ -279,7 +279,9 @@ class Recipe:
             f"above 0, {_LARGEST:g} at most",
         )
         _require(0 <= self.sigma <= _LARGEST, "sigma", self.sigma, f"0 to {_LARGEST:g}")
-        _require(isinstance(self.summary, str), "summary", repr(self.summary), "a text")
+        for what in ("method", "title", "summary"):
+            value = getattr(self, what)
+            _require(isinstance(value, str), what, repr(value), "a text")
         object.__setattr__(self, "terms", _terms(self.terms))
         object.__setattr__(self, "search", _search(self.search))
         object.__setattr__(self, "thresholds", _pairs(self.thresholds))

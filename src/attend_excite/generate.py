@@ -24,7 +24,7 @@ from attend_excite.attention.places import map_size
 from attend_excite.finite import check_finite
 from attend_excite.methods.attend_excite import AttendAndExcite
 from attend_excite.methods.base import Method, Run, Step
-from attend_excite.methods.noise import MAX_NOISES, begin, check_noise
+from attend_excite.methods.noise import MAX_NOISES, begin, check_noise, chooses_noise
 from attend_excite.methods.stable_diffusion import StableDiffusion
 from attend_excite.models.hindrances import refuse_hindrances
 from attend_excite.models.model import Model, fitting_batch_size, offloaded_afterwards, prepared
@@ -234,6 +234,7 @@ def generate(
 
     jobs = [(parsed, seed) for parsed in prompts for seed in seeds]
     in_one_pass = fitting_batch_size(model, size) if batch_size == "auto" else batch_size
+    chooses = chooses_noise(model, method, best_of)
     results: list[_Result] = []
     with (
         turn_of(model.network),
@@ -264,7 +265,9 @@ def generate(
             others = [generator.clone_state() for generator in generators]
             draw = partial(_noise, model, size, others, run.latents_dtype)
             try:
+                bar.set_description_str("choosing the noise" if chooses else "")
                 noise = begin(run, method, noise, draw, generators, best_of, denoise)
+                bar.set_description_str("")
                 latents, seconds = denoise(run, method, noise, generators, after_step=after_step)
             except torch.OutOfMemoryError:
                 if batch_size != "auto" or len(batch) == 1:

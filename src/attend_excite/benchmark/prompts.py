@@ -17,6 +17,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from attend_excite.benchmark.geneval import Asked, asked_of
+from attend_excite.documents import read_text
 from attend_excite.subjects import Stream, Subject, parse
 
 ANIMALS, ANIMAL_AND_OBJECT, OBJECTS = "animals", "animal and object", "objects"
@@ -107,11 +108,9 @@ def read_prompts(path: str | Path) -> list[BenchmarkPrompt]:
         ValueError: the file cannot be read, or has no prompt.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ValueError(f"the prompts '{path}' cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"the prompts '{path}' are not text in UTF-8") from error
+        text = read_text(Path(path))
+    except ValueError as error:
+        raise ValueError(f"the file of prompts '{path}' {error}") from error
     if Path(path).suffix.lower() == ".csv":
         prompts = _from_csv(text, path)
     elif Path(path).suffix.lower() == ".jsonl" or _LINE_OF_JSON.match(text):

@@ -26,6 +26,8 @@ def run(
             help="A prompt a line, JSON with lists of prompts (the authors', SSD), JSON lines (GenEval), or "
             "CSV: prompt, subset, subjects.",
             show_default="the paper's 276",
+            parser=given_path,
+            metavar="PATH",
         ),
     ] = None,
     per_subset: Annotated[
@@ -218,7 +220,12 @@ def score(
     ] = "official",
     real: Annotated[
         Path | None,
-        typer.Option(help="A folder of real images for each subject: the upper bound.", show_default="none"),
+        typer.Option(
+            help="A folder of real images for each subject: the upper bound.",
+            show_default="none",
+            parser=given_path,
+            metavar="PATH",
+        ),
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, mps, …", show_default="the best there is")
@@ -249,7 +256,12 @@ def report(
     ] = None,
     compare: Annotated[str | None, typer.Option(help="Another run to set beside it.")] = None,
     study: Annotated[
-        Path | None, typer.Option(help="The result of a user study, from attend-excite study analyse.")
+        Path | None,
+        typer.Option(
+            help="The result of a user study, from attend-excite study analyse.",
+            parser=given_path,
+            metavar="PATH",
+        ),
     ] = None,
     reference: Annotated[
         str | None,

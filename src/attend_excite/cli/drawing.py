@@ -38,7 +38,7 @@ from attend_excite.methods import (
     StableDiffusion,
     StructureDiffusion,
 )
-from attend_excite.methods.noise import check_noise
+from attend_excite.methods.noise import check_noise, chooses_noise
 from attend_excite.methods.own import find_method
 from attend_excite.models import Model, catalogue, load, load_streams
 from attend_excite.models.loading import is_usable
@@ -240,7 +240,8 @@ def generations(plan: Plan) -> Iterator[tuple[Settings, tuple[int, ...], Generat
     """Draw, with a bar: (settings, seeds, what came of them), batch by batch, and of a batch run by run."""
     runs, batches = plan.runs, plan.batches
     passes, pictures = len(batches) * len(runs), len(plan.wanted) * len(runs)
-    with _progress(passes, pictures, runs[-1].steps, chooses=runs[-1].best_of > 1) as advance:
+    chooses = chooses_noise(plan.model, runs[-1].method, runs[-1].best_of)
+    with _progress(passes, pictures, runs[-1].steps, chooses=chooses) as advance:
         for batch in batches:
             for settings in runs:
                 result = draw_as(plan.model, settings, batch, maps=plan.maps, callback=advance)

@@ -46,6 +46,11 @@ def check_noise(model: Model, method: Method, noises: int) -> None:
     _nursing(method)
 
 
+def chooses_noise(model: Model, method: Method, noises: int) -> bool:
+    """Whether a noise is chosen or searched for, which takes its time before the first step."""
+    return noises > 1 or _searches(model, method)
+
+
 def begin(
     run: Run,
     method: Method,
@@ -66,7 +71,7 @@ def begin(
         noises: how many are tried for each image; 1: the seed's own.
         denoise: the denoising loop.
     """
-    if noises == 1 and not _searches(run.model, method):
+    if not chooses_noise(run.model, method, noises):
         return noise
     nursing = _nursing(method)
     recipe = nursing.recipe_for(run.model.recipe)

@@ -21,6 +21,7 @@ from attend_excite.guidance.objective import (
     token_probabilities,
 )
 from attend_excite.guidance.schedule import NoiseSearch
+from attend_excite.trace import Start, Trace
 
 OFFICIAL = Recipe.named("official")
 PROMPT = "a cat and a frog"
@@ -34,6 +35,11 @@ def _drawn(model: Model, seeds: list[int], best_of: int = 1, method=None, **opti
     )
 
 
+def _start(trace: Trace) -> Start:
+    assert trace.start is not None
+    return trace.start
+
+
 def test_the_noise_of_the_lowest_loss_is_drawn_alone_as_in_a_batch(
     tiny: Model, same_model: Callable[[Model], Callable[[], None]]
 ) -> None:
@@ -41,7 +47,7 @@ def test_the_noise_of_the_lowest_loss_is_drawn_alone_as_in_a_batch(
     together = _drawn(tiny, seeds, best_of=3, steps=20)
     plain = _drawn(tiny, seeds, maps=True, steps=20)
     check()
-    chosen = [trace.start.chosen for trace in together.trace]
+    chosen = [_start(trace).chosen for trace in together.trace]
     assert {0} < set(chosen)
     # As the maps of the plain run at that step say it.
     tokens = SubjectTokens.stack([[[2], [5]]] * len(seeds), [75] * len(seeds), dtype=torch.float64)
@@ -49,10 +55,10 @@ def test_the_noise_of_the_lowest_loss_is_drawn_alone_as_in_a_batch(
     probabilities = token_probabilities(maps, tokens.last, OFFICIAL.temperature)
     losses = most_neglected(subject_losses(subject_attention(probabilities, tokens, OFFICIAL.sigma), tokens))
     torch.testing.assert_close(
-        torch.tensor([trace.start.losses[0] for trace in together.trace], dtype=torch.float64), losses
+        torch.tensor([_start(trace).losses[0] for trace in together.trace], dtype=torch.float64), losses
     )
     for image, seed in enumerate(seeds):
-        start = together.trace[image].start
+        start = _start(together.trace[image])
         assert start.losses[start.chosen] == min(start.losses)
         own = chosen[image] == 0
         assert torch.equal(together.latents[image], plain.latents[image]) is own
@@ -65,7 +71,7 @@ def test_its_own_noise_is_the_seeds_picture_also_where_a_scheduler_adds_noise(ti
     method = AttendAndExcite("no-refinement")
     tried = _drawn(tiny, seeds, best_of=2, method=method, scheduler="euler-ancestral", steps=6)
     once = _drawn(tiny, seeds, method=method, scheduler="euler-ancestral", steps=6)
-    own = [image for image in range(len(seeds)) if tried.trace[image].start.chosen == 0]
+    own = [image for image in range(len(seeds)) if _start(tried.trace[image]).chosen == 0]
     assert own
     torch.testing.assert_close(tried.latents[own], once.latents[own], rtol=0, atol=0)
 
@@ -77,14 +83,14 @@ def test_the_passes_are_those_that_were_made(tiny: Model) -> None:
     )
     try:
         (trace,) = _drawn(tiny, [3], best_of=4, steps=50).trace
-        assert trace.start.passes == 4 * (2 * 1 + 1)
-        assert sum(passes) == trace.start.passes + 2 * len(trace.steps)
+        assert _start(trace).passes == 4 * (2 * 1 + 1)
+        assert sum(passes) == _start(trace).passes + 2 * len(trace.steps)
         passes.clear()
         method = AttendAndExcite(Recipe.from_dict({"base": "initno", "search": SHORT}, OFFICIAL))
         (trace,) = _drawn(tiny, [3], method=method, steps=5).trace
-        assert 1 <= trace.start.passes <= SHORT.most_passes
+        assert 1 <= _start(trace).passes <= SHORT.most_passes
         updates = sum(len(step.updates) for step in trace.steps)
-        assert sum(passes) == trace.start.passes + updates + 2 * len(trace.steps)
+        assert sum(passes) == _start(trace).passes + updates + 2 * len(trace.steps)
     finally:
         hook.remove()
 
@@ -93,7 +99,7 @@ def test_a_recipe_says_where_noises_are_compared(tiny: Model) -> None:
     later = Recipe.from_dict({"base": "official", "choose_at": 0.3, "thresholds": [], "altered": 0.1})
     assert (OFFICIAL.compared_at(50), later.compared_at(50), later.compared_at(1)) == (1, 15, 0)
     (trace,) = _drawn(tiny, [3], best_of=2, method=AttendAndExcite(later), steps=10).trace
-    assert trace.start.passes == 2 * (2 * 3 + 1)
+    assert _start(trace).passes == 2 * (2 * 3 + 1)
 
 
 @pytest.mark.parametrize(

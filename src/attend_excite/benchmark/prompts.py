@@ -169,7 +169,7 @@ def _from_json(text: str, path: str | Path) -> list[BenchmarkPrompt]:
         if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
             raise ValueError(f"'{key}' in '{path}' must be a list of prompts")
     return [
-        BenchmarkPrompt(prompt.strip(), _OFFICIAL_KEYS.get(key, key))
+        BenchmarkPrompt(prompt.strip(), _OFFICIAL_KEYS.get(key) or str(key))
         for key, prompts in lists.items()
         for prompt in prompts
     ]

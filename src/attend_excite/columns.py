@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -70,7 +71,9 @@ def tables_of(
         if between is not None:
             between = between.to(device)
         tables.append(Table(slice(kept[0], kept[-1] + 1), shared, subjects, between))
-    return tables
+    # A subject of the other tables alone counts in the first one too: its losses are told there.
+    everywhere = torch.stack([table.subjects.real for table in tables]).any(dim=0)
+    return [replace(table, subjects=replace(table.subjects, real=everywhere)) for table in tables]
 
 
 def _between_chunks(prompts: Sequence[Prompt], stream: Stream, words_alone: bool) -> torch.Tensor | None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from attend_excite.a1111 import Chunk
+from attend_excite.interrupts import to_the_end
 from attend_excite.models.families import unet
 from attend_excite.models.families.base import Conditioning
 from attend_excite.subjects import Stream
@@ -148,4 +149,4 @@ def _wide_enough(vae: Any) -> Iterator[None]:
     try:
         yield vae.to(torch.float32)
     finally:
-        vae.to(torch.float16)  # which it came from: not a bit is lost
+        to_the_end(lambda: vae.to(torch.float16))  # which it came from: not a bit is lost

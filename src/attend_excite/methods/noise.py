@@ -35,12 +35,13 @@ def check_noise(model: Model, method: Method, noises: int, *, from_picture: bool
         from_picture: whether the run begins from a picture.
 
     Raises:
-        ValueError: the recipe searches already, it searches where a picture lies under the noise, or the method never shows the model the whole prompt.
+        ValueError: the recipe searches already, it searches where a picture lies under the noise, or the
+            method never shows the model the whole prompt.
     """
     if from_picture and _searches(model, method):
         raise ValueError(
-            f"{method.title} searches for a noise that it sees alone, and this run begins from a picture: take "
-            "a recipe without a search"
+            f"{method.title} searches for a noise that it sees alone, and this run begins from a picture: "
+            "take a recipe without a search"
         )
     if noises == 1:
         return

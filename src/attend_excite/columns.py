@@ -39,9 +39,6 @@ def tables_of(
         device: of the tensors.
         dtype: of the targets, float32 or wider.
     """
-    positions = [positions_of(prompts, at) for at in range(len(streams))]
-    if first is not None:
-        positions[0] = first
     tables = []
     for at, stream in enumerate(streams):
         kept = range(stream.start, stream.start + stream.width)
@@ -51,7 +48,7 @@ def tables_of(
         # The authors leave the context's last position out, whatever is there; so do we.
         prompt_only = compares_prompt_only(recipe, stream, shared)
         subjects = SubjectTokens.stack(
-            positions=positions[at],
+            positions=positions_of(prompts, at) if at or first is None else first,
             last=[last if prompt_only else stream.width - 2 for _, last in words],
             first=[first for first, _ in words],
             target=[[group.target for group in prompt.groups] for prompt in prompts],

@@ -307,13 +307,17 @@ def foreign_instructions(text: str) -> str:
     )
 
 
+def text_of(prompt: str) -> str:
+    """The prompt without the brackets that mark its subjects, as it is drawn; errors are those of `parse`."""
+    return _read_brackets(prompt)[0]
+
+
 def unmarked(prompt: str) -> str:
     """The prompt without the brackets that mark its subjects, as `parse` takes it beside a list of them.
 
     Raises ValueError, as `parse` does, if the prompt is empty or has bad brackets.
     """
-    text, _ = _read_brackets(prompt)
-    return text.replace("[", r"\[").replace("]", r"\]")
+    return text_of(prompt).replace("[", r"\[").replace("]", r"\]")
 
 
 def _read_brackets(prompt: str) -> tuple[str, list[Span]]:

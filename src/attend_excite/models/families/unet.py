@@ -56,8 +56,8 @@ def in_weighted_chunks(
 ) -> Tensor:
     """The embeddings (1, tokens number, width) of a text in A1111's syntax, chunk behind chunk.
 
-    Each token's are multiplied by its weight, and then each chunk's by what makes the mean of its numbers what it
-    was before.
+    Each token's are multiplied by its weight, and then each chunk's by what makes the mean of its numbers
+    what it was before.
 
     Args:
         tokenizer: of the text encoder.

@@ -533,17 +533,18 @@ def _encode(
     negative_chunks: tuple[Chunk, ...] | None = None,
 ) -> Run:
     guided = guidance_scale > 1
+    # What differs is encoded once.
+    different = list({(prompt.text, prompt.chunks): prompt for prompt in prompts}.values())
     with turn_of(*(stream.tokenizer for stream in model.family.streams())):
         if negative_chunks is None:
-            texts = [prompt.text for prompt in prompts]
-            different = list(dict.fromkeys(texts))
+            texts = [prompt.text for prompt in different]
             negative = negative_prompt if guided else None
-            text, empty = model.family.encode(different, negative, distilled, size)
+            text, empty = model.family.encode(texts, negative, distilled, size)
         else:
-            texts = [prompt.chunks for prompt in prompts]
-            different = list(dict.fromkeys(texts))
-            text, empty = model.family.encode_chunks(different, negative_chunks if guided else None, size)
-    rows = [different.index(each) for each in texts]
+            chunks = [prompt.chunks for prompt in different]
+            text, empty = model.family.encode_chunks(chunks, negative_chunks if guided else None, size)
+    known = [(prompt.text, prompt.chunks) for prompt in different]
+    rows = [known.index((prompt.text, prompt.chunks)) for prompt in prompts]
     return Run(
         model=model,
         prompts=tuple(prompts),

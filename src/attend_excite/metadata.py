@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from attend_excite import infotext
 from attend_excite.files import written_whole
 from attend_excite.generate import Generation
 from attend_excite.methods import METHODS, Method
@@ -193,6 +194,8 @@ def write_png(path: Path, picture: Image.Image, origin: Origin | None = None) ->
     chunks = PngInfo()
     if origin is not None:
         origin = replace(origin, threads=origin.threads or torch.get_num_threads())
+        # What others read comes first: some stop at the first text.
+        chunks.add_text(infotext.KEY, infotext.infotext(origin))
         chunks.add_itxt(KEY, json.dumps({"format": FORMAT} | as_plain_data(origin), ensure_ascii=False))
     with written_whole(path) as partial:
         picture.save(partial, pnginfo=chunks)

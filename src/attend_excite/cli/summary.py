@@ -113,7 +113,9 @@ def print_tokens(prompt: Prompt, streams: Sequence[Stream]) -> None:
             style = "bold green" if subject else None
             tokens.add_row(str(position), plain(token), plain(subject), style=style)
         RESULTS.print(tokens)
-        lines.append(f"{len(read)} of the {stream.width} tokens{of} that the model reads")
+        reads = f"{stream.width} tokens{of} that the model reads"
+        many = len(prompt.chunks)
+        lines.append(f"{many} chunks of the {reads} at once" if many > 1 else f"{len(read)} of the {reads}")
     lines.append(f"nouns found: {', '.join(noun.text for noun in find_nouns(prompt.text)) or 'none'}")
     for group in prompt.groups:
         head = " ".join(prompt.tokens[position] for position in group.positions)

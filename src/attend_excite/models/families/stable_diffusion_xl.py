@@ -136,8 +136,10 @@ class StableDiffusionXL(unet.UNetFamily):
     def _statistics(self) -> tuple[Any, Any] | None:
         """Mean and deviation of the latents, one a channel, as [[[mean]], ...]; None: it has none."""
         config = self.pipeline.vae.config
-        found = config.get("latents_mean"), config.get("latents_std")
-        return None if None in found else tuple([[[each]] for each in values] for values in found)
+        mean, deviation = config.get("latents_mean"), config.get("latents_std")
+        if mean is None or deviation is None:
+            return None
+        return [[[each]] for each in mean], [[[each]] for each in deviation]
 
 
 @contextmanager

@@ -65,7 +65,8 @@ FLUX = {
     "guidance_embed": False,
     "dtype": torch.float32,
 }
-KINDS = {"SD15": UNET, "SDXL": XL, "SD3": MMDIT, "FluxSchnell": FLUX}
+SD2 = UNET | {"use_linear_in_transformer": True, "num_heads": -1, "num_head_channels": 16}
+KINDS = {"SD15": UNET, "SD20": SD2, "SDXL": XL, "SD3": MMDIT, "FluxSchnell": FLUX}
 
 
 class Drawn(SimpleNamespace):
@@ -124,6 +125,7 @@ def _drawn(kind: str) -> Drawn:
     import comfy.sdxl_clip
     import comfy.supported_models
     import comfy.text_encoders.flux
+    import comfy.text_encoders.sd2_clip
     import comfy.text_encoders.sd3_clip
 
     from comfyui.nodes import AttendExciteSubjects
@@ -139,6 +141,7 @@ def _drawn(kind: str) -> Drawn:
         patcher = comfy.model_patcher.ModelPatcher(network, torch.device("cpu"), torch.device("cpu"))
     tokenizers = {
         "SD15": comfy.sd1_clip.SD1Tokenizer,
+        "SD20": comfy.text_encoders.sd2_clip.SD2Tokenizer,
         "SDXL": comfy.sdxl_clip.SDXLTokenizer,
         "SD3": comfy.text_encoders.sd3_clip.SD3Tokenizer,
         "FluxSchnell": comfy.text_encoders.flux.FluxTokenizer,
@@ -156,8 +159,15 @@ class _Clip:
 
     def __init__(self, kind: str, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self.cond_stage_model = SimpleNamespace(clip_l=True, clip_g=True, t5xxl=True)
-        self._keys = {"SD15": ["l"], "SDXL": ["l"], "SD3": ["l", "t5xxl"], "FluxSchnell": ["t5xxl"]}[kind]
+        encoders = ["clip_h"] if kind == "SD20" else ["clip_l", "clip_g", "t5xxl"]
+        self.cond_stage_model = SimpleNamespace(**dict.fromkeys(encoders, True))
+        self._keys = {
+            "SD15": ["l"],
+            "SD20": ["h"],
+            "SDXL": ["l"],
+            "SD3": ["l", "t5xxl"],
+            "FluxSchnell": ["t5xxl"],
+        }[kind]
         self._pooled = {"SDXL": 1280, "SD3": 2048}.get(kind, 768)
 
     def tokenize(self, text: str, return_word_ids: bool = False) -> Any:

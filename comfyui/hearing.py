@@ -106,15 +106,14 @@ class Hearing:
                 mask: Tensor | None = None,
                 **options: Any,
             ) -> Tensor:
-                joint = [
-                    each if options.get("skip_reshape") else _by_head(each, heads) for each in (query, key)
-                ]
+                split = options.get("skip_reshape")
+                rows, columns = (each if split else _by_head(each, heads) for each in (query, key))
                 # Of SD 3.5 medium's two attentions the second is the image's alone. Asked each time, since
                 # with gradient checkpointing the block runs again on the way back.
-                if joint[1].shape[-2] > height * width:
-                    self._hear(name, *joint, _as_fused(mask), told, False)
+                if columns.shape[-2] > height * width:
+                    self._hear(name, rows, columns, _as_fused(mask), told, False)
                     if self._images:
-                        self._hear(name, *joint, _as_fused(mask), told, True)
+                        self._hear(name, rows, columns, _as_fused(mask), told, True)
                 if answered is None:
                     return function(query, key, value, heads, mask=mask, **options)
                 return answered(function, query, key, value, heads, mask=mask, **options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ def differentiable(network: nn.Module) -> Iterator[None]:
     Args:
         network: the host's model, on its device.
     """
-    exchanged: list[tuple[dict[str, Tensor | None], str, Tensor, Tensor]] = []
+    exchanged: list[tuple[dict[str, Any], str, Tensor, Tensor]] = []
     frozen: list[Tensor] = []
     try:
         with torch.inference_mode(False):

@@ -11,6 +11,7 @@ from contextlib import ExitStack, aclosing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from typer.testing import CliRunner
 
 from attend_excite import Model, Recipe, Subject
 from attend_excite.cli import app
+from attend_excite.guidance.schedule import NoiseSearch
 from attend_excite.metadata import read_origin, write_png
 from attend_excite.methods import AttendAndExcite
 from attend_excite.models.reading import unread_tokens
@@ -38,6 +40,7 @@ from attend_excite.app.actions import (
     kept,
     overlays,
 )
+from attend_excite.app.api import visitor_of
 from attend_excite.app.forms import Form
 from attend_excite.app.jobs import Line, Stops, reports
 from attend_excite.app.limits import MAX_BODY, MAX_PROMPT
@@ -172,6 +175,7 @@ def test_a_link_says_everything() -> None:
         sigma=0.7071067811865476,
         pictures=3,
         best=True,
+        best_of=3,
         negative="a hat, “blurred”",
         scheduler="dpm++",
         seed=2**40,
@@ -228,6 +232,8 @@ def test_all_methods_are_compared_and_refusals_told(server: Server) -> None:
         ({"recipe": "official" * MAX_PROMPT}, "a name has 4000 characters"),
         ({"scheduler": "euler?"}, "unknown scheduler"),
         ({"best": True}, "nobody can tell which picture is the best"),
+        ({"best_of": 99}, "the number of noises is 99: it must be 1 to 8"),
+        ({"best_of": 2, "method": "composable"}, "never shows the model the whole prompt"),
         ({"seed": -1}, "a seed is -1"),
         ({"width": 4096}, "at most 32768 pixels"),
         ({"max_refinements": 10**9}, "at most 50"),
@@ -251,10 +257,16 @@ def test_what_a_dropped_picture_says_is_not_trusted(server: Server, drawn: Drawn
     recipe = drawn.recipe
     assert recipe is not None
     greedy = AttendAndExcite(recipe=replace(recipe, thresholds=((0.0, 1.0),), max_refinements=999))
+    endless = AttendAndExcite(recipe=replace(recipe, search=NoiseSearch(rounds=100)))
     for settings, message in (
         (replace(origin.settings, model="/etc"), "is not served here"),
         (replace(origin.settings, method=greedy), "refinements is 999"),
         (replace(origin.settings, width=8000), "at most 32768 pixels"),
+        (replace(origin.settings, best_of=900), "the number of noises is 900"),
+        (
+            replace(origin.settings, method=endless),
+            "the passes of the search is 1050: it must be at most 200",
+        ),
     ):
         write_png(tmp_path / "bad.png", Image.new("RGB", (8, 8)), replace(origin, settings=settings))
         with pytest.raises(ValueError, match=message):
@@ -495,6 +507,39 @@ def test_a_call_of_the_wrong_shape_is_answered_in_a_sentence(
     answer = httpx.post(f"{address}gradio_api/call/{path}", json=values)
     assert answer.status_code == 400
     assert told in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"data": [], "fn_index": 9999}, "the page has no such function"),
+        ({"data": [], "fn_index": -1}, "the page has no such function"),
+        ({"data": [], "fn_index": True}, "the page has no such function"),
+        ({"data": []}, "the page has no such function"),
+        ({"data": [], "fn_index": 0}, "takes a list of 3 values"),
+        ({"data": "cat", "fn_index": 0}, "takes a list of 3 values"),
+        ([0], "a call is an object"),
+    ],
+)
+def test_a_forged_call_of_the_page_is_answered_in_a_sentence(address: str, values: Any, told: str) -> None:
+    import httpx
+
+    if isinstance(values, dict):
+        values = values | {"session_hash": "mine"}
+    for path in ("queue/join", "run/predict", "api/words"):
+        answer = httpx.post(f"{address}gradio_api/{path}", json=values)
+        assert answer.status_code == 400
+        assert told in answer.json()["error"]
+
+
+def test_visitors_of_a_tunnel_are_told_apart() -> None:
+    def asks(session: str, host: str) -> Any:
+        return SimpleNamespace(session_hash=session, client=SimpleNamespace(host=host))
+
+    here = [visitor_of(asks(session, "127.0.0.1"), tunnelled=True)[1] for session in ("a", "b", "a")]
+    assert here[0] == here[2] != here[1]
+    assert visitor_of(asks("a", "192.0.2.7"), tunnelled=True) == ("a", "192.0.2.7")
+    assert visitor_of(asks("a", "127.0.0.1"), tunnelled=False) == ("a", "127.0.0.1")
 
 
 def test_requests_are_no_larger_than_the_page_needs(address: str) -> None:

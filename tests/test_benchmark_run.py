@@ -29,6 +29,7 @@ from attend_excite.benchmark import claims, store
 from attend_excite.benchmark.claims import Claims
 from attend_excite.benchmark.estimate import estimate
 from attend_excite.benchmark.jobs import Batch, conditions_of, plan, sweep, systems_named
+from attend_excite.benchmark.names import titles
 from attend_excite.benchmark.prompts import (
     BenchmarkPrompt,
     paper_prompts,
@@ -126,8 +127,17 @@ def test_prompt_files(tmp_path: Path, tokenizer: Any) -> None:
     ("name", "content", "message"),
     [
         ("empty.txt", "\n", "there is no prompt"),
-        ("other.json", '{"cats": []}', "the key 'cats'"),
-        ("broken.json", "{", "not JSON"),
+        ("other.json", '{"base": "official"}', "'base' in .* must be a list of prompts"),
+        ("broken.json", "{", "cannot be read as JSON"),
+        ("deep.json", '{"a": ' + "[" * 100_000, "nested too deep"),
+        ("long.json", '{"a": ' + "9" * 5000 + "}", "a number in it is too long"),
+        ("bad.jsonl", '{"prompt": "a cat"}\n{"tag": "x"}', 'line 2 .* must be an object with a "prompt"'),
+        ("bad.jsonl", '{"prompt": "a cat", "include": [{"count": 2}]}', 'must be an object with a "class"'),
+        (
+            "bad.jsonl",
+            '{"prompt": "a cat", "include": [{"class": "cat", "position": ["left of", 3]}]}',
+            'the position of "cat" is from the thing 3',
+        ),
         ("list.json", '["a cat and a dog"]', "must be an object"),
         ("table.csv", "text\na cat\n", "must have 'prompt'"),
         ("table.csv", "prompt\na cat, a dog and a frog\n", "line 2 .* quote its commas"),
@@ -305,9 +315,25 @@ def test_a_prompt_that_fails_spoils_no_other(model: Model, tmp_path: Path) -> No
     }
 
 
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("", "the run's folder is empty"),
+        ("https://example.invalid/run", "is a web address, where nothing can be written"),
+        ("nope://run", "is no path, and no URL that is known here"),
+    ],
+)
+def test_a_run_that_can_be_nowhere_is_refused_before_a_model_is_loaded(out: str, message: str) -> None:
+    for command in (["run", "--out", out, "--model", "nowhere/at-all"], ["score", out], ["report", out]):
+        told = CliRunner().invoke(app, ["benchmark", *command])
+        assert told.exit_code == 2
+        assert message in " ".join(told.stderr.split())
+
+
 def test_rows_count_passes_and_updates(model: Model) -> None:
     (prompt,) = [prompt for prompt in paper_prompts() if prompt.text == "a cat and a frog"]
-    systems = systems_named(["attend-excite no-refinement", "stable-diffusion", "composable"], model.recipe)
+    names = ["attend-excite no-refinement", "stable-diffusion", "composable", "stable-diffusion best_of=3"]
+    systems = systems_named(names, model.recipe)
     found = {}
     for batch in plan([prompt], [0], systems, conditions_of(model, 4, 7.5), batch_size=1):
         calls: list[int] = []
@@ -324,7 +350,30 @@ def test_rows_count_passes_and_updates(model: Model) -> None:
         "attend-excite no-refinement": (10, 2),
         "stable-diffusion": (8, 0),
         "composable": (12, 0),
+        "stable-diffusion best_of=3": (11, 0),
     }
+
+
+def test_the_number_of_noises_is_part_of_a_systems_name(model: Model) -> None:
+    names = ["stable-diffusion best_of=3", "attend-excite bare best_of=2", "attend-excite best_of=2 sigma=0"]
+    plain, bare, smooth = systems_named(names, model.recipe)
+    assert [plain.best_of, bare.best_of, smooth.best_of] == [3, 2, 2]
+    assert bare.method == systems_named(["attend-excite bare"], model.recipe)[0].method
+    assert smooth.method.recipe.sigma == 0
+    (once,) = systems_named(["stable-diffusion"], model.recipe)
+    assert plain.numbers == once.numbers | {"best_of": 3}
+    assert list(titles(names, "stickers").values()) == [
+        "stickers, plain, best of 3",
+        "Attend-and-Excite, bare best of 2",
+        "Attend-and-Excite, best of 2 sigma 0",
+    ]
+    for name in (
+        "composable best_of=2",
+        "stable-diffusion best_of=0",
+        "stable-diffusion best_of=2 best_of=3",
+    ):
+        with pytest.raises(ValueError, match=r"best_of is given once|by which to compare noises"):
+            systems_named([name], model.recipe)
 
 
 def test_a_folder_holds_images_of_one_kind(model: Model, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from attend_excite.cli import app
+from attend_excite.cli import app, drawing
 from attend_excite.metadata import read_origin
 from attend_excite.methods import METHODS, ComposableDiffusion
 
@@ -203,6 +203,8 @@ def test_a_warning_is_said_once(tmp_path: Path) -> None:
         ([PROMPT, "--scheduler", "magic"], "unknown scheduler 'magic': choose one of ddim"),
         ([PROMPT, "--best", "2", "--seeds", "2"], "leave out --seeds and --seed"),
         ([PROMPT, "--best", "0"], "--best is 0"),
+        ([PROMPT, "--best-of", "0"], "best_of is 0: it must be 1 to 1000"),
+        ([PROMPT, "--best-of", "2", "--method", "composable"], "never shows the model the whole prompt"),
         (["a wombat", "--best", "2"], "nobody can tell which picture is the best"),
     ],
 )
@@ -262,10 +264,67 @@ def test_a_recipe_that_is_none_is_named(tmp_path: Path, content: bytes, message:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["generate", PROMPT, "--out", ""], ["explain", ""], ["study", "serve", " "]]
+    "arguments",
+    [
+        ["generate", PROMPT, "--out", ""],
+        ["explain", ""],
+        ["study", "serve", " "],
+        ["bench", "--json", ""],
+        ["bench", "--chart", ""],
+        ["benchmark", "run", "--out", "run", "--prompts", ""],
+    ],
 )
 def test_an_empty_path_is_not_the_current_folder(arguments: list[str]) -> None:
     assert "it is empty" in _run(*arguments, status=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bench", "--steps", "9" * 40], "1000 at most"),
+        (["bench", "--rounds", "9" * 40], "1000 at most"),
+        (["bench", "--only", "["], "'[' is no regular expression"),
+        (["bench", "--chart", "chart.gif"], "is no .svg, .png or .pdf"),
+        (["bench", "--json", "nowhere/at.json"], "cannot be written: give a file in a folder that is there"),
+        (["generate", PROMPT, "--seeds", "9" * 40], "it must be 1 to 1000000"),
+        (["generate", PROMPT, "--best", "9" * 40], "it must be 1 to 1000000"),
+        (["generate", PROMPT, "--model", "http://x/y"], "no name that a model on the Hub can have"),
+        (["tokens", PROMPT, "--model", "a\udcff"], "no name that a model on the Hub can have"),
+        (["tokens", PROMPT, "--model", ""], "the model's name is empty"),
+    ],
+)
+def test_what_no_command_can_mean_is_one_sentence(arguments: list[str], message: str) -> None:
+    told = " ".join(_run(*arguments, status=2).stderr.split())
+    assert message in told
+    assert told.startswith("error: ")
+
+
+def test_ctrl_c_says_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn_as, left = drawing.draw_as, [1]
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return drawn_as(*arguments, **options)
+
+    monkeypatch.setattr(drawing, "draw_as", interrupted)
+    line = ("generate", PROMPT, "--method", "stable-diffusion", "--steps", "1", "--seeds", "2")
+    line = (*line, "--batch-size", "1", "--out", str(tmp_path / "out"))
+    told = " ".join(_run(*line, status=130).stderr.split())
+    assert "stopped: 1 picture is finished, and kept in" in told
+    assert len(list((tmp_path / "out").iterdir())) == 1
+    assert "before a picture was finished: there is none" in _run(*line, status=130).stderr
+
+
+def test_what_nursing_did_in_vain_is_told(tmp_path: Path) -> None:
+    line = ("generate", "a horse and a dog", "--subject", "a", "--subject", "dog", "--steps", "10")
+    result = _run(*line, "--json", "--out", str(tmp_path))
+    assert "the attention to 'a' could not be raised" in " ".join(result.stderr.split())
+    (image,) = json.loads(result.stdout)["images"]
+    assert ("stuck", "a") in [(each["kind"], each["subject"]) for each in image["findings"]]
+    assert image["findings"][0]["sentence"].startswith("the attention to 'a'")
+    assert "stuck: a" in _run(*line, "--out", str(tmp_path)).stdout
 
 
 def test_the_default_folder_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,6 +364,21 @@ def test_a_method_s_own_options_are_kept_in_the_picture(tmp_path: Path) -> None:
     (image,) = _generate(tmp_path, PROMPT, *options, "--steps", "1")["images"]
     method = read_origin(Path(image["file"])).settings.method
     assert method == ComposableDiffusion(weights=(5.0, -2.0))
+
+
+def test_the_noise_that_was_chosen_is_told_and_drawn_again(tmp_path: Path) -> None:
+    fast = ("--steps", "2", "--recipe", "no-refinement", "--best-of", "3")
+    (image,) = _generate(tmp_path / "chosen", PROMPT, *fast)["images"]
+    losses = image["noise"]["losses"]
+    assert image["noise"]["chosen"] == losses.index(min(losses))
+    assert len(losses) == 3
+    assert read_origin(Path(image["file"])).settings.best_of == 3
+    (again,) = _generate(tmp_path / "again", "--from", image["file"])["images"]
+    assert Path(again["file"]).read_bytes() == Path(image["file"]).read_bytes()
+    (own,) = _generate(tmp_path / "own", "--from", image["file"], "--best-of", "1")["images"]
+    assert own["noise"] is None
+    told = f"{image['start']['chosen'] + 1} of 3"
+    assert told in _run("generate", PROMPT, *fast, "--out", str(tmp_path)).stdout
 
 
 def test_the_best_of_some_seeds_is_kept_with_what_it_shows(tmp_path: Path) -> None:

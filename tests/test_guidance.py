@@ -83,6 +83,16 @@ def test_the_official_numbers_fall_out_at_fifty_steps() -> None:
     assert [PAPER.plan(50)[i].step_size for i in (0, 12, 24)] == pytest.approx([20, 15, 10])
 
 
+def test_refinement_at_one_chosen_step_alone_is_a_recipe() -> None:
+    once = Recipe.from_dict({"base": "official", "altered": 0.0, "thresholds": [[0.14, 0.8]]})
+    assert [index for index, step in enumerate(once.plan(50)) if not step.idle] == [7]
+    assert not once.plan(50)[7].alters
+    # At the one step 20 updates at most, and beside it the ordinary ones.
+    beside = Recipe.from_dict({"base": "official", "thresholds": [[0.2, 0.8]]}).plan(50)
+    assert [index for index, step in enumerate(beside) if step.threshold is not None] == [10]
+    assert sum(step.alters for step in beside) == 25
+
+
 @pytest.mark.parametrize(("iterations", "places"), [(20, [0, 4, 8]), (30, [0, 6, 12]), (1, [0])])
 def test_shorter_runs_keep_the_fractions(iterations: int, places: list[int]) -> None:
     plan = OFFICIAL.plan(iterations)
@@ -103,9 +113,12 @@ def test_shorter_runs_keep_the_fractions(iterations: int, places: list[int]) -> 
         ({"temperature": 10**400}, "temperature is 1000"),
         ({"max_refinements": 10**9}, "a whole number, 0 to 1000"),
         ({"summary": 5}, "summary is 5: it must be a text"),
+        ({"method": 5}, "method is 5: it must be a text"),
+        ({"title": ["ours"]}, "title is \\['ours'\\]: it must be a text"),
         ({"start": 0.6}, "start is 0.6: it must be a fraction of the run, 0 to where altering ends"),
         ({"start": "0.1"}, "start is '0.1': it must be a number"),
         ({"max_shift": 0.0}, "max_shift is 0.0: it must be above 0"),
+        ({"choose_at": 1.5}, "choose_at is 1.5: it must be a fraction of the run, 0 to 1"),
         ({"rest_at": 1.5}, "rest_at is 1.5: it must be 0 to 1"),
         ({"rest_lead": -2}, "rest_lead is -2: it must be -1 to 1"),
     ],

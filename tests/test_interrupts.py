@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import typer
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
+from attend_excite import Model, record
 from attend_excite.cli.messages import end_tidily, failures_as_sentences
 from attend_excite.models.model import frozen
 
@@ -37,6 +39,33 @@ def test_a_second_ctrl_c_in_the_clean_up_leaves_nothing_changed() -> None:
     assert _Interrupted.left == 0
     assert all(module.training for module in network.modules())
     assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+@pytest.fixture
+def ctrl_c_in_clean_ups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Ctrl-C comes just before each of the first hooks goes, as often as the number in the list says."""
+    left, remove = [0], RemovableHandle.remove
+
+    def interrupted(handle: RemovableHandle) -> None:
+        if left[0]:
+            left[0] -= 1
+            raise KeyboardInterrupt
+        remove(handle)
+
+    monkeypatch.setattr(RemovableHandle, "remove", interrupted)
+    return left
+
+
+def test_ctrl_c_in_the_clean_up_leaves_no_hook(
+    tiny: Model, same_model: Callable[[Model], Callable[[], None]], ctrl_c_in_clean_ups: list[int]
+) -> None:
+    check = same_model(tiny)
+    for attended in (record(tiny.network, tiny.places()), tiny.family.attend_to_sets(1, 32)):
+        with suppress(KeyboardInterrupt), attended:
+            ctrl_c_in_clean_ups[0] = 3
+            raise KeyboardInterrupt
+        assert ctrl_c_in_clean_ups[0] == 0
+        check()
 
 
 @pytest.fixture

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from attend_excite import AttendAndExcite, Recipe, StableDiffusion, Subject
+from attend_excite.a1111 import read_weights
+from attend_excite.infotext import infotext
 from attend_excite.metadata import KEY, Origin, Settings, fingerprint, read_origin, write_png
 from attend_excite.methods import METHODS
+from attend_excite.models.additions import Addition
 from attend_excite.pictures import PictureFile
 
 SETTINGS = Settings(
@@ -49,6 +54,57 @@ def test_every_method_survives_the_file(name: str, tmp_path: Path) -> None:
     origin = Origin(replace(SETTINGS, method=METHODS[name]()), seed=0, batch=(0,))
     write_png(tmp_path / "cat.png", PICTURE, origin)
     assert read_origin(tmp_path / "cat.png") == _here(origin)
+
+
+def _as_others_read(text: str) -> tuple[str, str, dict[str, str]]:
+    """A `parameters` text as the programs that show it take it apart."""
+    *lines, last = text.split("\n")
+    at = next((at for at, line in enumerate(lines) if line.startswith("Negative prompt: ")), len(lines))
+    negative = "\n".join(lines[at:]).removeprefix("Negative prompt: ")
+    found = re.findall(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)', last)
+    values = {name: json.loads(value) if value.startswith('"') else value for name, value in found}
+    return "\n".join(lines[:at]), negative, values
+
+
+def test_other_programs_read_what_a_picture_was_made_with(tmp_path: Path) -> None:
+    settings = replace(
+        SETTINGS,
+        model="checkpoints/dreams.safetensors",
+        prompt=r"a [cat] (in a box), \[sic\]",
+        negative_prompt="a (dog)",
+        subjects=None,
+        scheduler="dpm++-karras",
+        loras=(Addition("loras/ink.safetensors", "0123456789abcdef", 0.7),),
+        image=PictureFile("begun.png", "00"),
+        strength=0.5,
+    )
+    write_png(tmp_path / "cat.png", PICTURE, Origin(settings, seed=3, batch=(3,)))
+    with Image.open(tmp_path / "cat.png") as picture:
+        prompt, negative, values = _as_others_read(picture.info["parameters"])
+    text, lora = prompt.split(" <")
+    assert lora == "lora:ink:0.7>"
+    # Their brackets are weights: read so, it is the text that was drawn, all of it weighing 1.
+    for written, drawn in ((text, "a cat (in a box), [sic]"), (negative, "a (dog)")):
+        read = read_weights(written)
+        assert (read.text, set(read.weights)) == (drawn, {1.0})
+    assert values == {
+        "Steps": "20",
+        "Sampler": "DPM++ 2M",
+        "Schedule type": "Karras",
+        "CFG scale": "7.5",
+        "Seed": "3",
+        "Size": "160x128",
+        "Model": "dreams",
+        "Denoising strength": "0.5",
+        "Lora hashes": "ink: 0123456789",
+        "Method": "Attend-and-Excite",
+        "Version": f"attend-excite {version('attend-excite')}",
+    }
+    # Weights that were written for them stay as they are, and so does what has no negative prompt.
+    theirs = replace(SETTINGS, prompt="a (cat:1.3)", syntax="a1111", subjects=None)
+    lines = infotext(Origin(theirs, seed=0, batch=(0,))).split("\n")
+    assert lines[0] == "a (cat:1.3)"
+    assert lines[1].startswith("Steps: 20, CFG scale: 7.5, Seed: 0")
 
 
 def test_what_a_picture_was_begun_from_is_known_by_its_pixels(tmp_path: Path) -> None:

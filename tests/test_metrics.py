@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -50,6 +51,7 @@ from attend_excite.benchmark.metrics import (
     Clip,
     ClipSimilarity,
     DetectedPresence,
+    GenEval,
     JudgedPresence,
     Metric,
     VqaScore,
@@ -338,7 +340,7 @@ class _Boxes:
 class _ByMean(DetectedPresence):
     """Names a crop's colour by its mean, where the other names it by CLIP."""
 
-    def _colour(self, crop: Image.Image, subject: str) -> str:
+    def colour(self, crop: Image.Image, subject: str) -> str:
         red, _, blue = np.asarray(crop).mean(axis=(0, 1))
         assert min(red, blue) == 0  # The box is that of one half, to the pixel.
         return "red" if red > blue else "blue"
@@ -361,6 +363,25 @@ def test_detector_by_hand(
         assert (found["neglected"], found["miscoloured"], found["right"]) == (True, not right, False)
     metric.update([image], [{"job": "", "prompt": "a red car", "subjects": ["red car"]}])
     assert metric.compute()[0]["right"]
+
+
+def test_genevals_verdict_by_hand(
+    tmp_path_factory: pytest.TempPathFactory, tokenizer: CLIPTokenizer, clip: Clip
+) -> None:
+    detector = _ByMean(_saved(tmp_path_factory, *_owl(tokenizer)), clip)
+    detector._model = _Boxes()
+    image = Image.new("RGB", (48, 24), "red")
+    image.paste(Image.new("RGB", (24, 24), "blue"), (24, 0))
+    wanted = [
+        {"include": [{"class": "car", "color": "red"}]},
+        {"include": [{"class": "car", "color": "blue"}]},
+        {"include": [{"class": "car"}, {"class": "bowl"}]},  # of which it is not sure enough
+        {"include": [{"class": "car", "count": 2}]},
+    ]
+    metric = GenEval(detector)
+    rows = [{"job": "", "wanted": json.dumps(each)} for each in wanted]
+    metric.update([image] * 5, [*rows, {"job": "", "wanted": None}])
+    assert [score["right"] for score in metric.compute()] == [True, False, False, False, None]
 
 
 def test_chance_of_yes_by_hand(tokenizer: CLIPTokenizer) -> None:

@@ -101,6 +101,24 @@ def test_the_report_says_what_the_scores_say(run: Path) -> None:
     assert len((run / "report" / "numbers" / "images.csv").read_text("utf-8").splitlines()) == 9
 
 
+def test_genevals_verdict_has_a_table_of_its_own(run: Path) -> None:
+    rows = store.read_rows(run).to_pylist()
+    store.write_scores(
+        run,
+        "geneval",
+        [
+            {"job": row["job"], "scored_by": "an owl", "right": row["system"] != "stable-diffusion"}
+            for row in rows
+        ],
+    )
+    write_report(run, run / "report")
+    text = (run / "report" / "report.md").read_text("utf-8")
+    section = text.split("## GenEval's verdict")[1].split("\n## ")[0]
+    assert "By an owl. An image is right where each thing that is asked for is found often enough" in section
+    assert re.search(r"Attend-and-Excite \| \*\*100\.0 %", section)
+    assert re.search(r"stickers, plain \| 0\.0 %", section)
+
+
 def test_the_bound_is_of_the_clip_that_judges(run: Path) -> None:
     subjects = ("cat", "dog", "frog", "car", "bowl", "clock")
     for judge, told in (("judge", True), ("another", False)):

@@ -29,6 +29,7 @@ from attend_excite.study.analysis import (
     winners,
 )
 from attend_excite.study.create import NONE, Page, Rules, Study, create_study, read_study
+from attend_excite.study.results import write_results
 from attend_excite.study.simulate import CERTAINTY, judged_utilities, known_utilities, simulate
 from attend_excite.study.standings import luce_strengths, standings
 from attend_excite.study.votes import Kind, Vote
@@ -260,6 +261,35 @@ def test_a_panel_follows_the_judge(tmp_path: Path) -> None:
     utilities = judged_utilities(study, tmp_path / "study", str(tmp_path / "judge"))
     white_is_right = float(scores[0] > scores[1])
     assert utilities == {"a cat and a frog": {"white": CERTAINTY * white_is_right, "mixed": CERTAINTY / 2}}
+
+
+def test_a_users_own_method_has_its_title_in_tables_and_figures(tmp_path: Path) -> None:
+    run, own = tmp_path / "run", "my_methods:Faded"
+    rows = [
+        {
+            "job": store.name_of(system),
+            "prompt": "a cat and a frog",
+            "subset": "animals",
+            "seed": 0,
+            "system": system,
+            "model": "stickers",
+            "image": store.write_image(run, store.name_of(system), Image.new("RGB", (64, 64))),
+            "nsfw": False,
+        }
+        for system in (own, "stable-diffusion")
+    ]
+    store.write_rows(run, rows)
+    store.write_settings(run, {"titles": {own: "Fading of ours", "stable-diffusion": "Stable Diffusion"}})
+    created = create_study(run, tmp_path / "study", prompts_per_subset=1, seeds=1, checks=0, repeats=0)
+    study = read_study(tmp_path / "study")
+    assert study == created
+    assert study.titles == {own: "Fading of ours"}
+    votes = simulate(study, known_utilities(study, {own: 2.0, "stable-diffusion": 1.0}), 5)
+    write_results(analyse(study, votes, resamples=10), tmp_path / "results")
+    for file in ("table.md", "table.tex", "shares.svg"):
+        text = (tmp_path / "results" / file).read_text()
+        assert "Fading of ours" in text
+        assert "Faded" not in text
 
 
 def test_commands_mark_what_is_simulated(study_folder: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from diffusers.loaders.textual_inversion import TextualInversionLoaderMixin
 from transformers import CLIPTokenizer
 
 import attend_excite
+from attend_excite import nouns
 from attend_excite.nouns import find_nouns, modifiers_of, other_language
 from attend_excite.subjects import Stream, Subject, cuts_of, locate, parse, unmarked, words_of
 
@@ -56,6 +57,22 @@ def test_benchmark_in_every_colour():
         if (found := tuple(noun.text for noun in find_nouns(prompt))) != subjects or other_language(prompt)
     }
     assert not wrong
+
+
+def test_an_endless_word_is_read_by_its_end(monkeypatch):
+    """The tagger's time grows with the square of a word's letters: a minute for 5,000."""
+    tagger = nouns._tagger()
+
+    class Impatient:
+        def tag_sent(self, words, taglevel):
+            if max(map(len, words)) > 50:
+                pytest.fail("it would take too long")
+            return tagger.tag_sent(words, taglevel=taglevel)
+
+    monkeypatch.setattr(nouns, "_tagger", Impatient)
+    assert [noun.text for noun in find_nouns(f"a {'x' * 5000} and a frog")][-1] == "frog"
+    long = "anti" * 20 + "cats"
+    assert [noun.text for noun in find_nouns(f"a {long} and frogs")] == [long, "frogs"]
 
 
 def test_benchmark_prompts_give_exactly_their_colours():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -38,9 +39,6 @@ def tables_of(
         device: of the tensors.
         dtype: of the targets, float32 or wider.
     """
-    positions = [positions_of(prompts, at) for at in range(len(streams))]
-    if first is not None:
-        positions[0] = first
     tables = []
     for at, stream in enumerate(streams):
         kept = range(stream.start, stream.start + stream.width)
@@ -50,7 +48,7 @@ def tables_of(
         # The authors leave the context's last position out, whatever is there; so do we.
         prompt_only = compares_prompt_only(recipe, stream, shared)
         subjects = SubjectTokens.stack(
-            positions=positions[at],
+            positions=positions_of(prompts, at) if at or first is None else first,
             last=[last if prompt_only else stream.width - 2 for _, last in words],
             first=[first for first, _ in words],
             target=[[group.target for group in prompt.groups] for prompt in prompts],
@@ -70,7 +68,9 @@ def tables_of(
         if between is not None:
             between = between.to(device)
         tables.append(Table(slice(kept[0], kept[-1] + 1), shared, subjects, between))
-    return tables
+    # A subject of the other tables alone counts in the first one too: its losses are told there.
+    everywhere = torch.stack([table.subjects.real for table in tables]).any(dim=0)
+    return [replace(table, subjects=replace(table.subjects, real=everywhere)) for table in tables]
 
 
 def _between_chunks(prompts: Sequence[Prompt], stream: Stream, words_alone: bool) -> torch.Tensor | None:

@@ -28,6 +28,7 @@ from attend_excite.finite import check_finite
 from attend_excite.methods.attend_excite import AttendAndExcite
 from attend_excite.methods.base import Method, Run, Start, Step
 from attend_excite.methods.composable import ComposableDiffusion
+from attend_excite.methods.noise import MAX_NOISES, check_noise, chooses_noise, first_noise
 from attend_excite.methods.stable_diffusion import StableDiffusion
 from attend_excite.methods.structure import StructureDiffusion
 from attend_excite.models.hindrances import refuse_hindrances
@@ -158,6 +159,7 @@ def generate(
     image: Image.Image | str | Path | None = None,
     strength: float | None = None,
     mask: Image.Image | str | Path | None = None,
+    best_of: int = 1,
     batch_size: int | Literal["auto"] = 8,
     maps: bool | tuple[int, int] = False,
     decode: bool = True,
@@ -194,6 +196,9 @@ def generate(
             ones, and the recipe's fractions are of those. 1: nothing of it is left where is drawn. None: 0.8.
         mask: white where is drawn, black where the picture's latents and pixels stay as they are, to the bit;
             shades of grey mix pixels. None: everywhere.
+        best_of: noises that are tried for each picture, the seed's own first: each is looked at early in
+            the run (`Recipe.choose_at`) without a gradient, and the one whose loss is lowest then, by the
+            method's recipe or else the model's, is drawn. 1: the seed's own noise.
         batch_size: pictures in one pass; "auto": as many as should fit in memory. A batch that runs out
             of it all the same starts again with half as many.
         maps: keep the attention of every step: see `Generation.maps`. True: of the layers that nursing
@@ -250,7 +255,10 @@ def generate(
     _require(counted, "batch_size", batch_size, '1 or more, or "auto"')
     checked_syntax(syntax)
     negative_chunks = _negative_chunks(model, method, negative_prompt) if syntax == "a1111" else None
-    prompts = parse_all(model, prompt, subjects, method, syntax)
+    fine = hasattr(best_of, "__index__") and 1 <= best_of <= MAX_NOISES
+    _require(fine, "best_of", best_of, f"a whole number, 1 to {MAX_NOISES}")
+    check_noise(model, method, best_of, from_picture=begin is not None)
+    prompts = parse_all(model, prompt, subjects, method, syntax, needed=best_of > 1)
     if method.uses_subjects and min(map_size(size, model.attention_downsampling)) < 2:
         least = 2 * model.attention_downsampling * family.pixels_per_cell
         raise ValueError(f"the picture is too small for attention maps: make it {least} pixels wide and high")
@@ -268,6 +276,7 @@ def generate(
 
     jobs = [(parsed, seed) for parsed in prompts for seed in seeds]
     in_one_pass = fitting_batch_size(model, size) if batch_size == "auto" else batch_size
+    chooses = chooses_noise(model, method, best_of)
     results: list[_Result] = []
     original: Tensor | None = None
     with (
@@ -303,7 +312,12 @@ def generate(
             after_step = _reporter(bar, callback, range(start, start + len(batch)), iterations)
             generators = [torch.Generator().manual_seed(seed) for _, seed in batch]
             noise = _noise(model, size, generators, run.latents_dtype)
+            others = [generator.clone_state() for generator in generators]
+            draw = partial(_noise, model, size, others, run.latents_dtype)
             try:
+                bar.set_description_str("choosing the noise" if chooses else "")
+                noise = first_noise(run, method, noise, draw, generators, best_of, denoise)
+                bar.set_description_str("")
                 latents, seconds = denoise(run, method, noise, generators, after_step=after_step)
             except torch.OutOfMemoryError:
                 if batch_size != "auto" or len(batch) == 1:
@@ -342,6 +356,7 @@ def denoise(
     *,
     eta: float = 0.0,
     after_step: Callable[[int, Tensor, Tensor], None] | None = None,
+    steps: int | None = None,
 ) -> tuple[Tensor, list[float]]:
     """The denoising loop, for a batch.
 
@@ -352,6 +367,7 @@ def denoise(
         generators: for the noise that stochastic schedulers add, one for all images or one each.
         eta: the share of added noise in DDIM (Song et al.), 0 to 1; other schedulers have none.
         after_step: called with the step's index and timestep and the new latents.
+        steps: only so many of the iterations; None: all.
 
     Returns:
         The denoised latents (B, C, H, W), and the seconds that each iteration took.
@@ -372,7 +388,7 @@ def denoise(
     carry = shift_carrier(scheduler)
     seconds: list[float] = []
     with turn_of(run.model.network), prepared(run.model.network), method.attach(run) as step:
-        for index, timestep in enumerate(timesteps):
+        for index, timestep in enumerate(timesteps[:steps]):
             began = time.perf_counter()
             shifted, output = step(latents, Step(index, timestep))
             carry(None if shifted is latents else shifted - latents)
@@ -415,6 +431,8 @@ def parse_all(
     subjects: Subjects | Sequence[Subjects | None] | None,
     method: Method,
     syntax: Syntax = "plain",
+    *,
+    needed: bool = False,
 ) -> list[Prompt]:
     """The prompts with their subjects: see `generate` for what may be given.
 
@@ -437,7 +455,7 @@ def parse_all(
         )
     if len(wanted) != len(texts):
         raise ValueError(f"{len(texts)} prompts but subjects for {len(wanted)}: give a list a prompt")
-    if not method.uses_subjects:
+    if not (method.uses_subjects or needed):
         wanted = [()] * len(texts)
     elif any(isinstance(named, Sized) and not len(named) for named in wanted):
         raise ValueError(
@@ -515,17 +533,18 @@ def _encode(
     negative_chunks: tuple[Chunk, ...] | None = None,
 ) -> Run:
     guided = guidance_scale > 1
+    # What differs is encoded once.
+    different = list({(prompt.text, prompt.chunks): prompt for prompt in prompts}.values())
     with turn_of(*(stream.tokenizer for stream in model.family.streams())):
         if negative_chunks is None:
-            texts = [prompt.text for prompt in prompts]
-            different = list(dict.fromkeys(texts))
+            texts = [prompt.text for prompt in different]
             negative = negative_prompt if guided else None
-            text, empty = model.family.encode(different, negative, distilled, size)
+            text, empty = model.family.encode(texts, negative, distilled, size)
         else:
-            texts = [prompt.chunks for prompt in prompts]
-            different = list(dict.fromkeys(texts))
-            text, empty = model.family.encode_chunks(different, negative_chunks if guided else None, size)
-    rows = [different.index(each) for each in texts]
+            chunks = [prompt.chunks for prompt in different]
+            text, empty = model.family.encode_chunks(chunks, negative_chunks if guided else None, size)
+    known = [(prompt.text, prompt.chunks) for prompt in different]
+    rows = [known.index((prompt.text, prompt.chunks)) for prompt in prompts]
     return Run(
         model=model,
         prompts=tuple(prompts),
@@ -591,15 +610,16 @@ def traces_of(run: Run, timesteps: Sequence[float], seconds: Sequence[float]) ->
     traces: list[Trace] = []
     for row, prompt in enumerate(run.prompts):
         names = [group.text for group in prompt.groups]
+        noise = run.noises[row] if run.noises else None
         steps = tuple(
             TraceStep(index, timestep, took, updates_of(run.visits.get(index, []), row, names))
             for index, (timestep, took) in enumerate(zip(timesteps, seconds, strict=True))
         )
         if run.nursed is None:
-            traces.append(Trace(steps))
+            traces.append(Trace(steps, noise=noise))
         else:
             found = findings_of(steps, prompt.groups, run.nursed.goal)
-            traces.append(Trace(steps, run.nursed.tokens[row], found))
+            traces.append(Trace(steps, run.nursed.tokens[row], found, noise))
     return traces
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 
 def to_the_end(undo: Callable[[], None]) -> None:
@@ -19,3 +20,16 @@ def to_the_end(undo: Callable[[], None]) -> None:
             interrupted = again
     if interrupted is not None:
         raise interrupted
+
+
+@contextmanager
+def cleaning_up() -> Iterator[ExitStack]:
+    """An `ExitStack` that is emptied to its end, whatever Ctrl-C comes meanwhile.
+
+    What is put on it does its own part to the end, as `to_the_end` does it.
+    """
+    stack = ExitStack()
+    try:
+        yield stack
+    finally:
+        to_the_end(stack.close)

@@ -17,9 +17,11 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from attend_excite import infotext
 from attend_excite.files import written_whole
 from attend_excite.generate import Generation
 from attend_excite.methods import METHODS, Method
+from attend_excite.methods.noise import MAX_NOISES
 from attend_excite.models import Model
 from attend_excite.models.additions import Addition
 from attend_excite.pictures import PictureFile
@@ -71,6 +73,7 @@ class Settings:
         embeddings: the words that it was taught.
         vae: the autoencoder that it was given; None: its own.
         syntax: how the prompts are written, one of `SYNTAXES`.
+        best_of: noises that were tried for each seed.
 
     Raises:
         ValueError: a number is out of its range.
@@ -96,6 +99,7 @@ class Settings:
     embeddings: tuple[Addition, ...] = ()
     vae: Addition | None = None
     syntax: Syntax = "plain"
+    best_of: int = 1
 
     def __post_init__(self) -> None:
         _require(1 <= self.steps <= _MAX_STEPS, "steps", self.steps, f"1 to {_MAX_STEPS}")
@@ -104,6 +108,7 @@ class Settings:
         for what, pixels in (("the height", self.height), ("the width", self.width)):
             _require(1 <= pixels <= _MAX_SIDE, what, pixels, f"1 to {_MAX_SIDE} pixels")
         _require(self.dtype in DTYPES, "the dtype", self.dtype, f"one of {', '.join(DTYPES)}")
+        _require(1 <= self.best_of <= MAX_NOISES, "best_of", self.best_of, f"1 to {MAX_NOISES}")
         check_scheduler(self.scheduler)
         checked_syntax(self.syntax)
         if self.strength is not None:
@@ -129,6 +134,7 @@ def draw_as(model: Model, settings: Settings, seeds: Sequence[int], **options: A
         image=settings.image and settings.image.read(),
         strength=settings.strength,
         mask=settings.mask and settings.mask.read("L"),
+        best_of=settings.best_of,
         batch_size=len(seeds),
         progress=False,
         **options,
@@ -188,6 +194,8 @@ def write_png(path: Path, picture: Image.Image, origin: Origin | None = None) ->
     chunks = PngInfo()
     if origin is not None:
         origin = replace(origin, threads=origin.threads or torch.get_num_threads())
+        # What others read comes first: some stop at the first text.
+        chunks.add_text(infotext.KEY, infotext.infotext(origin))
         chunks.add_itxt(KEY, json.dumps({"format": FORMAT} | as_plain_data(origin), ensure_ascii=False))
     with written_whole(path) as partial:
         picture.save(partial, pnginfo=chunks)

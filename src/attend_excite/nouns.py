@@ -18,6 +18,10 @@ Span = tuple[int, int]
 WORD = re.compile(r"\w+(?:-\w+|['\u2019](?!s\b)\w+)*|['\u2019]s\b|[^\w\s]")
 
 # What ties an adjective behind a noun to it: "the bowl is yellow".
+# The tagger's time grows with the square of a word's letters, and it goes by a word's end. English words
+# aren't longer.
+_LETTERS = 50
+
 _TIES = ("is", "are", "was", "were")
 # What other programs take for instructions. Of "(cat:1.3)" only the weight is one.
 _INSTRUCTION = re.compile(
@@ -92,7 +96,7 @@ def _tagger() -> Any:
 @cache
 def _reading(word: str) -> str:
     """The likeliest tag of a word by itself."""
-    return max(_tagger().tag_word(word.lower()), key=lambda reading: reading[1])[0]
+    return max(_tagger().tag_word(word.lower()[-_LETTERS:]), key=lambda reading: reading[1])[0]
 
 
 @dataclass(frozen=True)
@@ -172,10 +176,10 @@ def _tagged(text: str) -> list[_Word]:
         start, end = instruction.span
         text = f"{text[:start]},{' ' * (end - start - 1)}{text[end:]}"
     matches = list(WORD.finditer(text))
-    tagged = _tagger().tag_sent([match[0] for match in matches], taglevel=1)
+    tagged = _tagger().tag_sent([match[0][-_LETTERS:] for match in matches], taglevel=1)
     words = [
-        _Word(word, lemma, tag, match.span())
-        for (word, lemma, tag), match in zip(tagged, matches, strict=True)
+        _Word(match[0], lemma, tag, match.span())
+        for (_, lemma, tag), match in zip(tagged, matches, strict=True)
     ]
     for i, word in enumerate(words):
         before = words[i - 1] if i else None

@@ -32,6 +32,11 @@ def scheduler_names() -> tuple[str, ...]:
     return tuple(_known())
 
 
+def sampler_of(name: str | None) -> Mapping[str, str]:
+    """How A1111 and its like call a scheduler with a short name; of a model's own, None, nothing is known."""
+    return {} if name is None else _known()[name]["a1111"]
+
+
 def fitting_schedulers(own: Any) -> dict[str, str]:
     """Of the schedulers with a short name, those that can take the place of a model's own: the name -> its
     title. Flow matching has none of them."""

@@ -307,13 +307,17 @@ def foreign_instructions(text: str) -> str:
     )
 
 
+def text_of(prompt: str) -> str:
+    """The prompt without the brackets that mark its subjects, as it is drawn; errors are those of `parse`."""
+    return _read_brackets(prompt)[0]
+
+
 def unmarked(prompt: str) -> str:
     """The prompt without the brackets that mark its subjects, as `parse` takes it beside a list of them.
 
     Raises ValueError, as `parse` does, if the prompt is empty or has bad brackets.
     """
-    text, _ = _read_brackets(prompt)
-    return text.replace("[", r"\[").replace("]", r"\]")
+    return text_of(prompt).replace("[", r"\[").replace("]", r"\]")
 
 
 def _read_brackets(prompt: str) -> tuple[str, list[Span]]:
@@ -396,22 +400,23 @@ class _Context:
             if [stream.name for stream in tokenizer] != ["CLIP"]:
                 raise ValueError("A1111's syntax is for Stable Diffusion 1, 2 and XL: leave it out")
             tokenizer = tokenizer[0].tokenizer
+        cutter: Any = tokenizer
         weighted = read_weights(unicodedata.normalize("NFC", prompt))
         if not weighted.text.strip():
             raise ValueError("the prompt is empty: describe the image in a few words")
         chunks, words, spans = list[Chunk](), list[str](), list[Span]()
-        with turn_of(tokenizer):
-            rows = [row for piece in weighted.pieces() for row in _tokens_of(weighted, piece, tokenizer)]
-            comma = tokenizer.convert_tokens_to_ids(",</w>")
+        with turn_of(cutter):
+            rows = [row for piece in weighted.pieces() for row in _tokens_of(weighted, piece, cutter)]
+            comma = cutter.convert_tokens_to_ids(",</w>")
             places = [(token, span[0]) for token, span in rows]
-            length = tokenizer.model_max_length - 2
+            length = cutter.model_max_length - 2
             for chosen in in_chunks(places, weighted.breaks, lambda token: token == comma, length):
                 ids = tuple(rows[index][0] for index in chosen)
                 weights = tuple(weighted.weights[rows[index][1][0]] for index in chosen)
                 chunks.append(Chunk(ids, weights))
                 empty = length - len(chosen)
-                words += [tokenizer.bos_token, *(weighted.text[slice(*rows[index][1])] for index in chosen)]
-                words += [tokenizer.eos_token] * (empty + 1)
+                words += [cutter.bos_token, *(weighted.text[slice(*rows[index][1])] for index in chosen)]
+                words += [cutter.eos_token] * (empty + 1)
                 spans += [(0, 0), *(rows[index][1] for index in chosen), *[(0, 0)] * (empty + 1)]
         limit, end = len(words), len(weighted.text)
         return cls(weighted.text, tuple(words), tuple(spans), limit, end, (), chunks=tuple(chunks))

@@ -81,6 +81,24 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class ChosenNoise:
+    """How the noise that an image began from was found, where it isn't simply the seed's own.
+
+    Attributes:
+        losses: of each noise that was tried, in their order, the seed's own first: the recipe's loss, or in a
+            search the lowest that was come to.
+        chosen: the index of the one that it began from.
+        passes: of the network that it took, for this image.
+        seconds: that it took, for the whole batch.
+    """
+
+    losses: tuple[float, ...]
+    chosen: int
+    passes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Nursed:
     """What is nursed in a batch.
 
@@ -103,11 +121,13 @@ class Trace:
         tokens: each subject's token positions whose attention was measured, 0 being <sot>; of a word of
             several tokens the dominant one alone. Empty where nothing was nursed.
         findings: what nursing did in vain, or overdid.
+        noise: how the noise was found; None: it is the seed's own.
     """
 
     steps: tuple[TraceStep, ...]
     tokens: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
+    noise: ChosenNoise | None = None
 
     @property
     def losses(self) -> list[float]:
@@ -118,6 +138,11 @@ class Trace:
     def refinements(self) -> dict[int, int]:
         """Step index -> measurements after the first, for the steps that were refined."""
         return {step.index: len(step.updates) - 1 for step in self.steps if len(step.updates) > 1}
+
+    @property
+    def seconds(self) -> float:
+        """That it took, for the whole batch, decoding excluded."""
+        return sum(step.seconds for step in self.steps) + (self.noise.seconds if self.noise else 0.0)
 
     @property
     def skipped(self) -> int:

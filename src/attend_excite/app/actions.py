@@ -126,10 +126,17 @@ Report = Reporter[Progress | Drawn | Redrawn]
 
 @dataclass(frozen=True)
 class Server:
-    """What all visitors share: the models, and the folder with the files of the latest runs."""
+    """What all visitors share: the models, and the folder with the files of the latest runs.
+
+    Attributes:
+        models: what draws.
+        folder: of the files.
+        tunnelled: whether visitors come through a tunnel, from this machine's own address.
+    """
 
     models: Models
     folder: Path
+    tunnelled: bool = False
 
     def new_folder(self) -> Path:
         """A folder for the files of one run, whose name nobody guesses; the oldest makes room for it."""

@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -63,14 +64,15 @@ def add_endpoints(server: Server, line: Line, listeners: Listeners) -> Endpoints
         image: dict[str, Any] | None = None,
         strength: float = STRENGTH,
         mask: dict[str, Any] | None = None,
+        best_of: int = 1,
     ) -> AsyncIterator[dict[str, Any]]:
         """Draw a prompt with a method and with the plain model, from the same noise.
 
         Subjects are written as on the command line: "frog", "frog=0.7", "-hat"; none given, they are found.
-        With `best` only the picture with the most subjects is kept; an `image` is begun from, and drawn
-        where the `mask` is white. Reports {"waiting"}, the runs that come
-        first, and {"step", "steps"} on the way, and at the end {"pictures": {method: files}, "verdicts":
-        {method: [{subject: whether it is there, or null}]}, "seeds", "files", "refused"}.
+        With `best` only the picture with the most subjects is kept; `best_of` noises are tried for each
+        picture; an `image` is begun from, and drawn where the `mask` is white. Reports {"waiting"}, the runs
+        that come first, and {"step", "steps"} on the way, and at the end {"pictures": {method: files},
+        "verdicts": {method: [{subject: whether it is there, or null}]}, "seeds", "files", "refused"}.
         """
         form = _form(
             subjects,
@@ -90,6 +92,7 @@ def add_endpoints(server: Server, line: Line, listeners: Listeners) -> Endpoints
             image=None if image is None else str(_uploaded(image)),
             strength=strength,
             mask=None if mask is None else str(_uploaded(mask)),
+            best_of=best_of,
         )
         async for document in documents(partial(draw, server, form), request):
             yield document
@@ -130,7 +133,7 @@ def add_endpoints(server: Server, line: Line, listeners: Listeners) -> Endpoints
             yield document
 
     async def documents(work: Callable[[Report], None], request: gr.Request) -> AsyncIterator[dict[str, Any]]:
-        session, address = visitor_of(request)
+        session, address = visitor_of(request, tunnelled=server.tunnelled)
         wanted = heard(lambda: session in listeners, SILENCE)
         with failures_as_errors():
             async with aclosing(in_turn(work, line, address, wanted)) as run:
@@ -164,9 +167,21 @@ def _parameters(function: Callable[..., Any]) -> dict[str, bool]:
     return {each.name: each.default is each.empty for each in taken if each.name != "request"}
 
 
-def visitor_of(request: gr.Request) -> tuple[str, str]:
-    """The session that asks, and its address."""
-    return str(request.session_hash), request.client.host if request.client else ""
+def visitor_of(request: gr.Request, *, tunnelled: bool) -> tuple[str, str]:
+    """The session that asks, and where from.
+
+    Whoever comes through Gradio's tunnel, and isn't told apart by it, has this machine's own address: then
+    the session stands in its place.
+    """
+    session, address = str(request.session_hash), request.client.host if request.client else ""
+    return session, f"session {session}" if tunnelled and _is_here(address) else address
+
+
+def _is_here(address: str) -> bool:
+    try:
+        return ip_address(address).is_loopback
+    except ValueError:
+        return not address
 
 
 def _form(subjects: Any, **values: Any) -> Form:

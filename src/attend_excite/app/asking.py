@@ -66,6 +66,15 @@ class Asking:
             visible=judge_of(model.name) is not None,
             elem_id="ae-best",
         )
+        self._best_of = gr.Slider(
+            1,
+            limits.MAX_NOISES,
+            first.best_of,
+            step=1,
+            label="Noises tried for each picture",
+            info="a few steps each; the one of the lowest loss is drawn",
+            elem_id="ae-best-of",
+        )
         with gr.Row(elem_id="ae-seeds"):
             self.seed = gr.Number(
                 first.seed,
@@ -155,6 +164,7 @@ class Asking:
             *self._recipe_parts,
             self._pictures,
             self._best,
+            self._best_of,
             self.seed,
             self._random,
             self._steps,
@@ -182,6 +192,7 @@ class Asking:
         sigma: float,
         pictures: int,
         best: bool,
+        best_of: int,
         seed: int | None,
         random: bool,
         steps: int,
@@ -223,6 +234,7 @@ class Asking:
             **knobs,
             pictures=_whole(pictures),
             best=best,
+            best_of=_whole(best_of),
             seed=secrets.randbelow(2**31) if random else int(seed or 0),
             steps=_whole(steps),
             scheduler=scheduler or "",
@@ -264,6 +276,7 @@ class Asking:
             self._knobs: gr.Accordion(visible=form.method == "attend-excite"),
             self._recipe: form.recipe,
             self._pictures: form.pictures,
+            self._best_of: form.best_of,
             self.seed: form.seed,
             self._random: False,
             self._negative: form.negative,

@@ -40,6 +40,7 @@ class Form:
         sigma: likewise.
         pictures: how many are drawn.
         best: keep only the one that shows most.
+        best_of: noises that are tried for each picture.
         seed: of the first picture; the others count on from it.
         steps: denoising steps; None: as is usual for the model.
         guidance: of classifier-free guidance; None: likewise.
@@ -66,6 +67,7 @@ class Form:
     sigma: float | None = None
     pictures: int = 1
     best: bool = False
+    best_of: int = 1
     seed: int = 0
     steps: int | None = None
     guidance: float | None = None
@@ -86,6 +88,7 @@ class Form:
         limits.check_subjects(self.subjects or ())
         limits.check_numbers(self.steps, self.guidance, self.seeds)
         limits.check_refinements(self.max_refinements or 0)
+        limits.check_noises(self.best_of)
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -173,6 +176,7 @@ class Form:
             subjects=self.subjects,
             negative_prompt=self.negative,
             scheduler=self.scheduler or None,
+            best_of=self.best_of,
             revision=revision_of(model),
             image=None if self.image is None else PictureFile.at(self.image),
             strength=None if self.image is None else self.strength,
@@ -199,6 +203,7 @@ class Form:
             guidance=settings.guidance_scale,
             negative=settings.negative_prompt,
             scheduler=settings.scheduler or "",
+            best_of=settings.best_of,
             width=settings.width,
             height=settings.height,
         )
@@ -268,6 +273,7 @@ _NUMBERS: dict[str, type] = {
     "sigma": float,
     "pictures": int,
     "best": int,
+    "best_of": int,
     "seed": int,
     "steps": int,
     "guidance": float,

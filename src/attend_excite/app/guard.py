@@ -24,6 +24,7 @@ from attend_excite.app.limits import LOGINS, MAX_BODY, MAX_SESSION, UPLOADS
 
 _RATES = {"/login": RateLimitItemPerMinute(LOGINS), "/upload": RateLimitItemPerMinute(UPLOADS)}
 _LISTENING = re.compile(r"/queue/data/?$|/call/(?:v2/)?[^/]+/(?P<event>[^/]+)/?$")
+_JOINED = re.compile(r"/queue/join$|/(?:run|api)/(?P<name>[^/]+)$")
 _CALLED = re.compile(r"/call/(?P<by_name>v2/)?(?P<name>[^/]+)$")
 
 # Gradio's page writes its configuration into a script of its own, and makes functions of the snippets that
@@ -47,6 +48,9 @@ _POLICY = (
 
 Endpoints = Mapping[str, Mapping[str, bool]]
 """What programs may call -> its parameters by name, and whether each has to be given."""
+
+Functions = Mapping[int, int]
+"""The number of each of the page's functions -> how many values it takes."""
 
 
 class Listeners:
@@ -73,8 +77,11 @@ class Listeners:
 class Guard:
     """Refuses what is too large or too often, and knows who listens."""
 
-    def __init__(self, app: ASGIApp, listeners: Listeners, endpoints: Endpoints) -> None:
-        self._app, self._listeners, self._endpoints = app, listeners, endpoints
+    def __init__(
+        self, app: ASGIApp, listeners: Listeners, endpoints: Endpoints, functions: Functions
+    ) -> None:
+        self._app, self._listeners = app, listeners
+        self._endpoints, self._functions = endpoints, functions
         self._rates = SlidingWindowCounterRateLimiter(MemoryStorage())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -102,12 +109,12 @@ class Guard:
         if body is None:
             refusal = _refused(413, f"the request is too large: at most {MAX_BODY} bytes are read here")
             return await refusal(scope, receive, send)
-        if problem := _problem(path, body, self._endpoints):
+        if problem := _problem(path, body, self._endpoints, self._functions):
             return await _refused(400, problem)(scope, receive, send)
         return await self._app(scope, _again(body, receive), send)
 
 
-def guards(listeners: Listeners, endpoints: Endpoints) -> list[Middleware]:
+def guards(listeners: Listeners, endpoints: Endpoints, functions: Functions) -> list[Middleware]:
     """The middleware of the page, the outermost first."""
     headers = Secure(
         csp=_POLICY,
@@ -117,7 +124,7 @@ def guards(listeners: Listeners, endpoints: Endpoints) -> list[Middleware]:
     )
     return [
         Middleware(SecureASGIMiddleware, secure=headers),
-        Middleware(Guard, listeners=listeners, endpoints=endpoints),
+        Middleware(Guard, listeners=listeners, endpoints=endpoints, functions=functions),
     ]
 
 
@@ -173,7 +180,7 @@ def _again(body: bytes, receive: Receive) -> Receive:
     return give
 
 
-def _problem(path: str, body: bytes, endpoints: Endpoints) -> str:
+def _problem(path: str, body: bytes, endpoints: Endpoints, functions: Functions) -> str:
     """What is wrong with a body; "" where nothing is, or it is no JSON, which Gradio refuses."""
     try:
         values: Any = json.loads(body)
@@ -181,12 +188,12 @@ def _problem(path: str, body: bytes, endpoints: Endpoints) -> str:
         return ""
     called = _CALLED.search(path)
     if not isinstance(values, dict):
-        return "a call is an object" if called else ""
+        return "a call is an object" if called or _JOINED.search(path) else ""
     session = values.get("session_hash")
     if session is not None and (not isinstance(session, str) or len(session) > MAX_SESSION):
         return f"the session's name must be a text of at most {MAX_SESSION} characters"
     if called is None:
-        return ""
+        return _join_problem(values, functions) if _JOINED.search(path) else ""
     if called["name"] not in endpoints:
         return f"there is no such call: choose one of {', '.join(endpoints)}"
     parameters = endpoints[called["name"]]
@@ -204,6 +211,16 @@ def _problem(path: str, body: bytes, endpoints: Endpoints) -> str:
             f"{called['name']} takes a list of {len(parameters)} values as its data: "
             f"{', '.join(parameters)}; or some of them by name, at call/v2/{called['name']}"
         )
+    return ""
+
+
+def _join_problem(values: Mapping[str, Any], functions: Functions) -> str:
+    """What is wrong with what a browser sends; "" where nothing is."""
+    number, data = values.get("fn_index"), values.get("data")
+    if type(number) is not int or number not in functions:
+        return "the page has no such function: load the page again, or call one by name, at call/NAME"
+    if not isinstance(data, list) or len(data) != functions[number]:
+        return f"this function takes a list of {functions[number]} values as its data: load the page again"
     return ""
 
 

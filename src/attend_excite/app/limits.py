@@ -8,6 +8,7 @@ from attend_excite.guidance.schedule import Recipe
 from attend_excite.metadata import Settings
 from attend_excite.methods import AttendAndExcite, ComposableDiffusion, Method, StructureDiffusion
 from attend_excite.methods.composable import concepts
+from attend_excite.methods.noise import check_noise
 from attend_excite.models import Model
 from attend_excite.subjects import Subject
 
@@ -30,6 +31,12 @@ MAX_SEED = 2**53 - 1
 """The last whole number that a browser counts to exactly."""
 
 MAX_REFINEMENTS = 50
+MAX_NOISES = 8
+"""Tried for each picture."""
+
+MAX_SEARCH = 200
+"""Passes of a recipe's search for the noise."""
+
 MAX_PARTS = 8
 """Thresholds of a recipe, concepts of Composable Diffusion, phrases of StructureDiffusion."""
 
@@ -65,7 +72,8 @@ KEPT_RUNS = 100
 
 SENTENCES = (
     f"Prompts of up to {MAX_PROMPT} characters and {MAX_SUBJECTS} subjects, {MAX_PICTURES} pictures a run, "
-    f"{MAX_STEPS} steps, guidance of up to {MAX_GUIDANCE:g}, {MAX_REFINEMENTS} refinements a threshold, "
+    f"{MAX_STEPS} steps, {MAX_NOISES} noises a picture or a search of {MAX_SEARCH} passes, guidance of up to "
+    f"{MAX_GUIDANCE:g}, {MAX_REFINEMENTS} refinements a threshold, "
     f"{MAX_PARTS} thresholds, concepts or phrases, sides from {MIN_SIDE} pixels on and pictures of up to "
     f"{MAX_PIXELS:g} times the model's own pixels, uploads of up to {MAX_UPLOAD // 2**20} MB, "
     f"{MAX_WAITING} waiting runs, {MAX_WAITING_EACH} from one address. The server keeps the files of its "
@@ -84,6 +92,8 @@ def check(settings: Settings, seeds: tuple[int, ...], model: Model) -> None:
     check_prompt(settings.negative_prompt, "the negative prompt")
     check_subjects(settings.subjects or ())
     check_numbers(settings.steps, settings.guidance_scale, seeds)
+    check_noises(settings.best_of)
+    check_noise(model, settings.method, settings.best_of)
     height, width = model.default_size
     most = int(MAX_PIXELS * height * width)
     for what, side in (("the height", settings.height), ("the width", settings.width)):
@@ -148,6 +158,15 @@ def check_refinements(number: int) -> None:
     _require(number <= MAX_REFINEMENTS, "refinements", number, f"at most {MAX_REFINEMENTS}")
 
 
+def check_noises(number: int) -> None:
+    """Refuse too many noises for a picture, or none.
+
+    Raises:
+        ValueError: so it is.
+    """
+    _require(1 <= number <= MAX_NOISES, "the number of noises", number, f"1 to {MAX_NOISES}")
+
+
 def check_name(name: str) -> None:
     """Refuse a name that is too long to be one.
 
@@ -164,6 +183,9 @@ def _check_method(method: Method, prompt: str) -> None:
             most, places = method.recipe.max_refinements, len(method.recipe.thresholds)
             check_refinements(most)
             _require(places <= MAX_PARTS, "the number of thresholds", places, f"at most {MAX_PARTS}")
+            if (search := method.recipe.search) is not None:
+                most = search.most_passes
+                _require(most <= MAX_SEARCH, "the passes of the search", most, f"at most {MAX_SEARCH}")
         _check_method(method.base, prompt)
     if isinstance(method, ComposableDiffusion):
         parts = len(concepts(prompt))

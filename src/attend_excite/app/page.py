@@ -85,7 +85,7 @@ def serving(
     check_address(host, port)
     with TemporaryDirectory(prefix="attend-excite-") as folder:
         listeners = Listeners()
-        page, endpoints = build(Server(Models(models), Path(folder)), listeners)
+        page, endpoints = build(Server(Models(models), Path(folder), tunnelled=share), listeners)
         page.launch(
             server_name=host,
             server_port=port,
@@ -102,7 +102,7 @@ def serving(
             ssr_mode=False,
             prevent_thread_lock=True,
             quiet=True,
-            app_kwargs={"middleware": guards(listeners, endpoints)},
+            app_kwargs={"middleware": guards(listeners, endpoints, _functions(page))},
         )
         try:
             yield page
@@ -268,6 +268,11 @@ def build(server: Server, listeners: Listeners) -> tuple[gr.Blocks, Endpoints]:
     return page, endpoints
 
 
+def _functions(page: gr.Blocks) -> dict[int, int]:
+    """The page's functions by number, and how many values each takes; those of the browser alone are none."""
+    return {number: len(each.inputs) for number, each in page.fns.items() if each.fn is not None}
+
+
 class _House:
     """What the page's runs share: whose turn it is, who has pressed Stop, and who listens."""
 
@@ -340,7 +345,7 @@ class _House:
     async def _watched(
         self, work: Callable[[Report], None], seeds: Sequence[int], request: gr.Request, ticket: str
     ) -> AsyncIterator[tuple[str, Any]]:
-        session, address = visitor_of(request)
+        session, address = visitor_of(request, tunnelled=self._server.tunnelled)
         listened = heard(lambda: session in self._listeners, limits.SILENCE)
 
         def wanted() -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from attend_excite.app.limits import MAX_PROMPT, check_prompt
 from attend_excite.nouns import WORD
 from attend_excite.subjects import Prompt, Subject, parse
+from attend_excite.turns import turn_of
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ def words_of(
         for word in earlier
         if word.name and word.clicked_in and _is_edited(word.clicked_in, parsed.text)
     }
-    read = tokenizer(parsed.text, truncation=True, return_offsets_mapping=True)
+    with turn_of(tokenizer):
+        read = tokenizer(parsed.text, truncation=True, return_offsets_mapping=True)
     ids, spans = read["input_ids"][1:-1], read["offset_mapping"][1:-1]
     strangers = unread_of(ids)
     words: list[Word] = []

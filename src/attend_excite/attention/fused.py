@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from attend_excite.interrupts import to_the_end
+
 Answer = Callable[..., Tensor]
 """(scaled_dot_product_attention, and what it was called with) -> what the layer gets for it."""
 
@@ -57,11 +59,15 @@ def fused_attention_answered(layer: nn.Module, name: str, answer: Answer) -> Ite
 
     replaced = vars(layer).get("forward")  # by another library, as for offloading
     forward = layer.forward
-    try:
-        layer.forward = answered
-        yield
-    finally:
+
+    def restore() -> None:
         if replaced is None:
             vars(layer).pop("forward", None)
         else:
             layer.forward = replaced
+
+    try:
+        layer.forward = answered
+        yield
+    finally:
+        to_the_end(restore)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from attend_excite.attention.fused import Answer, fused_attention_answered
 from attend_excite.attention.places import Place, map_size
+from attend_excite.interrupts import cleaning_up, to_the_end
 
 
 class _PassStopped(Exception):
@@ -238,8 +239,8 @@ def record(
 
         return hear
 
-    with ExitStack() as stack:
-        stack.callback(network.register_forward_pre_hook(begin, with_kwargs=True).remove)
+    with cleaning_up() as stack:
+        stack.callback(to_the_end, network.register_forward_pre_hook(begin, with_kwargs=True).remove)
         for place in places:
             layer = network.get_submodule(place.name)
             if place.read == "fused":
@@ -249,7 +250,7 @@ def record(
                 continue
             # First of the layer's hooks, so that it reads what the network gives the layer.
             handle = layer.register_forward_pre_hook(keep(place), with_kwargs=True, prepend=True)
-            stack.callback(handle.remove)
+            stack.callback(to_the_end, handle.remove)
         for place in self_places:
             layer = network.get_submodule(place.name)
             if place.read == "fused" and place not in places:
@@ -257,7 +258,8 @@ def record(
                 stack.enter_context(fused_attention_answered(layer, place.name, listen(place)))
             elif place.read == "projections":
                 hook = keep_of_image(place)
-                stack.callback(layer.register_forward_pre_hook(hook, with_kwargs=True, prepend=True).remove)
+                handle = layer.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
+                stack.callback(to_the_end, handle.remove)
         if _are_compiled(network, places):
             # Made where it is entered: the stance holds from its making on.
             stack.enter_context(torch.compiler.set_stance("force_eager"))

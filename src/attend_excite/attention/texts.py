@@ -10,6 +10,9 @@ import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from attend_excite.interrupts import to_the_end
 
 
 def side_by_side(keys: Tensor, values: Tensor) -> Tensor:
@@ -67,7 +70,12 @@ def attend_to_sets(unet: UNet2DConditionModel, sets: int, width: int) -> Iterato
         # The output projection is affine, so the mean behind it is that of the attention before it.
         return output.unflatten(0, (-1, sets)).mean(dim=1)
 
-    handles = []
+    handles: list[RemovableHandle] = []
+
+    def remove() -> None:
+        for handle in handles:
+            handle.remove()
+
     try:
         for layer in layers:
             assert layer.to_k is not None
@@ -79,5 +87,4 @@ def attend_to_sets(unet: UNet2DConditionModel, sets: int, width: int) -> Iterato
                 handles.append(layer.register_forward_hook(average))
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        to_the_end(remove)

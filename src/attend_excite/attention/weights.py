@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from attend_excite.attention.fused import fused_attention_answered
 from attend_excite.attention.places import Place
 from attend_excite.attention.record import Layout, image_and_text
+from attend_excite.interrupts import cleaning_up, to_the_end
 
 
 @contextmanager
@@ -66,8 +67,8 @@ def weighted_tokens(network: nn.Module, places: Sequence[Place], layout: Layout)
 
         return weighted
 
-    with ExitStack() as stack:
-        stack.callback(network.register_forward_pre_hook(take, with_kwargs=True).remove)
+    with cleaning_up() as stack:
+        stack.callback(to_the_end, network.register_forward_pre_hook(take, with_kwargs=True).remove)
         for place in places:
             layer = network.get_submodule(place.name)
             stack.enter_context(fused_attention_answered(layer, place.name, answer(place)))

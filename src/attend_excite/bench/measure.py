@@ -27,6 +27,9 @@ from attend_excite.bench.works import (
 # float32 rounds 860 million weights' products in another order in each class.
 _TOLERANCE = 1e-3
 
+# Of steps and of rounds.
+_MOST = 1000
+
 
 def measure(size: str, *, steps: int, rounds: int, only: str, tell: Callable[[str], None]) -> dict[str, Any]:
     """All figures of a size as plain data.
@@ -41,11 +44,17 @@ def measure(size: str, *, steps: int, rounds: int, only: str, tell: Callable[[st
     Raises:
         ValueError: an argument is out of its range, or the two give different results.
     """
-    if steps < 2 or rounds < 1:
-        raise ValueError(f"{steps} steps and {rounds} rounds: it takes 2 steps and 1 round, or more")
+    if not (2 <= steps <= _MOST and 1 <= rounds <= _MOST):
+        raise ValueError(
+            f"{steps} steps and {rounds} rounds: it takes 2 steps and 1 round, or more, and {_MOST} at most"
+        )
+    try:
+        wanted = re.compile(only)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"'{only}' is no regular expression: {error}") from error
     tell(f"building {size}")
     subject = build(size)
-    chosen = [figure for figure in figures(subject, steps) if re.search(only, figure.name)]
+    chosen = [figure for figure in figures(subject, steps) if wanted.search(figure.name)]
     if not chosen:
         names = "; ".join(figure.name for figure in figures(subject, steps))
         raise ValueError(f"'{only}' finds none of: {names}")

@@ -15,6 +15,7 @@ from attend_excite.benchmark.store import name_of
 from attend_excite.guidance.schedule import Recipe, read_recipe
 from attend_excite.metadata import MAX_GUIDANCE, as_plain_data, digest_of, revision_of
 from attend_excite.methods import PAPER_METHODS, AttendAndExcite, Method, StableDiffusion
+from attend_excite.methods.noise import MAX_NOISES
 from attend_excite.methods.own import code_digest, find_method
 from attend_excite.models import Model, source_of
 from attend_excite.models.catalogue import SETTINGS_FILE
@@ -28,16 +29,19 @@ class System:
 
     Attributes:
         name: a method's name, or where one lies, as "my_methods:Faded"; with another recipe also what that
-            is: "attend-excite bare", "attend-excite mine.json", "attend-excite step_size=10".
+            is: "attend-excite bare", "attend-excite mine.json", "attend-excite step_size=10"; with several
+            noises tried for each seed also how many: "stable-diffusion best_of=4".
         method: with Attend-and-Excite's numbers in full.
         recipe: what follows the method in the name; None: what the model recommends, or the method has none.
         code: a digest of the code of a method of one's own.
+        best_of: noises that are tried for each seed: see `generate`.
     """
 
     name: str
     method: Method
     recipe: str | None
     code: str | None = None
+    best_of: int = 1
 
     @property
     def numbers(self) -> dict[str, Any]:
@@ -50,9 +54,11 @@ class System:
             if self.method.objective is None:
                 del told["objective"]
             usual = as_plain_data(Recipe.named("official"))
-            for key in ("terms", "method", "title"):
+            for key in ("terms", "choose_at", "search", "method", "title"):
                 if told["recipe"][key] == usual[key]:
                     del told["recipe"][key]
+        if self.best_of > 1:
+            told["best_of"] = self.best_of
         return told if self.code is None else told | {"code": self.code}
 
 
@@ -126,7 +132,8 @@ def systems_named(names: Sequence[str], recommended: Recipe) -> list[System]:
     Args:
         names: methods as `find_method` takes them, and "attend-excite RECIPE" for ablations, RECIPE being a
             recipe's name, a file that ends in ".json", or numbers that are other than the model's: "bare",
-            "mine.json", "step_size=10", "official step_size=10 sigma=0". Empty: the paper's methods.
+            "mine.json", "step_size=10", "official step_size=10 sigma=0". Behind any of them perhaps
+            "best_of=4": noises that are tried for each seed. Empty: the paper's methods.
         recommended: the model's own recipe.
 
     Raises:
@@ -135,7 +142,8 @@ def systems_named(names: Sequence[str], recommended: Recipe) -> list[System]:
     """
     systems: list[System] = []
     for name in dict.fromkeys(" ".join(name.split()) for name in names or PAPER_METHODS):
-        method_name, _, recipe = name.partition(" ")
+        method_name, _, rest = name.partition(" ")
+        recipe, best_of = _without_noises(rest)
         method = find_method(method_name)
         if isinstance(method, AttendAndExcite):
             method = _with_recipe(method, recipe, recommended)
@@ -143,8 +151,10 @@ def systems_named(names: Sequence[str], recommended: Recipe) -> list[System]:
             raise ValueError(f"'{name}': {method_name} has no recipes: attend-excite has, and its like")
         if recipe.endswith(".json"):  # wherever it lies
             recipe = Path(recipe).name
-            name = f"{method_name} {recipe}"
-        system = System(name, method, recipe or None, code_digest(method_name))
+            name = f"{method_name} {recipe}" + (f" best_of={best_of}" if best_of > 1 else "")
+        if best_of > 1 and not method.attends_to_prompt:
+            raise ValueError(f"'{name}': {method_name} shows the model no prompt by which to compare noises")
+        system = System(name, method, rest or None, code_digest(method_name), best_of)
         if any(other.name == name for other in systems):
             raise ValueError(f"two systems are called '{name}': rename one of the files")
         systems.append(system)
@@ -183,6 +193,16 @@ def _with_recipe(method: AttendAndExcite, text: str, recommended: Recipe) -> Att
     if changes:
         recipe = Recipe.from_dict({"base": "recommended"} | dict(map(_change, changes)), recipe)
     return replace(method, recipe=recipe)
+
+
+def _without_noises(text: str) -> tuple[str, int]:
+    """What stands behind a method's name without "best_of=4", and that number, 1 where it isn't there."""
+    words = text.split()
+    tried = [word for word in words if word.startswith("best_of=")]
+    number = tried[-1].removeprefix("best_of=") if tried else "1"
+    if len(tried) > 1 or not number.isdecimal() or not 1 <= int(number[:9]) <= MAX_NOISES:
+        raise ValueError(f"'{text}': best_of is given once, and is a whole number, 1 to {MAX_NOISES}")
+    return " ".join(word for word in words if word not in tried), int(number)
 
 
 def _change(word: str) -> tuple[str, Any]:

@@ -29,7 +29,7 @@ def is_own(system: str) -> bool:
 
 
 def recipe_of(system: str) -> str:
-    """What an ablation's recipe is called, for people: "no smoothing", "step size 10"."""
+    """What stands behind a method's name, for people: "no smoothing", "step size 10", "best of 4"."""
     words = system.partition(" ")[2].removesuffix(".json").split()
     # Of a number the minus is one.
     return " ".join(re.sub("[=_]", " ", word) if "=" in word else word.replace("-", " ") for word in words)
@@ -54,9 +54,11 @@ def titles(systems: Iterable[str], model: str, given: Mapping[str, str] | None =
 
 
 def _title(system: str, model: str, given: Mapping[str, str]) -> str:
-    if system == PLAIN and is_bundled(model):
-        return f"{model}, plain"
     method, _, recipe = system.partition(" ")
-    if method not in METHODS:
-        return given.get(system, system)
-    return f"{method_named(method).title}, {recipe_of(system)}" if recipe else method_named(method).title
+    if method not in METHODS and system not in given:
+        return system
+    if method == PLAIN and is_bundled(model):
+        title = f"{model}, plain"
+    else:
+        title = method_named(method).title if method in METHODS else given[system]
+    return f"{title}, {recipe_of(system)}" if recipe else title

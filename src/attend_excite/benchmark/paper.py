@@ -38,7 +38,13 @@ from attend_excite.tables import Cell
 
 
 def presence(
-    results: Results, systems: Comparison, measures: Sequence[Measure], title: str, name: str
+    results: Results,
+    systems: Comparison,
+    measures: Sequence[Measure],
+    title: str,
+    name: str,
+    rule: str = "An image neglects a subject where one of those that its prompt names is not there; a colour "
+    "is wrong where a subject that is there has another than the prompt names.",
 ) -> Section | None:
     """A verdict on presence and colours: what the paper shows in pictures, as rates. None without one."""
     wanted = [measure for measure in measures if measure in results.values]
@@ -47,9 +53,7 @@ def presence(
     return Section(
         title,
         [
-            f"By {results.judges[wanted[0].metric]}. An image neglects a subject where one of those that "
-            "its prompt names is not there; a colour is wrong where a subject that is there has another than "
-            "the prompt names."
+            f"By {results.judges[wanted[0].metric]}. {rule}",
         ],
         [
             bar_plot(results, systems, wanted, name, "Images that lack what the prompt asks for, by subset."),

@@ -16,6 +16,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from attend_excite.benchmark.geneval import Asked, asked_of
+from attend_excite.documents import read_text
 from attend_excite.subjects import Stream, Subject, parse
 
 ANIMALS, ANIMAL_AND_OBJECT, OBJECTS = "animals", "animal and object", "objects"
@@ -28,6 +30,9 @@ _OFFICIAL_KEYS = {"animals": ANIMALS, "animals_objects": ANIMAL_AND_OBJECT, "obj
 # What reports call all prompts.
 _RESERVED = "all"
 
+# More than an object's beginning on the first line: an object a line.
+_LINE_OF_JSON = re.compile(r'\s*\{.*"prompt"\s*:.*\}\s*$', re.MULTILINE)
+
 _CSV_COLUMNS = ("prompt", "subset", "subjects")
 
 
@@ -39,11 +44,14 @@ class BenchmarkPrompt:
         text: what to draw.
         subset: the group that it is averaged in; "" for none.
         subjects: as `parse` takes them; None: to be found.
+        wanted: what GenEval's rule asks of the picture, as JSON: the `include` and `exclude` of its file;
+            None: nothing.
     """
 
     text: str
     subset: str = ""
     subjects: tuple[str, ...] | None = None
+    wanted: str | None = None
 
     @property
     def shown(self) -> list[str]:
@@ -51,6 +59,11 @@ class BenchmarkPrompt:
         known."""
         subjects = [Subject.from_text(subject) for subject in self.subjects or ()]
         return [re.sub(r" ?#\d+$", "", subject.text) for subject in subjects if not subject.negated]
+
+
+def word_lists() -> dict[str, list[str]]:
+    """The paper's lists (Table 3): `animals`, `objects`, those of them that are `worn`, and `colours`."""
+    return json.loads(files("attend_excite").joinpath("data/benchmark.json").read_text(encoding="utf-8"))
 
 
 def paper_prompts(seed: int = COLOUR_SEED) -> list[BenchmarkPrompt]:
@@ -62,14 +75,11 @@ def paper_prompts(seed: int = COLOUR_SEED) -> list[BenchmarkPrompt]:
     Args:
         seed: of the colours.
     """
-    words = json.loads(files("attend_excite").joinpath("data/benchmark.json").read_text(encoding="utf-8"))
+    words = word_lists()
     draw = random.Random(seed)
 
     def coloured(thing: str) -> str:
         return f"{draw.choice(words['colours'])} {thing}"
-
-    def one(animal: str) -> str:
-        return f"{'an' if animal[0] in 'aeiou' else 'a'} {animal}"
 
     prompts = [(ANIMALS, f"{one(a)} and {one(b)}", (a, b)) for a, b in combinations(words["animals"], 2)]
     for animal, thing in product(words["animals"], words["objects"]):
@@ -80,24 +90,31 @@ def paper_prompts(seed: int = COLOUR_SEED) -> list[BenchmarkPrompt]:
     return [BenchmarkPrompt(text, subset, subjects) for subset, text, subjects in prompts]
 
 
+def one(thing: str) -> str:
+    """ "a cat", "an elephant"."""
+    return f"{'an' if thing[0] in 'aeiou' else 'a'} {thing}"
+
+
 def read_prompts(path: str | Path) -> list[BenchmarkPrompt]:
     """Prompts from a file, each of them once.
 
-    The file is JSON with the three keys of the authors' list (`animals`, `animals_objects`, `objects`), each
-    a list of prompts; or, if its name ends in .csv, a table with the columns `prompt` and perhaps `subset`
-    and `subjects` ("cat; yellow bowl"); or text with a prompt a line, subjects perhaps in [brackets].
+    The file is JSON whose keys are subsets and whose values lists of prompts, as the authors' list
+    (`animals`, `animals_objects`, `objects`) and that of Self-Cross with its look-alikes (`SSD-2`, `SSD-3`);
+    or a line of JSON a prompt, as GenEval's (`tag`, `include`, `prompt`), which says what the picture must
+    show; or, if its name ends in .csv, a table with the columns `prompt` and perhaps `subset` and `subjects`
+    ("cat; yellow bowl"); or text with a prompt a line, as T2I-CompBench's, subjects perhaps in [brackets].
 
     Raises:
         ValueError: the file cannot be read, or has no prompt.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ValueError(f"the prompts '{path}' cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"the prompts '{path}' are not text in UTF-8") from error
+        text = read_text(Path(path))
+    except ValueError as error:
+        raise ValueError(f"the file of prompts '{path}' {error}") from error
     if Path(path).suffix.lower() == ".csv":
         prompts = _from_csv(text, path)
+    elif Path(path).suffix.lower() == ".jsonl" or _LINE_OF_JSON.match(text):
+        prompts = _from_json_lines(text, path)
     elif Path(path).suffix.lower() == ".json" or text.lstrip().startswith("{"):
         prompts = _from_json(text, path)
     else:
@@ -143,23 +160,63 @@ def with_subjects(
 
 
 def _from_json(text: str, path: str | Path) -> list[BenchmarkPrompt]:
-    try:
-        lists: Any = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"the prompts '{path}' are not JSON: {error}") from error
-    known = ", ".join(_OFFICIAL_KEYS)
+    lists = _parsed_json(text, f"the prompts '{path}'")
     if not isinstance(lists, dict):
-        raise ValueError(f"'{path}' must be an object like the authors' list, with the keys {known}")
+        raise ValueError(
+            f"'{path}' must be an object like the authors' list, with a list of prompts a subset"
+        )
     for key, prompts in lists.items():
-        if key not in _OFFICIAL_KEYS:
-            raise ValueError(f"'{path}' has the key '{key}': the authors' list has {known}")
         if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
             raise ValueError(f"'{key}' in '{path}' must be a list of prompts")
     return [
-        BenchmarkPrompt(prompt.strip(), _OFFICIAL_KEYS[key])
+        BenchmarkPrompt(prompt.strip(), _OFFICIAL_KEYS.get(key) or str(key))
         for key, prompts in lists.items()
         for prompt in prompts
     ]
+
+
+def _from_json_lines(text: str, path: str | Path) -> list[BenchmarkPrompt]:
+    prompts = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"line {number} of '{path}'"
+        told = _parsed_json(line, where)
+        if not isinstance(told, dict) or not isinstance(told.get("prompt"), str):
+            raise ValueError(f'{where} must be an object with a "prompt", as in GenEval\'s file')
+        tag = told.get("tag", "")
+        if not isinstance(tag, str):
+            raise ValueError(f"the tag in {where} must be a text")
+        wanted = {key: told[key] for key in ("include", "exclude") if told.get(key)}
+        try:
+            asked = asked_of(wanted)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        prompt = told["prompt"].strip()
+        subjects = tuple(_as_said(prompt, each) for each in asked.include)
+        known = None if not subjects or "" in subjects else tuple(dict.fromkeys(subjects))
+        prompts.append(
+            BenchmarkPrompt(prompt, tag.replace("_", " "), known, json.dumps(wanted) if wanted else None)
+        )
+    return prompts
+
+
+def _as_said(prompt: str, asked: Asked) -> str:
+    """A thing as the prompt says it, with its colour and in its number: "clocks"; "" where it doesn't."""
+    colour = f"{re.escape(asked.colour)} " if asked.colour else ""
+    said = re.search(rf"\b{colour}{re.escape(asked.thing)}(s|es)?\b", prompt, re.IGNORECASE)
+    return said[0] if said else ""
+
+
+def _parsed_json(text: str, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{what} cannot be read as JSON: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{what} cannot be used: it is nested too deep") from error
+    except ValueError as error:
+        raise ValueError(f"{what} cannot be used: a number in it is too long") from error
 
 
 def _from_csv(text: str, path: str | Path) -> list[BenchmarkPrompt]:

@@ -20,7 +20,7 @@ from attend_excite.benchmark.sections import comparisons_of, sections_of, summar
 # Pictures are named after their jobs, the others after what they show.
 _OURS = re.compile(
     r"pictures/[0-9a-f]{16}\.webp"
-    r"|figures/(pairs(-\d+)?|presence|detector|similarity|reweighting|separation|sweep-[\w.-]+)"
+    r"|figures/(pairs(-\d+)?|presence|detector|geneval|similarity|reweighting|separation|sweep-[\w.-]+)"
     r"\.(svg|png|pdf)"
     r"|tables/(systems|reweighting|ablations|findings|agreement|sweep|votes|cost|beside|circumstances)"
     r"(-[\w.-]+)?\.tex"

@@ -62,7 +62,8 @@ DETECTED = (
     Measure("detector", "miscoloured", "A detected colour is wrong", rate=True, lower_is_better=True),
     Measure("detector", "right", "All detected, in their colours", rate=True),
 )
-MEASURES = (FULL, MINIMUM, TEXT, YES, NEGLECT, MISCOLOURED, RIGHT, *DETECTED)
+BY_GENEVAL = Measure("geneval", "right", "As asked, by GenEval's rule", rate=True)
+MEASURES = (FULL, MINIMUM, TEXT, YES, NEGLECT, MISCOLOURED, RIGHT, *DETECTED, BY_GENEVAL)
 
 
 @dataclass(frozen=True)

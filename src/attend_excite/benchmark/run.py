@@ -229,7 +229,9 @@ def settings_of(
                 "titles": {system.name: str(system.method.title) for system in systems},
                 "seeds": list(seeds),
                 "prompts": {
-                    prompt.text: {"subset": prompt.subset, "subjects": prompt.subjects} for prompt in prompts
+                    prompt.text: {"subset": prompt.subset, "subjects": prompt.subjects}
+                    | ({"wanted": prompt.wanted} if prompt.wanted else {})
+                    for prompt in prompts
                 },
             }
         )
@@ -265,7 +267,9 @@ def _refuse_another(run: str | Path, before: dict[str, Any], settings: dict[str,
 def _prompts_of(settings: dict[str, Any]) -> dict[str, BenchmarkPrompt]:
     """The prompts of a run by their texts, as `settings_of` wrote them down."""
     return {
-        text: BenchmarkPrompt(text, told["subset"], told["subjects"] and tuple(told["subjects"]))
+        text: BenchmarkPrompt(
+            text, told["subset"], told["subjects"] and tuple(told["subjects"]), told.get("wanted")
+        )
         for text, told in settings.get("prompts", {}).items()
     }
 
@@ -345,6 +349,7 @@ def _drawn(
         guidance_scale=conditions.guidance,
         height=conditions.height,
         width=conditions.width,
+        best_of=batch[0].system.best_of,
         batch_size=len(batch),
         progress=False,
     )
@@ -356,6 +361,7 @@ def _drawn(
     for job, image, nsfw, trace in zip(batch, result.images, result.nsfw, result.trace, strict=True):
         visits = [update for step in trace.steps for update in step.updates]
         passes = len(trace.steps) * passes_a_step(method, job.prompt.text, scale) + len(visits)
+        passes += trace.noise.passes if trace.noise else 0
         found = {
             "nsfw": nsfw,
             "seconds": seconds,
@@ -414,6 +420,7 @@ def _row(job: Job) -> Row:
         "prompt": job.prompt.text,
         "subset": job.prompt.subset,
         "subjects": job.prompt.shown,
+        "wanted": job.prompt.wanted,
         "seed": job.seed,
         "system": job.system.name,
         "method": job.system.method.name,

@@ -73,7 +73,8 @@ class Judges:
             if self.captioner:
                 wanted.append(metrics.CaptionSimilarity(self.captioner, clip, device))
             if self.detector:
-                wanted.append(metrics.DetectedPresence(self.detector, clip, device))
+                detector = metrics.DetectedPresence(self.detector, clip, device)
+                wanted += [detector, metrics.GenEval(detector)]
         if self.judge:
             wanted.append(metrics.JudgedPresence(self.judge, device))
         if self.vqa:

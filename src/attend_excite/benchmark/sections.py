@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from attend_excite.benchmark import figures, numbers, paper
+from attend_excite.benchmark import figures, geneval, numbers, paper
 from attend_excite.benchmark.blocks import (
     SHOWN_PROMPTS,
     Plot,
@@ -31,6 +31,7 @@ from attend_excite.benchmark.figures import Curve
 from attend_excite.benchmark.names import FULL_METHOD, PLAIN, REWEIGHT, is_ablation, is_bundled
 from attend_excite.benchmark.results import (
     ALL,
+    BY_GENEVAL,
     DETECTED,
     FULL,
     MINIMUM,
@@ -129,6 +130,7 @@ def sections_of(
         results, systems, (NEGLECT, MISCOLOURED, RIGHT), "The presence judge's verdict", "presence"
     )
     yield paper.presence(results, systems, DETECTED, "The detector's verdict", "detector")
+    yield paper.presence(results, systems, [BY_GENEVAL], "GenEval's verdict", "geneval", geneval.RULE)
     yield paper.similarities(results, comparisons)
     yield paper.captions(results, systems)
     yield paper.vqa(results, systems)

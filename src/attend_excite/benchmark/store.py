@@ -48,6 +48,7 @@ ROW = pa.schema(
         ("prompt", pa.string()),
         ("subset", pa.string()),
         ("subjects", pa.list_(pa.string())),
+        ("wanted", pa.string()),
         ("seed", pa.int64()),
         ("system", pa.string()),
         ("method", pa.string()),
@@ -76,14 +77,15 @@ ROW = pa.schema(
 """The columns of a row: one image, or one that could not be drawn (`image` null, `error` says why).
 
 `bytes` and `digest` are of the image's file, `batch_prompts` and `batch_seeds` what was drawn in one pass
-with it, each prompt with each seed, and `attempt` counts how often the job had been drawn before. Rows of
-earlier versions lack them.
+with it, each prompt with each seed, and `attempt` counts how often the job had been drawn before; `wanted` is
+what GenEval's rule asks, as JSON. Rows of earlier versions lack them.
 """
 
 # Kept in the files and taken out by the readers. Only tells apart what else is alike.
 _WRITTEN = "written"
 _SETTINGS = "run.json"
 _BROKEN = ".broken"
+_READ_ONLY = ("http://", "https://")
 
 
 class NoRunError(ValueError):
@@ -254,9 +256,27 @@ def digest_of(content: bytes) -> str:
 
 
 def open_folder(run: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a run, and the run's folder there."""
-    # Other machines write to the folder too, so what was listed once may not be kept.
-    return url_to_fs(str(run), use_listings_cache=False)
+    """The file system of a run, and the run's folder there.
+
+    Raises:
+        ValueError: it is empty, or a URL that nobody here knows or that cannot be written to.
+    """
+    if not str(run).strip() or "\0" in str(run):
+        raise ValueError("the run's folder is empty: give a path, or . for the current folder")
+    if str(run).startswith(_READ_ONLY):
+        raise ValueError(
+            f"'{run}' is a web address, where nothing can be written: give a path, or storage's URL, as "
+            "s3://bucket/run"
+        )
+    try:
+        # Other machines write to the folder too, so what was listed once may not be kept.
+        return url_to_fs(str(run), use_listings_cache=False)
+    except ImportError as error:
+        raise ValueError(f"'{run}' needs a package that isn't here: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"'{run}' is no path, and no URL that is known here") from error
+    except OSError as error:
+        raise ValueError(f"'{run}' cannot be reached: {error.strerror or error}") from error
 
 
 def write_file(files: fsspec.AbstractFileSystem, path: str, content: bytes) -> None:

@@ -121,9 +121,18 @@ def generate(
     best: Annotated[
         int | None,
         typer.Option(
-            help="Draw the seeds 0 to N-1 and keep the one whose picture shows the most subjects, by the "
-            "bundled judge: for the bundled model alone.",
+            help="Draw the seeds 0 to N-1 whole and keep the one picture that shows the most subjects, by "
+            "the bundled judge: for the bundled model alone.",
             metavar="N",
+        ),
+    ] = None,
+    best_of: Annotated[
+        int | None,
+        typer.Option(
+            help="Try N noises for each seed, each for the first steps alone, and draw the one of the lowest "
+            "loss: for every model.",
+            metavar="N",
+            show_default="1",
         ),
     ] = None,
     method: Annotated[
@@ -296,8 +305,9 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Draw a prompt: one picture for each seed. Each PNG stores the settings that made it."""
+    finished: list[Path] = []
     with failures_as_sentences(
-        stopped="stopped: the pictures that were finished are kept",
+        stopped=lambda: _stopped(finished),
         out_of_memory="out of memory: lower --batch-size or --size, or use --dtype float16",
     ):
         check_prompt(prompt, context.args)
@@ -313,6 +323,7 @@ def generate(
             seed_count=seeds,
             seeds=seed,
             best=best,
+            best_of=best_of,
             method=method,
             weights=weight,
             phrases=phrase,
@@ -337,11 +348,19 @@ def generate(
             compile=compile_model,
             source=source,
         )
-        drawing = draw(request)
+        drawing = draw(request, finished)
         if as_json:
             print_json(drawing_document(drawing))
         else:
             print_drawing(drawing)
+
+
+def _stopped(finished: list[Path]) -> str:
+    """What is there of a drawing that was stopped."""
+    if not finished:
+        return "stopped before a picture was finished: there is none"
+    count = "1 picture is" if len(finished) == 1 else f"{len(finished)} pictures are"
+    return f"stopped: {count} finished, and kept in '{finished[0].parent}'"
 
 
 @app.command(context_settings=_WORDS_BEHIND)
@@ -367,7 +386,7 @@ def tokens(
         from attend_excite.models import load_streams
         from attend_excite.subjects import checked_syntax, parse
 
-        streams = load_streams(model or "stickers", embeddings=embedding or ())
+        streams = load_streams("stickers" if model is None else model, embeddings=embedding or ())
         parsed = parse(prompt, streams, subject, checked_syntax(syntax))
         if as_json:
             print_json(tokens_document(parsed))

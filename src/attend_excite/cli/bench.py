@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from attend_excite.cli.messages import MESSAGES, failures_as_sentences, quieten_libraries
+from attend_excite.cli.messages import MESSAGES, failures_as_sentences, given_path, quieten_libraries
 
 
 def bench(
@@ -26,10 +26,16 @@ def bench(
         typer.Option(help="Time only the figures whose names match this regular expression."),
     ] = "",
     document: Annotated[
-        Path | None, typer.Option("--json", help="Write all that was measured to this file.")
+        Path | None,
+        typer.Option(
+            "--json", help="Write all that was measured to this file.", parser=given_path, metavar="PATH"
+        ),
     ] = None,
     chart: Annotated[
-        Path | None, typer.Option(help="Draw the ratios to this file, an .svg, .png or .pdf.")
+        Path | None,
+        typer.Option(
+            help="Draw the ratios to this file, an .svg, .png or .pdf.", parser=given_path, metavar="PATH"
+        ),
     ] = None,
 ) -> None:
     """Time this package and diffusers' deprecated class in turns, on the CPU.
@@ -44,6 +50,12 @@ def bench(
         from attend_excite.cli.summary import RESULTS
         from attend_excite.files import written_whole
 
+        # A mistake shows before minutes of measuring.
+        for path in filter(None, (document, chart)):
+            if path.is_dir() or not path.parent.is_dir():
+                raise ValueError(f"'{path}' cannot be written: give a file in a folder that is there")
+        if chart and chart.suffix.lower() not in (".svg", ".png", ".pdf"):
+            raise ValueError(f"'{chart}' is no .svg, .png or .pdf: name it so")
         quieten_libraries()
         with MESSAGES.status("starting") as status:
             report = measure(size, steps=steps, rounds=rounds, only=only, tell=status.update)

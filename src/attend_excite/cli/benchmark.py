@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from attend_excite.cli.messages import failures_as_sentences, plain, quieten_libraries
+from attend_excite.cli.messages import failures_as_sentences, given_path, plain, quieten_libraries
 
 benchmark = typer.Typer(help="The paper's evaluation: draw, score, report.", no_args_is_help=True)
 
@@ -23,8 +23,11 @@ def run(
     prompts: Annotated[
         Path | None,
         typer.Option(
-            help="A prompt a line, JSON with the authors' three lists, or CSV: prompt, subset, subjects.",
+            help="A prompt a line, JSON with lists of prompts (the authors', SSD), JSON lines (GenEval), or "
+            "CSV: prompt, subset, subjects.",
             show_default="the paper's 276",
+            parser=given_path,
+            metavar="PATH",
         ),
     ] = None,
     per_subset: Annotated[
@@ -35,7 +38,8 @@ def run(
         list[str] | None,
         typer.Option(
             help='A method, MODULE:NAME for one of your own, or "attend-excite RECIPE": a recipe\'s name, a '
-            ".json file, or numbers, as step_size=10; again for each.",
+            ".json file, or numbers, as step_size=10; behind any of them perhaps best_of=4, noises tried for "
+            "each seed; again for each.",
             show_default="the five methods",
             rich_help_panel=_DRAWING,
         ),
@@ -99,7 +103,7 @@ def run(
 
     The exit status is 1 if an image failed."""
     with failures_as_sentences(
-        stopped="stopped: the images that were finished are kept, and the same command goes on",
+        stopped="stopped: the same command goes on from here",
         out_of_memory="out of memory: lower --batch-size, or use --dtype float16",
     ):
         from attend_excite.cli.benchmark_run import Request, draw_benchmark
@@ -127,6 +131,65 @@ def run(
         )
     if not all_is_well:
         raise typer.Exit(1)
+
+
+@benchmark.command()
+def prompts(
+    out: Annotated[
+        Path, typer.Option(help="The table to write, for run --prompts.", parser=given_path, metavar="PATH")
+    ],
+    chosen: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="two-subjects, three-subjects, four-subjects, look-alikes, swapped-colours; again for each.",
+            show_default="three-subjects, four-subjects, swapped-colours",
+        ),
+    ] = None,
+    count: Annotated[int, typer.Option(help="Prompts of each set.", metavar="N")] = 100,
+    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+    things: Annotated[
+        Path | None,
+        typer.Option(
+            help="What is drawn: a file with a name a line.",
+            show_default="the paper's animals and objects",
+            parser=given_path,
+            metavar="PATH",
+        ),
+    ] = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(
+            help='The look-alikes: a file with a pair a line, "cat, dog".',
+            show_default="none",
+            parser=given_path,
+            metavar="PATH",
+        ),
+    ] = None,
+) -> None:
+    """Write prompts that are drawn by a seed: several subjects, look-alikes, objects with swapped colours."""
+    with failures_as_sentences():
+        from attend_excite.benchmark.prompt_sets import (
+            LOOK_ALIKES,
+            SWAPPED,
+            as_csv,
+            draw_set,
+            read_pairs,
+            read_things,
+        )
+        from attend_excite.cli.summary import RESULTS
+        from attend_excite.files import write_whole
+
+        usual = ["three-subjects", "four-subjects", SWAPPED, *([LOOK_ALIKES] if pairs else [])]
+        named = None if things is None else read_things(things)
+        alike = () if pairs is None else read_pairs(pairs)
+        drawn = [
+            prompt
+            for name in dict.fromkeys(chosen or usual)
+            for prompt in draw_set(name, count, seed=seed, things=named, pairs=alike)
+        ]
+        write_whole(out, as_csv(drawn))
+        RESULTS.print(plain(f"{out}: {len(drawn)} prompts"))
 
 
 @benchmark.command()
@@ -161,7 +224,12 @@ def score(
     ] = "official",
     real: Annotated[
         Path | None,
-        typer.Option(help="Real images for the upper bound: a folder for each subject.", show_default="none"),
+        typer.Option(
+            help="A folder of real images for each subject: the upper bound.",
+            show_default="none",
+            parser=given_path,
+            metavar="PATH",
+        ),
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, mps, …", show_default="the best available")
@@ -171,7 +239,7 @@ def score(
     """Judge the images that aren't judged yet. A judge is a short name, a folder or a Hub id; "none" leaves
     it out."""
     with failures_as_sentences(
-        stopped="stopped: what was judged is kept, and the same command goes on",
+        stopped="stopped: the same command goes on from here",
         out_of_memory="out of memory: lower --batch-size",
     ):
         from attend_excite.benchmark.score import real_images
@@ -192,7 +260,12 @@ def report(
     ] = None,
     compare: Annotated[str | None, typer.Option(help="Another run to compare with.")] = None,
     study: Annotated[
-        Path | None, typer.Option(help="The result of a user study, from attend-excite study analyse.")
+        Path | None,
+        typer.Option(
+            help="The result of a user study, from attend-excite study analyse.",
+            parser=given_path,
+            metavar="PATH",
+        ),
     ] = None,
     reference: Annotated[
         str | None,
@@ -215,7 +288,7 @@ def report(
         from attend_excite.cli.summary import RESULTS
 
         quieten_libraries()
-        folder = out or f"{run.rstrip('/')}/report"
+        folder = f"{run.rstrip('/')}/report" if out is None else out
         with MESSAGES.status("writing the report"):
             write_report(run, folder, other=compare, study=study, reference=reference, highlight=highlight)
         RESULTS.print(plain(f"{folder}/report.html"))

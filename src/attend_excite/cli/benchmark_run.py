@@ -20,7 +20,7 @@ from attend_excite.benchmark.jobs import Batch, plan, sweep, systems_named
 from attend_excite.benchmark.names import FULL_METHOD, PLAIN
 from attend_excite.benchmark.prompts import paper_prompts, read_prompts, sample, with_subjects
 from attend_excite.benchmark.run import Executor, Here, Queue, Row, begin, broken_images, settings_of
-from attend_excite.benchmark.store import read_rows, set_aside_broken
+from attend_excite.benchmark.store import open_folder, read_rows, set_aside_broken
 from attend_excite.cli.messages import MESSAGES, plain, warn
 from attend_excite.cli.summary import RESULTS, table
 from attend_excite.guidance.schedule import Recipe
@@ -62,6 +62,7 @@ def draw_benchmark(request: Request) -> bool:
         ValueError: the request makes no sense, or doesn't go with what the folder holds.
         OSError: an image or row cannot be written.
     """
+    open_folder(request.out)  # A mistake in its name shows before a model is loaded.
     if request.executor == "local" and (request.workers or request.address):
         raise ValueError("--workers and --address are for --executor ray")
     names = [*request.systems, *(name for text in request.sweeps for name in sweep(text))]

@@ -71,13 +71,14 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
     columns = (
         TextColumn("judging"),
         BarColumn(),
-        TextColumn("{task.completed} of {task.total} images"),
+        TextColumn("{task.fields[count]}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=MESSAGES, transient=True) as bar:
-        task = bar.add_task("", total=None)
+        # How many there are isn't known before the folder is read.
+        task = bar.add_task("", total=None, count="")
 
         def advance(done: int, images: int) -> None:
-            bar.update(task, total=images, completed=done)
+            bar.update(task, total=images, completed=done, count=f"{done} of {images} images")
 
         yield advance

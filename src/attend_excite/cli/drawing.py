@@ -38,6 +38,7 @@ from attend_excite.methods import (
     StableDiffusion,
     StructureDiffusion,
 )
+from attend_excite.methods.noise import check_noise, chooses_noise
 from attend_excite.methods.own import find_method
 from attend_excite.models import Model, catalogue, load, load_streams
 from attend_excite.models.additions import Addition
@@ -69,8 +70,12 @@ _DEFAULTS: dict[str, Any] = {
     "embeddings": (),
     "vae": None,
     "syntax": "plain",
+    "best_of": 1,
 }
 _BATCH_SIZE = 8
+
+MAX_PICTURES = 10**6
+"""Of one command: more is a slip of the keyboard."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,7 @@ class Request:
     seed_count: int | None = None
     seeds: list[int] | None = None
     best: int | None = None
+    best_of: int | None = None
     method: str | None = None
     weights: list[float] | None = None
     phrases: list[str] | None = None
@@ -172,8 +178,12 @@ class Drawing:
     sheet: Path | None
 
 
-def draw(request: Request) -> Drawing:
+def draw(request: Request, finished: list[Path] | None = None) -> Drawing:
     """Make and write the pictures; those of a finished batch are kept whatever comes.
+
+    Args:
+        request: what is to be drawn.
+        finished: gets the file of each picture as soon as it is written.
 
     Raises:
         ValueError: the request makes no sense.
@@ -186,7 +196,10 @@ def draw(request: Request) -> Drawing:
         made = list(made)
         plan = replace(plan, wanted={_best_seed(plan, made)})
     for settings, batch, result in made:
-        pictures += _written(request, plan.prompt, settings, batch, plan.wanted, result)
+        for picture in _written(request, plan.prompt, settings, batch, plan.wanted, result):
+            pictures.append(picture)
+            if finished is not None:
+                finished.append(picture.path)
     sheet = _write_comparison(request.out, plan.prompt, plan.runs, pictures) if request.compare else None
     return Drawing(plan.prompt, plan.model.name, pictures, sheet)
 
@@ -217,7 +230,8 @@ def prepare(request: Request) -> Plan:
     try:
         prompt = parse(chosen["prompt"], streams, chosen["subjects"], chosen["syntax"])
     except ValueError:
-        if request.maps or request.best or any(method.uses_subjects for method in methods):
+        asks = request.maps or request.best or chosen["best_of"] > 1
+        if asks or any(method.uses_subjects for method in methods):
             raise
         prompt = parse(chosen["prompt"], streams, (), chosen["syntax"])
     if request.best and not can_judge(prompt, chosen["model"]):
@@ -225,6 +239,8 @@ def prepare(request: Request) -> Plan:
     with MESSAGES.status(plain(f"loading {chosen['model']}")):
         model = _loaded(chosen)
     runs = [_settings(model, chosen, _with_recipe(method, request.recipe, model)) for method in methods]
+    for settings in runs:
+        check_noise(model, settings.method, settings.best_of)
     _warn_of_size(model, runs[0])
     fingerprint(*runs)  # What cannot be written down shows before anything is drawn.
     if request.compile:
@@ -241,7 +257,8 @@ def generations(plan: Plan) -> Iterator[tuple[Settings, tuple[int, ...], Generat
     """Draw, with a bar: (settings, seeds, what came of them), batch by batch, and of a batch run by run."""
     runs, batches = plan.runs, plan.batches
     passes, pictures = len(batches) * len(runs), len(plan.wanted) * len(runs)
-    with _progress(passes, pictures, runs[-1].steps) as advance:
+    chooses = chooses_noise(plan.model, runs[-1].method, runs[-1].best_of)
+    with _progress(passes, pictures, runs[-1].steps, chooses=chooses) as advance:
         for batch in batches:
             for settings in runs:
                 result = draw_as(plan.model, settings, batch, maps=plan.maps, callback=advance)
@@ -279,13 +296,13 @@ def _seeds(request: Request, origin: Origin | None) -> list[int]:
     if request.best is not None:
         if request.seeds or request.seed_count is not None:
             raise ValueError("--best N draws the seeds 0 to N-1 and keeps one: leave out --seeds and --seed")
-        if request.best < 1:
-            raise ValueError(f"--best is {request.best}: it must be 1 or more")
+        if not 1 <= request.best <= MAX_PICTURES:
+            raise ValueError(f"--best is {request.best}: it must be 1 to {MAX_PICTURES}")
         return list(range(request.best))
     if request.seeds and request.seed_count is not None:
         raise ValueError("give --seeds N for the seeds 0 to N-1, or --seed for one of them, not both")
-    if request.seed_count is not None and request.seed_count < 1:
-        raise ValueError(f"--seeds is {request.seed_count}: it must be 1 or more")
+    if request.seed_count is not None and not 1 <= request.seed_count <= MAX_PICTURES:
+        raise ValueError(f"--seeds is {request.seed_count}: it must be 1 to {MAX_PICTURES}")
     if request.seeds:
         seeds = list(dict.fromkeys(request.seeds))
         if not 0 <= min(seeds) <= max(seeds) <= MAX_SEED:
@@ -366,6 +383,7 @@ def _chosen(request: Request, origin: Origin | None, method: Method | None) -> d
         "loras": tuple(map(_lora, request.loras)) if request.loras else None,
         "embeddings": tuple(map(Addition.at, request.embeddings)) if request.embeddings else None,
         "vae": None if request.vae is None else Addition.at(request.vae),
+        "best_of": request.best_of,
     }
     chosen = _DEFAULTS | recorded | {name: value for name, value in typed.items() if value is not None}
     chosen["method"] = _with_options(chosen["method"], request)
@@ -507,19 +525,22 @@ def _default_size(model: Model, chosen: dict[str, Any]) -> tuple[int, int]:
 
 
 @contextmanager
-def _progress(passes: int, pictures: int, steps: int) -> Iterator[Any]:
+def _progress(passes: int, pictures: int, steps: int, *, chooses: bool) -> Iterator[Any]:
     """A bar of all steps; gives the callback that advances it."""
     columns = (
-        TextColumn("drawing"),
+        TextColumn("{task.description}"),
         BarColumn(),
         TextColumn(f"{{task.completed}} of {{task.total}} steps for {pictures} pictures"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=MESSAGES, transient=True, disable=not MESSAGES.is_terminal) as bar:
-        task = bar.add_task("", total=passes * steps)  # A scheduler may make more of them.
+        # A scheduler may make more of them.
+        task = bar.add_task("choosing the noise" if chooses else "drawing", total=passes * steps)
 
         def advance(event: StepEvent) -> None:
-            bar.update(task, total=passes * event.iterations, advance=1)
+            ended = event.index == event.iterations - 1
+            doing = "choosing the noise" if chooses and ended else "drawing"
+            bar.update(task, description=doing, total=passes * event.iterations, advance=1)
 
         yield advance
 
@@ -547,7 +568,7 @@ def _written(
             heats = [words.heat_map(index) for words in maps]
             subtitle = f"{method_label(settings)} · seed {seed} · {settings_label(settings)}"
             write_png(maps_path, maps_sheet(prompt, subtitle, {"": (image, heats)}))
-        seconds = sum(step.seconds for step in trace.steps) / len(batch)
+        seconds = trace.seconds / len(batch)
         yield Picture(image, origin, path, maps_path, trace, result.nsfw[index], seconds, seen[index])
 
 

@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,14 +56,14 @@ def _terminate(number: int, _: Any) -> None:
 
 @contextmanager
 def failures_as_sentences(
-    *, stopped: str = "stopped", out_of_memory: str = "out of memory"
+    *, stopped: str | Callable[[], str] = "stopped", out_of_memory: str = "out of memory"
 ) -> Iterator[None]:
     """Any failure inside ends the program with one sentence and an exit status; warnings are sentences.
 
     The library's own `ValueError`s speak of the input, and are worded for people.
 
     Args:
-        stopped: what is said after Ctrl-C: what became of the work.
+        stopped: what is said after Ctrl-C: what became of the work, or what gives that sentence then.
         out_of_memory: what is said then: how to need less.
     """
     said = set[str]()
@@ -82,7 +82,7 @@ def failures_as_sentences(
             yield
         except KeyboardInterrupt as stop:
             status = 128 + stop.number if isinstance(stop, Terminated) else STOPPED
-            raise _exit(stopped, status) from None
+            raise _exit(stopped if isinstance(stopped, str) else stopped(), status) from None
         except (typer.Exit, BrokenPipeError):
             raise
         except UnicodeEncodeError:

@@ -60,6 +60,7 @@ def create(
 ) -> None:
     """Make a study from a benchmark run and freeze it."""
     with failures_as_sentences():
+        from attend_excite.benchmark.names import titles
         from attend_excite.study.create import CONSENT, Rules, create_study
 
         made = create_study(
@@ -75,9 +76,10 @@ def create(
             consent=CONSENT if consent is None else _consent(consent),
             draw_seed=draw_seed,
         )
+        compared = titles(made.systems, made.model, made.titles)
         print(
             f"{out}: {len(made.pages)} pages, {checks} to check attention, {repeats} to repeat another\n"
-            f"systems: {', '.join(made.systems)}, drawn by {made.model}\n"
+            f"systems: {', '.join(map(printable, compared.values()))}, drawn by {made.model}\n"
             f"seeds: {', '.join(map(str, made.seeds))}\n"
             f"frozen as {made.hash}"
         )

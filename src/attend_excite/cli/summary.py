@@ -18,7 +18,7 @@ from attend_excite.subjects import Prompt, Stream, TokenGroup
 
 if TYPE_CHECKING:
     from attend_excite.cli.drawing import Drawing, Picture
-    from attend_excite.trace import Trace, Update
+    from attend_excite.trace import ChosenNoise, Trace, Update
 
 # Wide enough for any table: the name of a file is of use in one piece only.
 RESULTS = Console(width=1000)
@@ -41,10 +41,14 @@ def print_drawing(drawing: Drawing) -> None:
     shown = [sentence(picture.verdict, drawing.prompt) for picture in drawing.pictures]
     verdict = ["shows"] if any(shown) else []
     maps = ["maps"] if any(picture.maps_path for picture in drawing.pictures) else []
-    pictures = table("seed", "method", *verdict, "lowest attention", "updates", "seconds", "file", *maps)
+    noise = ["noise"] if any(picture.trace.noise for picture in drawing.pictures) else []
+    findings = ["in vain"] if any(picture.trace.findings for picture in drawing.pictures) else []
+    columns = ("lowest attention", "updates", "seconds", "file")
+    pictures = table("seed", *noise, "method", *verdict, *columns, *maps, *findings)
     for picture, shows in zip(drawing.pictures, shown, strict=True):
         pictures.add_row(
             str(picture.origin.seed),
+            *[_noise(picture.trace.noise) for _ in noise],
             plain(picture.origin.settings.method.name),
             *[plain(shows) for _ in verdict],
             plain(_lowest_attention(picture.trace, drawing.prompt)),
@@ -52,6 +56,7 @@ def print_drawing(drawing: Drawing) -> None:
             f"{picture.seconds:.1f}",
             plain(str(picture.path)),
             *[plain(str(picture.maps_path)) for _ in maps],
+            *[plain(_in_vain(picture.trace)) for _ in findings],
         )
     RESULTS.print(pictures)
     for note in _notes(drawing):
@@ -108,7 +113,9 @@ def print_tokens(prompt: Prompt, streams: Sequence[Stream]) -> None:
             style = "bold green" if subject else None
             tokens.add_row(str(position), plain(token), plain(subject), style=style)
         RESULTS.print(tokens)
-        lines.append(f"{len(read)} of the {stream.width} tokens{of} that the model reads")
+        reads = f"{stream.width} tokens{of} that the model reads"
+        many = len(prompt.chunks)
+        lines.append(f"{many} chunks of the {reads} at once" if many > 1 else f"{len(read)} of the {reads}")
     lines.append(f"nouns found: {', '.join(noun.text for noun in find_nouns(prompt.text)) or 'none'}")
     for group in prompt.groups:
         head = " ".join(prompt.tokens[position] for position in group.positions)
@@ -184,6 +191,18 @@ def _picture(picture: Picture, prompt: Prompt) -> dict[str, Any]:
             word: {"positions": list(places), "tokens": [prompt.tokens[place] for place in places]}
             for word, places in trace.tokens.items()
         },
+        # How its noise was found, where it isn't the seed's own.
+        "noise": trace.noise
+        and {
+            "losses": [_finite(loss) for loss in trace.noise.losses],
+            "chosen": trace.noise.chosen,
+            "passes": trace.noise.passes,
+        },
+        # What nursing did in vain, or overdid.
+        "findings": [
+            {"kind": found.kind, "subject": found.subject, "sentence": found.sentence}
+            for found in trace.findings
+        ],
         "updates": _updates_made(trace),
         "refinements": {str(index): count for index, count in trace.refinements.items()},
         "max_shift": max((_finite(update.shift) or 0.0 for update in updates), default=0.0),
@@ -191,6 +210,16 @@ def _picture(picture: Picture, prompt: Prompt) -> dict[str, Any]:
         "nsfw": picture.nsfw,
         "seconds": round(picture.seconds, 3),
     }
+
+
+def _in_vain(trace: Trace) -> str:
+    """What nursing did in vain, or overdid, in a few words; the warnings say it whole: "stuck: lora"."""
+    return ", ".join(f"{each.kind}: {each.subject}" if each.subject else each.kind for each in trace.findings)
+
+
+def _noise(noise: ChosenNoise | None) -> str:
+    """Which of the noises that were tried it was: "2 of 4"."""
+    return "–" if noise is None else f"{noise.chosen + 1} of {len(noise.losses)}"
 
 
 def _subjects(prompt: Prompt) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from attend_excite.guidance.schedule import StepPlan
 
 # Keeps the gradients inside a half-precision network above float16's smallest numbers. A power of two, so
 # that in float32 and wider not a bit of the result depends on it.
-_GRADIENT_SCALE = 2.0**10
+GRADIENT_SCALE = 2.0**10
 
 
 class Measurement(NamedTuple):
@@ -127,7 +127,7 @@ def _gradient(measure: Measure, latents: Tensor, rows: Tensor) -> tuple[Measurem
         latents = latents.detach().requires_grad_(True)
         measured = measure(latents, rows)
         # No layer mixes images, so the gradient of the sum holds each image's own gradient.
-        (gradient,) = torch.autograd.grad(_GRADIENT_SCALE * measured.loss.sum(), latents)
+        (gradient,) = torch.autograd.grad(GRADIENT_SCALE * measured.loss.sum(), latents)
     attention, losses, loss = (each.detach() for each in measured[:3])
     parts = {name: part.detach() for name, part in measured.parts.items()}
-    return Measurement(attention, losses, loss, parts, measured.rests), gradient / _GRADIENT_SCALE
+    return Measurement(attention, losses, loss, parts, measured.rests), gradient / GRADIENT_SCALE

@@ -47,9 +47,7 @@ class Nursing:
     """
 
     def __init__(self, recipe: Recipe, plans: Sequence[StepPlan], tables: Sequence[Table]) -> None:
-        # A subject of the other tables alone counts in the first one too: its losses are told there.
-        everywhere = torch.stack([table.subjects.real for table in tables]).any(dim=0)
-        self._tables = [replace(each, subjects=replace(each.subjects, real=everywhere)) for each in tables]
+        self._tables = tuple(tables)
         self._subjects = self._tables[0].subjects
         self._recipe = recipe
         self.plans = tuple(plans)
@@ -81,7 +79,7 @@ class Nursing:
             self._memory.keep(rows, found.cross)
             with torch.autocast(found.cross.device.type, enabled=False):
                 chosen = [table.rows(rows) for table in self._tables]
-                measured, leads = _measure(found, chosen, self._recipe, plan.terms)
+                measured, leads = measure_tables(found, chosen, self._recipe, plan.terms)
                 if self._resting is None:
                     return measured
                 return measured._replace(rests=self._resting.looks(rows, measured.losses, leads))
@@ -150,7 +148,7 @@ class _Memory:
         self._now[rows] = maps.detach()
 
 
-def _measure(
+def measure_tables(
     found: Recorded, tables: Sequence[Table], recipe: Recipe, terms: Sequence[PlannedTerm]
 ) -> tuple[Measurement, Tensor | None]:
     """What a pass says of the subjects: the mean over the tables of tokens that have them.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
@@ -82,6 +82,69 @@ def _the_papers() -> tuple[PlannedTerm, ...]:
 _LARGEST, _MOST = 1e6, 1000
 
 
+def _searched_for() -> tuple[WeightedTerm, ...]:
+    return (
+        WeightedTerm("most-neglected"),
+        WeightedTerm("self-overlap", options=(("gate", 0.5),)),
+        WeightedTerm("clean-background", weight=0.1),
+    )
+
+
+@dataclass(frozen=True)
+class NoiseSearch:
+    """The search for a noise from which a picture begins: the first stage of InitNO (Guo et al., CVPR 2024).
+
+    Each image's noise z becomes m + exp(v / 2) z, and m and v are moved down the loss by Adam: a step takes
+    one pass of the conditional half at the first timestep, with its gradient. They are kept close to 0, and
+    so the noise to a standard normal one. Each round begins with another noise. An image is done as soon as
+    it has `enough`; where no round leads there, the best round goes on.
+
+    Attributes:
+        rounds: noises that are tried, at most, 1 or more.
+        steps: of Adam in each round, at most, 1 or more.
+        more: further steps where no round leads there, at most; 0: none.
+        learning_rate: of Adam, above 0.
+        terms: the loss.
+        enough: (term, loss) pairs: an image is done where each of these terms is below its number.
+
+    Raises:
+        ValueError: a number is out of its range, or `enough` names a term that isn't there.
+    """
+
+    rounds: int = 5
+    steps: int = 10
+    more: int = 50
+    learning_rate: float = 0.01
+    terms: tuple[WeightedTerm, ...] = field(default_factory=_searched_for)
+    enough: tuple[tuple[str, float], ...] = (("most-neglected", 0.2), ("self-overlap", 0.3))
+
+    def __post_init__(self) -> None:
+        for what, least in (("rounds", 1), ("steps", 1), ("more", 0)):
+            value = getattr(self, what)
+            whole = isinstance(value, int) and not isinstance(value, bool) and least <= value <= _MOST
+            _require(whole, f"{what} of the search", repr(value), f"a whole number, {least} to {_MOST}")
+        rate = self.learning_rate
+        number = isinstance(rate, int | float) and not isinstance(rate, bool)
+        _require(
+            number and 0 < rate <= 1, "the learning_rate of the search", repr(rate), "above 0, 1 at most"
+        )
+        object.__setattr__(self, "terms", _terms(self.terms))
+        known = {each.term for each in self.terms}
+        try:
+            enough = tuple((str(name), float(loss)) for name, loss in self.enough)
+        except (TypeError, ValueError):
+            raise ValueError('what is enough in the search are pairs, as ["most-neglected", 0.2]') from None
+        for name, loss in enough:
+            _require(name in known, "a term that is enough", repr(name), f"one of {', '.join(sorted(known))}")
+            _require(math.isfinite(loss), f"what is enough of {name}", loss, "a number")
+        object.__setattr__(self, "enough", enough)
+
+    @property
+    def most_passes(self) -> int:
+        """What it costs an image at most: guidance passes with their gradients."""
+        return self.rounds * self.steps + self.more
+
+
 @dataclass(frozen=True)
 class StepPlan:
     """What nursing does at one iteration of the denoising loop.
@@ -147,6 +210,10 @@ class Recipe:
             above 0 it leads somewhere (`subject_leads`). None: not asked.
         terms: the loss, a weighted sum; most often of the most neglected subject alone. Whether a threshold
             is met, and an image rests, stays a matter of the subjects' attention.
+        choose_at: where in the run, as a fraction of it, 0 to 1, noises are compared if the best of several
+            is to be drawn (`generate`, `best_of`). With n iterations before it a noise costs 2n + 1 passes.
+        search: a search for the noise before the first step; {}: as InitNO does it. None: the noise is the
+            seed's own.
         method: the name of the method that it is, on the command line.
         title: its name for people.
         summary: one line for people.
@@ -171,13 +238,15 @@ class Recipe:
     rest_at: float | None = None
     rest_lead: float | None = None
     terms: tuple[WeightedTerm, ...] = field(default_factory=lambda: (WeightedTerm("most-neglected"),))
+    choose_at: float = 0.02
+    search: NoiseSearch | None = None
     method: str = "attend-excite"
     title: str = "Attend-and-Excite"
     summary: str = ""
 
     def __post_init__(self) -> None:
         optional = [what for what in ("max_shift", "rest_at", "rest_lead") if getattr(self, what) is not None]
-        for what in ("step_size", "altered", "temperature", "sigma", "start", *optional):
+        for what in ("step_size", "altered", "temperature", "sigma", "start", "choose_at", *optional):
             value = getattr(self, what)
             number = isinstance(value, int | float) and not isinstance(value, bool)
             _require(number, what, repr(value), "a number")
@@ -195,6 +264,7 @@ class Recipe:
         _require(
             fine, "start", self.start, f"a fraction of the run, 0 to where altering ends ({self.altered:g})"
         )
+        _require(0 <= self.choose_at <= 1, "choose_at", self.choose_at, "a fraction of the run, 0 to 1")
         _require(self.max_shift is None or self.max_shift > 0, "max_shift", self.max_shift, "above 0")
         _require(self.rest_at is None or 0 <= self.rest_at <= 1, "rest_at", self.rest_at, "0 to 1")
         _require(self.rest_lead is None or -1 <= self.rest_lead <= 1, "rest_lead", self.rest_lead, "-1 to 1")
@@ -209,8 +279,11 @@ class Recipe:
             f"above 0, {_LARGEST:g} at most",
         )
         _require(0 <= self.sigma <= _LARGEST, "sigma", self.sigma, f"0 to {_LARGEST:g}")
-        _require(isinstance(self.summary, str), "summary", repr(self.summary), "a text")
+        for what in ("method", "title", "summary"):
+            value = getattr(self, what)
+            _require(isinstance(value, str), what, repr(value), "a text")
         object.__setattr__(self, "terms", _terms(self.terms))
+        object.__setattr__(self, "search", _search(self.search))
         object.__setattr__(self, "thresholds", _pairs(self.thresholds))
         for fraction, threshold in self.thresholds:
             _require(0 <= fraction <= 1, "a threshold's place", fraction, "a fraction of the run, 0 to 1")
@@ -300,10 +373,7 @@ class Recipe:
         self, iterations: int, thresholds: Mapping[int, float]
     ) -> list[tuple[PlannedTerm, ...]]:
         """The terms that count at each iteration."""
-        made = [
-            PlannedTerm(each.weight, each.made(temperature=self.temperature, sigma=self.sigma))
-            for each in self.terms
-        ]
+        made = self._made(self.terms)
         return [
             tuple(
                 planned
@@ -313,6 +383,19 @@ class Recipe:
             )
             for index in range(iterations)
         ]
+
+    def _made(self, terms: Sequence[WeightedTerm]) -> list[PlannedTerm]:
+        numbers = {"temperature": self.temperature, "sigma": self.sigma}
+        return [PlannedTerm(each.weight, each.made(**numbers)) for each in terms]
+
+    def compared_at(self, iterations: int) -> int:
+        """The iteration at which noises are compared, of so many of the denoising loop."""
+        return min(_floor(self.choose_at * iterations), iterations - 1)
+
+    @property
+    def searched_terms(self) -> tuple[PlannedTerm, ...]:
+        """The terms of its search; none where there is none."""
+        return () if self.search is None else tuple(self._made(self.search.terms))
 
     @property
     def goal(self) -> float:
@@ -371,6 +454,16 @@ def _terms(terms: Any) -> tuple[WeightedTerm, ...]:
         raise ValueError(f"terms are a list of objects, as {example}") from None
     _require(bool(found), "terms", "empty", "one term or more")
     return found
+
+
+def _search(search: Any) -> NoiseSearch | None:
+    if search is None or isinstance(search, NoiseSearch):
+        return search
+    try:
+        return NoiseSearch(**search)
+    except TypeError:
+        known = ", ".join(each.name for each in fields(NoiseSearch))
+        raise ValueError(f"search is an object with some of {known}, or {{}} for all as they are") from None
 
 
 def _floor(value: float) -> int:

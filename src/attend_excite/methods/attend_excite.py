@@ -12,9 +12,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from attend_excite.attention.places import Place
 from attend_excite.attention.record import record
 from attend_excite.columns import compares_prompt_only, tables_of
-from attend_excite.guidance.nursing import Nursing, Table
+from attend_excite.guidance.nurse import Measurement
+from attend_excite.guidance.nursing import Nursing, Table, measure_tables
 from attend_excite.guidance.objectives import Objective, Recorded
 from attend_excite.guidance.recipes import method_recipes
 from attend_excite.guidance.schedule import PlannedTerm, Recipe
@@ -131,32 +133,30 @@ class AttendAndExcite:
         if self.objective is not None:
             objective = PlannedTerm(1.0, self.objective)
             plans = tuple(replace(plan, terms=(objective,)) for plan in plans)
-        nursing = Nursing(recipe, plans, self._tables(run, recipe))
-        network, downsampling = run.model.network, run.model.attention_downsampling
-        places, layout = run.model.places(), run.layout(downsampling)
-        looks_at_itself = any("self-attention" in plan.needs for plan in plans if not plan.idle)
-        self_places = run.model.family.self_places(places) if looks_at_itself else ()
+        eye = self.eye(run)
+        nursing = Nursing(recipe, plans, eye.tables)
+        if any("self-attention" in plan.needs for plan in plans if not plan.idle):
+            run.model.family.self_places(eye.places)  # A model whose self-attention isn't known says so now.
 
         def nurse_step(latents: Tensor, step: Step) -> Tensor:
             if plans[step.index].idle:
                 return latents
             scale = run.vp_scale(step)
             # Around the gradients too: with gradient checkpointing the layers run again on the way back.
-            own = self_places if "self-attention" in plans[step.index].needs else ()
-            with record(network, places, layout=layout, stop_after_last=True, self_places=own) as recording:
-
-                def look(scaled: Tensor, rows: Tensor) -> Recorded:
-                    recording.forward(**run.network_inputs(scaled / scale, step, run.text[rows]))
-                    cross = recording.average()
-                    with torch.autocast(cross.device.type, enabled=False):
-                        return Recorded(cross, recording.self_average() if own else None)
-
-                scaled, visits = nursing.step(step.index, latents * scale, look)
+            with eye.open(plans[step.index].terms) as look:
+                scaled, visits = nursing.step(
+                    step.index, latents * scale, lambda scaled, rows: look(scaled / scale, step, rows)
+                )
             run.visits[step.index] = visits
             # Not a bit changes where there was nothing to do.
             return scaled / scale if visits else latents
 
         return nurse_step
+
+    def eye(self, run: Run) -> Eye:
+        """What looks at the attention of a batch."""
+        recipe = self.recipe_for(run.model.recipe)
+        return Eye(run, recipe, self._tables(run, recipe), run.model.places())
 
     def _tables(self, run: Run, recipe: Recipe) -> list[Table]:
         """The subjects in each of the model's tables of tokens, with its columns of the maps."""
@@ -200,6 +200,51 @@ class AttendAndExcite:
         if (drawn.text, there) not in found:
             found[drawn.text, there] = run.dominant_token(drawn.text, there)
         return (group.positions[found[drawn.text, there]],)
+
+
+Look = Callable[[Tensor, Step, Tensor], Recorded]
+"""(latents (b, C, H, W) as the loop holds them, step, rows (b,)) -> what the conditional pass recorded."""
+
+
+@dataclass(frozen=True)
+class Eye:
+    """What looks at the attention of a batch.
+
+    Attributes:
+        run: the batch.
+        recipe: how it is looked at.
+        tables: the subjects in each of the model's tables of tokens.
+        places: the layers that are read.
+    """
+
+    run: Run
+    recipe: Recipe
+    tables: Sequence[Table]
+    places: Sequence[Place]
+
+    @contextmanager
+    def open(self, terms: Sequence[PlannedTerm]) -> Iterator[Look]:
+        """In the block latents can be looked at, for the loss that is the sum of these terms."""
+        run, model = self.run, self.run.model
+        layout = run.layout(model.attention_downsampling)
+        asks = any("self-attention" in getattr(each.term, "needs", ()) for each in terms)
+        own = model.family.self_places(self.places) if asks else ()
+        with record(
+            model.network, self.places, layout=layout, stop_after_last=True, self_places=own
+        ) as recording:
+
+            def look(latents: Tensor, step: Step, rows: Tensor) -> Recorded:
+                recording.forward(**run.network_inputs(latents, step, run.text[rows]))
+                cross = recording.average()
+                with torch.autocast(cross.device.type, enabled=False):
+                    return Recorded(cross, recording.self_average() if own else None)
+
+            yield look
+
+    def measure(self, found: Recorded, rows: Tensor, terms: Sequence[PlannedTerm]) -> Measurement:
+        """What was recorded of these images says of their subjects."""
+        with torch.autocast(found.cross.device.type, enabled=False):
+            return measure_tables(found, [table.rows(rows) for table in self.tables], self.recipe, terms)[0]
 
 
 def _warn_of_single_tokens(prompts: Sequence[Prompt], table: int) -> None:

@@ -18,7 +18,7 @@ from attend_excite.models.families import Conditioning, concatenated
 from attend_excite.models.model import Model
 from attend_excite.schedulers import scaled_input, vp_scale
 from attend_excite.subjects import Prompt, Stream
-from attend_excite.trace import Nursed
+from attend_excite.trace import ChosenNoise, Nursed
 from attend_excite.turns import turn_of
 
 
@@ -110,6 +110,7 @@ class Run:
         dominant_token: draws a word alone and says which of the token positions given it attends to most
             (Appendix A.2); None: nobody can ask.
         nursed: what is nursed, and how far; filled by the method.
+        noises: how each image's noise was found; empty where that is the seed's own.
     """
 
     model: Model
@@ -127,6 +128,7 @@ class Run:
     maps: list[Tensor] = field(default_factory=list)
     visits: dict[int, list[Visit]] = field(default_factory=dict)
     nursed: Nursed | None = None
+    noises: Sequence[ChosenNoise] = ()
     dominant_token: Callable[[str, tuple[int, ...]], int] | None = None
 
     @property

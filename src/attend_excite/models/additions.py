@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -191,9 +192,10 @@ def with_vae(family: Family, folder: str | Path | None) -> None:
                 "of another architecture"
             )
     try:
-        vae, found = AutoencoderKL.from_pretrained(path, torch_dtype=own.dtype, output_loading_info=True)
+        read: Any = AutoencoderKL.from_pretrained(path, torch_dtype=own.dtype, output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"the autoencoder in '{folder}' is not whole: {first_line(error)}") from error
+    vae, found = read
     if missing := found["missing_keys"]:
         raise ValueError(f"the autoencoder in '{folder}' is not whole: it lacks {len(missing)} weights")
     family.pipeline.register_modules(vae=vae.to(own.device))

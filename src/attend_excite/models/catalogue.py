@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import file_exists, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 
 from attend_excite.documents import read_object
 from attend_excite.models.checkpoints import (
@@ -63,6 +64,10 @@ def catalogue() -> Mapping[str, CatalogueEntry]:
     """The models with short names, those that make pictures first."""
     text = files("attend_excite").joinpath("data/models.json").read_text(encoding="utf-8")
     return {name: CatalogueEntry(**values) for name, values in json.loads(text).items()}
+
+
+# Python's sentence for a pair that is none.
+_UNPACKED = "values to unpack"
 
 
 def source_of(name: str) -> str | Path:
@@ -137,6 +142,8 @@ def generator(name: str) -> str | Path:
     Raises:
         ValueError: it makes none, or is misspelled.
     """
+    if not name.strip():
+        raise ValueError(f"the model's name is empty: give a folder, a Hub id, or one of {_generators()}")
     entry = catalogue().get(name)
     if entry and entry.kind != "generator":
         raise ValueError(f"'{name}' looks at pictures and makes none: choose one of {_generators()}")
@@ -195,6 +202,8 @@ def sought(source: str | Path, name: str, revision: str | None) -> Iterator[None
         seek(source, "model_index.json", revision)
     except (OSError, ValueError) as error:
         reason = f"no model on the Hub that can be reached ({first_line(error)})"
+        if isinstance(error, HFValidationError):
+            reason = "no name that a model on the Hub can have, as owner/name"
         if name in catalogue():
             raise ValueError(f"'{name}' is {source}, and that is {reason}") from error
         raise ValueError(
@@ -211,7 +220,7 @@ def sought(source: str | Path, name: str, revision: str | None) -> Iterator[None
         if isinstance(error, ValueError) and f"'{source}'" in str(error):
             raise
         reason = first_line(error) or type(error).__name__
-        if isinstance(error, KeyError | TypeError | AttributeError | IndexError):
+        if isinstance(error, KeyError | TypeError | AttributeError | IndexError) or _UNPACKED in reason:
             reason = f"something in it is of the wrong kind or missing ({type(error).__name__}: {reason})"
         if Path(source).is_dir():
             raise ValueError(f"the model in '{source}' is not whole: {reason}") from error

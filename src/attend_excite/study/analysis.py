@@ -31,7 +31,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from operator import attrgetter
 from statistics import median
@@ -114,6 +114,7 @@ class Result:
         agreement: among respondents.
         confidence: of the intervals.
         resamples: of the bootstrap.
+        titles: those of the systems that a user wrote, for people.
     """
 
     study: str
@@ -127,6 +128,7 @@ class Result:
     agreement: Agreement
     confidence: float
     resamples: int
+    titles: Mapping[str, str] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
         """The JSON document of the module's head."""
@@ -168,6 +170,7 @@ def analyse(study: Study, votes: Sequence[Vote], resamples: int = RESAMPLES) -> 
     return Result(
         study=study.hash,
         model=study.model,
+        titles=study.titles,
         simulated=simulated.pop(),
         respondents=len({vote.respondent for vote in counted}),
         excluded=tuple(excluded),

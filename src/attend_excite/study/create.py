@@ -9,7 +9,7 @@ import random
 import secrets
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from attend_excite.benchmark import store
+from attend_excite.benchmark.names import is_own
 from attend_excite.documents import read_object
 from attend_excite.files import put_in_place, write_whole, written_whole
 from attend_excite.study.votes import Kind
@@ -101,6 +102,7 @@ class Study:
         consent: what a respondent agrees to; paragraphs are parted by empty lines.
         draw_seed: of the draw of prompts, seeds, checks and repeats.
         files: image name -> SHA-256 of the file.
+        titles: those of the systems that a user wrote, for people.
     """
 
     model: str
@@ -112,11 +114,17 @@ class Study:
     consent: str
     draw_seed: int
     files: Mapping[str, str]
+    titles: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def hash(self) -> str:
         """SHA-256 of the content, images included: another study has another hash."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.content(), sort_keys=True).encode()).hexdigest()
+
+    def content(self) -> dict[str, Any]:
+        """All of it as plain data: without titles where there are none, as studies were that had none."""
+        content = asdict(self)
+        return content if self.titles else {key: value for key, value in content.items() if key != "titles"}
 
     @cached_property
     def page(self) -> Mapping[str, Page]:
@@ -251,15 +259,25 @@ def create_study(
             allow_none=allow_none,
             consent=consent,
             draw_seed=draw_seed,
+            titles=_titles(run, compared),
             files={
                 name: _copied(store.read_image(run, source), partial / IMAGES / name)
                 for source, name in copies
             },
         )
-        content = {"hash": study.hash} | asdict(study)
+        content = {"hash": study.hash} | study.content()
         write_whole(partial / STUDY_FILE, json.dumps(content, indent=1) + "\n")
         put_in_place(partial, folder)
     return study
+
+
+def _titles(run: str | Path, systems: Sequence[str]) -> dict[str, str]:
+    """The titles that a run keeps of the systems that a user wrote."""
+    try:
+        kept = store.read_settings(run).get("titles", {})
+    except store.NoRunError:
+        return {}
+    return {system: kept[system] for system in systems if is_own(system) and system in kept}
 
 
 def _compared(rows: Sequence[Mapping[str, Any]], systems: Sequence[str] | None) -> list[str]:

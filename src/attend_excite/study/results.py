@@ -30,7 +30,7 @@ def banner(result: Result) -> str | None:
 
 def labels(result: Result) -> dict[str, str]:
     """The systems as people read them, the same as in the benchmark's report."""
-    return titles(result.subsets[ALL], result.model) | {NONE: NONE_LABEL}
+    return titles(result.subsets[ALL], result.model, result.titles) | {NONE: NONE_LABEL}
 
 
 def percent(value: float | None) -> str:

@@ -3,7 +3,7 @@
 from attend_excite.benchmark.metrics.base import Metric
 from attend_excite.benchmark.metrics.captions import CaptionSimilarity
 from attend_excite.benchmark.metrics.clip import Clip, ClipSimilarity
-from attend_excite.benchmark.metrics.detector import DetectedPresence
+from attend_excite.benchmark.metrics.detector import DetectedPresence, GenEval
 from attend_excite.benchmark.metrics.presence import JudgedPresence
 from attend_excite.benchmark.metrics.vqa import VqaScore
 
@@ -12,6 +12,7 @@ __all__ = [
     "Clip",
     "ClipSimilarity",
     "DetectedPresence",
+    "GenEval",
     "JudgedPresence",
     "Metric",
     "VqaScore",

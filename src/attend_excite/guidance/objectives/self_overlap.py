@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from attend_excite.guidance.objective import SubjectTokens, smooth
+from attend_excite.guidance.objective import SubjectTokens, most_neglected, smooth
 from attend_excite.guidance.objectives.base import (
     SIGMA,
     TEMPERATURE,
     Need,
     Recorded,
+    losses_here,
     masked_mean,
     pairs,
     self_attention,
@@ -27,10 +28,13 @@ class SelfOverlap:
     goes through where they are.
 
     Attributes:
+        gate: it counts only in an image whose most neglected subject's loss is at most so much, 0 to 1; 1:
+            always.
         temperature: factor on the attention before the softmax over the tokens, above 0.
         sigma: the Gaussian filter's standard deviation in patches; 0: no filter.
     """
 
+    gate: float = 1.0
     temperature: float = TEMPERATURE
     sigma: float = SIGMA
 
@@ -43,4 +47,6 @@ class SelfOverlap:
         attention = self_attention(recorded)
         rows = attention.gather(1, peaks[..., None].expand(-1, -1, attention.shape[-1]))
         seen = smooth(rows.unflatten(-1, maps.shape[-2:]), self.sigma).flatten(2)
-        return masked_mean(pairwise_overlap(seen), pairs(subjects), dims=2)
+        loss = masked_mean(pairwise_overlap(seen), pairs(subjects), dims=2)
+        highest = maps.detach().flatten(2).amax(dim=-1)
+        return loss.masked_fill(most_neglected(losses_here(highest, subjects)) > self.gate, 0)

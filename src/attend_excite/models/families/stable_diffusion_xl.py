@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from attend_excite.a1111 import Chunk
+from attend_excite.interrupts import to_the_end
 from attend_excite.models.families import unet
 from attend_excite.models.families.base import Conditioning
 from attend_excite.subjects import Stream
@@ -135,8 +136,10 @@ class StableDiffusionXL(unet.UNetFamily):
     def _statistics(self) -> tuple[Any, Any] | None:
         """Mean and deviation of the latents, one a channel, as [[[mean]], ...]; None: it has none."""
         config = self.pipeline.vae.config
-        found = config.get("latents_mean"), config.get("latents_std")
-        return None if None in found else tuple([[[each]] for each in values] for values in found)
+        mean, deviation = config.get("latents_mean"), config.get("latents_std")
+        if mean is None or deviation is None:
+            return None
+        return [[[each]] for each in mean], [[[each]] for each in deviation]
 
 
 @contextmanager
@@ -148,4 +151,4 @@ def _wide_enough(vae: Any) -> Iterator[None]:
     try:
         yield vae.to(torch.float32)
     finally:
-        vae.to(torch.float16)  # which it came from: not a bit is lost
+        to_the_end(lambda: vae.to(torch.float16))  # which it came from: not a bit is lost

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +27,7 @@ from torch import Tensor
 
 from attend_excite import Model
 from attend_excite.methods.base import Denoise, Run, Step
+from attend_excite.models.catalogue import source_of
 from attend_excite.schedulers import scheduler_for_run, scheduler_names, vp_scale
 
 STEPS = 20
@@ -145,3 +148,11 @@ def test_a_scheduler_keeps_the_noise_schedule_and_cuts_nothing() -> None:
         ValueError, match="can't take the place of this model's FlowMatchEulerDiscreteScheduler"
     ):
         scheduler_for_run(FlowMatchEulerDiscreteScheduler(), "ddim")
+
+
+def test_the_bundled_model_draws_with_the_scheduler_of_its_files(stickers: Model) -> None:
+    folder = Path(source_of("stickers"))
+    index = json.loads((folder / "model_index.json").read_text())["scheduler"]
+    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    assert index == ["diffusers", config["_class_name"]]
+    assert type(stickers.pipeline.scheduler).__name__ == config["_class_name"]

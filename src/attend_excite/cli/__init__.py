@@ -65,7 +65,7 @@ PromptSyntax = Annotated[
     str | None,
     typer.Option(
         "--syntax",
-        help="a1111: read (cat:1.3), [cat], BREAK and prompts of more than 75 tokens as A1111 does; "
+        help="a1111: read (cat:1.3), \\[cat], BREAK and prompts of more than 75 tokens as A1111 does; "
         "the subjects are then the nouns, or named.",
         show_default="plain",
     ),

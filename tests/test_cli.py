@@ -291,6 +291,9 @@ def test_an_empty_path_is_not_the_current_folder(arguments: list[str]) -> None:
         (["generate", PROMPT, "--model", "http://x/y"], "no name that a model on the Hub can have"),
         (["tokens", PROMPT, "--model", "a\udcff"], "no name that a model on the Hub can have"),
         (["tokens", PROMPT, "--model", ""], "the model's name is empty"),
+        (["generate", PROMPT, "--negative", "a\udcff"], "the negative prompt is no text in UTF-8"),
+        (["benchmark", "run", "--out", "run", "--sweep", "sigma=" + "9" * 5000 + ",1"], "sigma is '999"),
+        (["benchmark", "prompts", "--out", "nowhere/at/all.csv"], "there is no folder 'nowhere/at'"),
     ],
 )
 def test_what_no_command_can_mean_is_one_sentence(arguments: list[str], message: str) -> None:

@@ -38,9 +38,9 @@ DTYPES = ("float32", "float16", "bfloat16")
 MAX_SEED = 2**63 - 1
 MAX_BATCH = 256
 MAX_GUIDANCE = 1e4
+MAX_STEPS = 1000
 
 # Metadata comes from anywhere: beyond these a picture would only fill memory.
-_MAX_STEPS = 1000
 _MAX_SIDE = 8192
 _MAX_THREADS = 4096
 
@@ -102,7 +102,7 @@ class Settings:
     best_of: int = 1
 
     def __post_init__(self) -> None:
-        _require(1 <= self.steps <= _MAX_STEPS, "steps", self.steps, f"1 to {_MAX_STEPS}")
+        _require(1 <= self.steps <= MAX_STEPS, "steps", self.steps, f"1 to {MAX_STEPS}")
         fine = 0 <= self.guidance_scale <= MAX_GUIDANCE
         _require(fine, "the guidance", self.guidance_scale, f"0 to {MAX_GUIDANCE:g}")
         for what, pixels in (("the height", self.height), ("the width", self.width)):

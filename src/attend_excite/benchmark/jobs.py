@@ -13,7 +13,7 @@ from attend_excite.benchmark.names import FULL_METHOD
 from attend_excite.benchmark.prompts import BenchmarkPrompt
 from attend_excite.benchmark.store import name_of
 from attend_excite.guidance.schedule import Recipe, read_recipe
-from attend_excite.metadata import MAX_GUIDANCE, as_plain_data, digest_of, revision_of
+from attend_excite.metadata import MAX_GUIDANCE, MAX_STEPS, as_plain_data, digest_of, revision_of
 from attend_excite.methods import PAPER_METHODS, AttendAndExcite, Method, StableDiffusion
 from attend_excite.methods.noise import MAX_NOISES
 from attend_excite.methods.own import code_digest, find_method
@@ -88,8 +88,8 @@ class Conditions:
     width: int
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"the steps are {self.steps}: there must be 1 or more")
+        if not 1 <= self.steps <= MAX_STEPS:
+            raise ValueError(f"the steps are {self.steps}: there must be 1 to {MAX_STEPS}")
         if not 0 <= self.guidance <= MAX_GUIDANCE:
             raise ValueError(f"the guidance is {self.guidance}: it must be 0 to {MAX_GUIDANCE:g}")
 
@@ -174,7 +174,7 @@ def sweep(text: str) -> list[str]:
     head, equals, values = text.rpartition("=")
     try:
         listed = json.loads(f"[{values}]")
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON, numbers that are too long, or nested too deep
         listed = [value.strip() for value in values.split(",")]
     if not head.strip() or not equals or "" in listed or len(listed) < 2:
         raise ValueError(f"'{text}' is no sweep: write it like step_size=5,10,20")
@@ -209,7 +209,7 @@ def _change(word: str) -> tuple[str, Any]:
     key, _, value = word.partition("=")
     try:
         return key, json.loads(value)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return key, value
 
 

@@ -30,6 +30,8 @@ except ModuleNotFoundError as error:
 # What a worker that is no more leaves behind. (Its machine had too little memory: OutOfMemoryError.)
 _DIED = (RayActorError, NodeDiedError, OutOfMemoryError)
 
+_MOST_WORKERS = 10_000
+
 # Rows and settings go through Ray's object store, images don't.
 _OBJECT_STORE_BYTES = 100 * 2**20
 
@@ -145,8 +147,8 @@ def ray_workers(
     Raises:
         ValueError: there is no cluster at the address, or it has less than it takes.
     """
-    if workers is not None and workers < 1:
-        raise ValueError(f"the workers are {workers}: there must be 1 or more")
+    if workers is not None and not 1 <= workers <= _MOST_WORKERS:
+        raise ValueError(f"the workers are {workers}: there must be 1 to {_MOST_WORKERS}")
     here: dict[str, Any] = {
         "num_cpus": workers,
         "object_store_memory": _OBJECT_STORE_BYTES,

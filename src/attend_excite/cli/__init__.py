@@ -22,7 +22,7 @@ from attend_excite.cli.study import study
 from attend_excite.cli.study_analysis import analyse, simulate
 from attend_excite.cli.verify import verify
 from attend_excite.cli.web import web_page
-from attend_excite.cli.words import check_prompt, check_subjects
+from attend_excite.cli.words import check_prompt, check_subjects, check_text
 from attend_excite.guidance.recipes import method_recipes, recipe_names
 from attend_excite.schedulers import scheduler_names
 
@@ -311,6 +311,7 @@ def generate(
         out_of_memory="out of memory: lower --batch-size or --size, or use --dtype float16",
     ):
         check_prompt(prompt, context.args)
+        check_text(negative, "the negative prompt")
         from attend_excite.cli.drawing import Request, draw
         from attend_excite.cli.summary import drawing_document, print_drawing, print_json
 

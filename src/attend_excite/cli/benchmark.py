@@ -180,6 +180,8 @@ def prompts(
         from attend_excite.cli.summary import RESULTS
         from attend_excite.files import write_whole
 
+        if not out.parent.is_dir():
+            raise ValueError(f"there is no folder '{out.parent}' to write '{out.name}' to")
         usual = ["three-subjects", "four-subjects", SWAPPED, *([LOOK_ALIKES] if pairs else [])]
         named = None if things is None else read_things(things)
         alike = () if pairs is None else read_pairs(pairs)

@@ -98,6 +98,8 @@ def given_path(text: str | Path) -> Path:
     current folder."""
     if not str(text).strip():
         raise typer.BadParameter("it is empty: give a path, or . for the current folder")
+    if "\0" in str(text):
+        raise typer.BadParameter("it has a null byte, which no path has")
     return Path(text)
 
 

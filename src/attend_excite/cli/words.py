@@ -12,13 +12,22 @@ def check_prompt(prompt: str | None, behind: Sequence[str]) -> None:
     Raises:
         ValueError: words stand behind the prompt, or it is no text.
     """
-    try:
-        (prompt or "").encode()
-    except UnicodeEncodeError:
-        raise ValueError("the prompt is no text in UTF-8: type it again") from None
+    check_text(prompt, "the prompt")
     if behind:
         words = " ".join([prompt or "", *behind]).strip()
         raise ValueError(f'put the prompt in quotes: "{words}"')
+
+
+def check_text(text: str | None, what: str) -> None:
+    """Refuse bytes that are no text.
+
+    Raises:
+        ValueError: they are none.
+    """
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{what} is no text in UTF-8: type it again") from None
 
 
 def check_subjects(subjects: Sequence[str] | None, prompt: str) -> None:

@@ -7,7 +7,7 @@
 - `singles`: one subject, present and in the right colour,
 - `tuning`, `final`: pairs of subjects, plain and excited, from the same noise.
 
-All with 50 steps and guidance 7.5. Prompts are in `data/evaluation.json`; the tuning
+All with the steps and scheduler of the model, guidance 7.5. Prompts are in `data/evaluation.json`; the tuning
 prompts and seeds choose step sizes and are never part of a final figure.
 """
 
@@ -85,7 +85,7 @@ def attention_figures(model: Model, judge: Judge, seeds: range) -> Iterator[dict
         # The first <eot> belongs to the prompt, what follows is padding.
         first_padding = len(model.tokenizer(prompt).input_ids)
         for k, (subject, _) in enumerate(named(prompt)):
-            maps = result.maps[subject].values[:, :25]
+            maps = result.maps[subject].values[:, : model.steps // 2]
             sides = maps.shape[-2:]
             sticker = torch.nn.functional.interpolate(
                 cells[:, 1 + SUBJECTS.index(subject), None], sides, mode="bilinear"
@@ -94,7 +94,7 @@ def attention_figures(model: Model, judge: Judge, seeds: range) -> Iterator[dict
                 peaks = maps[n].flatten(1)
                 values, places = peaks.max(dim=1)
                 on = sticker[n].flatten()[places] > STICKER_CHANCE
-                padding = result.maps.values[n, :25, ..., first_padding:].sum(dim=-1)
+                padding = result.maps.values[n, : model.steps // 2, ..., first_padding:].sum(dim=-1)
                 yield {
                     "peak": values.mean().item(),
                     "peak above 0.25": (values > 0.25).float().mean().item(),
@@ -142,7 +142,7 @@ def masked_figures(model: Model, judge: Judge, seeds: range, sheet: Path) -> dic
             for seed in seeds:
                 noise = torch.Generator().manual_seed(seed)
                 images += pipeline(
-                    prompt, num_inference_steps=50, generator=noise, cross_attention_kwargs=allowed
+                    prompt, num_inference_steps=model.steps, generator=noise, cross_attention_kwargs=allowed
                 ).images
             chances = judge.cells(pixels(images))[0].softmax(dim=1)
             kinds = chances[:, [1 + SUBJECTS.index(subject) for subject in subjects]]

@@ -5,7 +5,7 @@
 - `attention`: the cross-attention on held-out pairs over the first half of the steps,
 - `masked`: whether a patch draws what it attends to, each half of the picture seeing one subject alone,
 - `singles`: one subject, present and in the right colour,
-- `tuning`, `final`: pairs of subjects, plain and excited, from the same noise.
+- `tuning`, `wide`, `final`: pairs of subjects, plain and excited, from the same noise.
 
 All with the steps and scheduler of the model, guidance 7.5. Prompts are in `data/evaluation.json`; the tuning
 prompts and seeds choose step sizes and are never part of a final figure.
@@ -38,7 +38,7 @@ from training.sheets import save_sheet
 from training.words import token_positions
 
 PROMPTS = read_data("evaluation.json")
-FIRST_SEED = {"attention": 100, "masked": 300, "singles": 200, "tuning": 1000, "final": 0}
+FIRST_SEED = {"attention": 100, "masked": 300, "singles": 200, "tuning": 1000, "wide": 1000, "final": 0}
 STICKER_CHANCE = 0.3  # a cell whose chance of the subject is above this belongs to it
 
 
@@ -191,6 +191,7 @@ def pair_figures(
     methods = {"plain": StableDiffusion()}
     methods |= {name: AttendAndExcite(recipe=recipe) for name, recipe in recipes.items()}
     neglect: dict[str, dict[str, list[float]]] = {name: {} for name in methods}
+    whole: dict[str, list[np.ndarray]] = {name: [] for name in methods}
     both_right: dict[str, list[float]] = {name: [] for name in methods}
     shifts: dict[str, list[float]] = {name: [] for name in methods}
     shown, captions = [], []
@@ -200,6 +201,7 @@ def pair_figures(
                 result = model.generate(prompt, method=method, seeds=seeds, progress=False)
                 there, right = judged(judge, result.images, prompt)
                 neglect[name].setdefault(subset, []).append(1 - there.all(axis=1).mean())
+                whole[name].append(there.all(axis=1))
                 both_right[name].append(right.all(axis=1).mean())
                 shifts[name].append(shift(result))
                 shown += [picture(image) for image in result.images]
@@ -208,10 +210,13 @@ def pair_figures(
     figures = {}
     for name in methods:
         everything = np.concatenate([np.array(v) for v in neglect[name].values()])
+        before, after = np.concatenate(whole["plain"]), np.concatenate(whole[name])
         figures[name] = {
             "neglect": {subset: float(np.mean(v)) for subset, v in neglect[name].items()},
             "neglect of all": float(everything.mean()),
             "95 % interval": interval(everything),
+            "mended": f"{(after & ~before).sum()} of {(~before).sum()}",
+            "spoiled": f"{(before & ~after).sum()} of {before.sum()}",
             "both present in the right colours": float(np.mean(both_right[name])),
             "median relative shift": float(np.mean(shifts[name])),
         }
@@ -249,6 +254,9 @@ def main() -> None:
         default=[],
         help="official recipe with these step sizes, besides the model's own",
     )
+    parser.add_argument(
+        "--change", nargs="*", default=[], help="the model's recipe with these changes, each as JSON"
+    )
     parser.add_argument("--prompts", type=int, default=None, help="only so many a subset")
     arguments = parser.parse_args()
     use_one_thread()
@@ -268,6 +276,9 @@ def main() -> None:
     else:
         official = Recipe.named("official")
         recipes = {f"step {s:g}": replace(official, step_size=s) for s in arguments.step_sizes}
+        for change in arguments.change:
+            values = {"base": "recommended", **json.loads(change)}
+            recipes[change] = Recipe.from_dict(values, model.recipe)
         recipes = recipes or {"official": official, "recommended": model.recipe}
         prompts = {name: texts[: arguments.prompts] for name, texts in PROMPTS[what].items()}
         figures = pair_figures(model, judge, prompts, seeds, recipes, sheet)

@@ -21,7 +21,7 @@ from pathlib import Path
 from PIL import Image
 
 from attend_excite import AttendAndExcite, Generation, Model, StableDiffusion, load
-from attend_excite.benchmark.prompts import paper_prompts
+from attend_excite.benchmark.prompts import one, paper_prompts
 from attend_excite.explain import curves_figure, evolution_figure, maps_figure
 from attend_excite.methods import METHODS
 from attend_excite.sheets import PAPER, comparison_sheet
@@ -51,9 +51,9 @@ def gallery_prompts() -> list[str]:
     objects = draw.sample(list(combinations(things, 2)), 2)
     colours = iter(draw.choices(WORDS["colours"], k=6))
     return (
-        [f"a {one} and a {other}" for one, other in animals]
-        + [f"a {animal} and a {next(colours)} {thing}" for animal, thing in mixed]
-        + [f"a {next(colours)} {one} and a {next(colours)} {other}" for one, other in objects]
+        [f"{one(first)} and {one(other)}" for first, other in animals]
+        + [f"{one(animal)} and a {next(colours)} {thing}" for animal, thing in mixed]
+        + [f"a {next(colours)} {first} and a {next(colours)} {other}" for first, other in objects]
     )
 
 

@@ -316,7 +316,7 @@ def test_stop_does_not_wait_for_the_refinements_of_a_step(server: Server) -> Non
         nonlocal passes
         async with aclosing(reports(partial(draw, server, form))) as run:
             async for value in run:
-                if value.done == model.steps:
+                if value.done == form.steps:
                     break
         passes = 0
 
@@ -460,7 +460,7 @@ def test_programs_call_the_same_functions(address: str, tmp_path: Path) -> None:
         ("generate", {"prompt": "a cat", "seed": 0.5}, "seed is 0.5: it must be a whole number"),
         ("generate", {"prompt": "a cat", "steps": True}, "steps is True"),
         ("generate", {"prompt": "a cat", "steps": 0}, "steps is 0: it must be 1 to 100"),
-        ("generate", {"prompt": "a cat", "guidance": None}, "guidance is None: it must be a number"),
+        ("generate", {"prompt": "a cat", "guidance": "7"}, "guidance is '7': it must be a number"),
         (
             "generate",
             {"prompt": "a cat", "width": [64]},

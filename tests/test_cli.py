@@ -380,7 +380,7 @@ def test_the_noise_that_was_chosen_is_told_and_drawn_again(tmp_path: Path) -> No
     assert Path(again["file"]).read_bytes() == Path(image["file"]).read_bytes()
     (own,) = _generate(tmp_path / "own", "--from", image["file"], "--best-of", "1")["images"]
     assert own["noise"] is None
-    told = f"{image['start']['chosen'] + 1} of 3"
+    told = f"{image['noise']['chosen'] + 1} of 3"
     assert told in _run("generate", PROMPT, *fast, "--out", str(tmp_path)).stdout
 
 

@@ -21,7 +21,7 @@ from attend_excite.guidance.objective import (
     token_probabilities,
 )
 from attend_excite.guidance.schedule import NoiseSearch
-from attend_excite.trace import Start, Trace
+from attend_excite.trace import ChosenNoise, Trace
 
 OFFICIAL = Recipe.named("official")
 PROMPT = "a cat and a frog"
@@ -35,7 +35,7 @@ def _drawn(model: Model, seeds: list[int], best_of: int = 1, method=None, **opti
     )
 
 
-def _start(trace: Trace) -> Start:
+def _start(trace: Trace) -> ChosenNoise:
     assert trace.noise is not None
     return trace.noise
 

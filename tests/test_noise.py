@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from attend_excite import AttendAndExcite, ComposableDiffusion, Model, Recipe, StableDiffusion
@@ -114,6 +116,21 @@ def test_a_recipe_says_where_noises_are_compared(tiny: Model) -> None:
 def test_what_cannot_be_chosen_is_refused(tiny: Model, method, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         _drawn(tiny, [0], method=method, **options)
+
+
+def test_a_noise_is_chosen_for_a_run_that_begins_from_a_picture_and_not_searched_for(tiny: Model) -> None:
+    picture = Image.new("RGB", (64, 64), "red")
+    options: dict[str, Any] = {"image": picture, "strength": 0.5, "steps": 4, "seeds": range(4)}
+    options |= {"method": StableDiffusion(), "decode": False, "progress": False}
+    chosen = tiny.generate("a cat and a frog", best_of=3, **options)
+    plain = tiny.generate("a cat and a frog", **options)
+    own = [_start(trace).chosen == 0 for trace in chosen.trace]
+    assert True in own
+    assert False in own
+    same = zip(chosen.latents, plain.latents, strict=True)
+    assert [torch.equal(ours, theirs) for ours, theirs in same] == own
+    with pytest.raises(ValueError, match="this run begins from a picture: take a recipe without a search"):
+        tiny.generate("a cat and a frog", **options | {"method": AttendAndExcite(recipe="initno-search")})
 
 
 def test_a_search_draws_alone_as_in_a_batch_and_leaves_the_model(

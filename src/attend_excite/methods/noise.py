@@ -109,13 +109,12 @@ def _best(
     index = recipe.compared_at(len(timesteps))
     terms = _terms_at(recipe.plan(len(timesteps)), nursing, index)
     rows = torch.arange(len(run.prompts), device=candidates[0].device)
-    losses = []
+    eye, losses = nursing.eye(run), []
     for noise in candidates:
         trial = replace(run, scheduler=copy.deepcopy(run.scheduler), visits={})
         same = [generator.clone_state() for generator in generators]
         latents, _ = denoise(trial, nursing.base, noise, same, steps=index)
-        eye = nursing.eye(trial)
-        with eye.open(terms) as look:
+        with replace(eye, run=trial).open(terms) as look:
             found = look(latents, Step(index, timesteps[index]), rows)
             losses.append(eye.measure(found, rows, terms).loss)
     table = torch.stack(losses, dim=1)  # (B, noises)

@@ -202,7 +202,7 @@ class AttendAndExcite:
         return (group.positions[found[drawn.text, there]],)
 
 
-Look = Callable[[Tensor, Step, Tensor], Recorded]
+LookAtStep = Callable[[Tensor, Step, Tensor], Recorded]
 """(latents (b, C, H, W) as the loop holds them, step, rows (b,)) -> what the conditional pass recorded."""
 
 
@@ -223,7 +223,7 @@ class Eye:
     places: Sequence[Place]
 
     @contextmanager
-    def open(self, terms: Sequence[PlannedTerm]) -> Iterator[Look]:
+    def open(self, terms: Sequence[PlannedTerm]) -> Iterator[LookAtStep]:
         """In the block latents can be looked at, for the loss that is the sum of these terms."""
         run, model = self.run, self.run.model
         layout = run.layout(model.attention_downsampling)

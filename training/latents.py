@@ -85,7 +85,7 @@ def encode_chunk(vae: AutoencoderKL, tokenizer: CLIPTokenizer, number: int) -> C
     captions, roles = [], []
     for start in range(0, CHUNK, 32):
         indices = range(number * CHUNK + start, number * CHUNK + start + 32)
-        scenes = [draw_scene(box, SEED, index) for index in indices]
+        scenes = [draw_scene(box, SEED, index, truthful=False) for index in indices]
         images = to_tensor(np.stack([scene.image for scene in scenes])).to(vae.device)
         means = vae.encode(images).latent_dist.mean * vae.config.scaling_factor
         latents[start : start + 32] = means.cpu().numpy()

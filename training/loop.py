@@ -127,33 +127,37 @@ def train(
     save_seconds: float = 150,
     log_every: int = 20,
     seconds: float = math.inf,
+    writes: bool = True,
 ) -> None:
     """Call `take_step(n)` for n = 0 … steps - 1, from where the last run stopped.
 
     Saves `checkpoint.pt` every `save_seconds` and at the end, then calls `on_save`
-    (sample sheets) and redraws `log.png`. The end comes after `seconds` at the latest.
+    (sample sheets) and redraws `log.png`. The end comes after `seconds` at the latest. Of several processes
+    that train together one `writes`.
     `take_step` gets its data from n alone, so that a resumed run sees what an unbroken one
     would have seen.
     """
     folder.mkdir(parents=True, exist_ok=True)
     start = restore(folder, parts)
-    log = Log(folder / "log.csv", start, log_every)
+    log = Log(folder / "log.csv", start, log_every) if writes else None
 
     def save(done: int) -> None:
         state = {"step": done, **{name: part.state_dict() for name, part in parts.items()}}
         write_atomically(folder / "checkpoint.pt", lambda path: torch.save(state, path))
-        if log.path.exists():  # not yet, where the first steps were slow
+        if log is not None and log.path.exists():  # not yet, where the first steps were slow
             plot_log(log.path, folder / "log.png")
         if on_save is not None:
             on_save(done)
 
-    if start >= steps and on_save is not None:
+    if start >= steps and on_save is not None and log is not None:
         on_save(start)  # Stopped after its last checkpoint, perhaps before what follows it.
     began = saved = time.monotonic()
     for n in range(start, steps):
-        log.add(n + 1, take_step(n))
+        losses = take_step(n)
         over = n + 1 == steps or time.monotonic() - began > seconds
-        if over or time.monotonic() - saved > save_seconds:
+        if log is not None:
+            log.add(n + 1, losses)
+        if log is not None and (over or time.monotonic() - saved > save_seconds):
             save(n + 1)
             saved = time.monotonic()
         if over:

@@ -39,7 +39,7 @@ class Scene:
     `image` is 128x128x3 uint8; `cover` is Kx128x128 in [0, 1], how much of each pixel
     belongs to sticker k; `words` says for each sticker which word of the caption names it,
     `place_words` which words name the background; `background` is a key of the rules'
-    `backgrounds`.
+    `backgrounds`. `subjects` and `colours` are those of the stickers that are drawn.
     """
 
     image: np.ndarray
@@ -161,15 +161,32 @@ def _sticker(cast: Cast, shrink: float) -> np.ndarray:
     return resized[:, ::-1] if cast.mirror else resized
 
 
-def draw_scene(box: GlyphBox, seed: int, index: int, held_out: bool = True) -> Scene:
+def _in_vain(subjects: list[str], rng: np.random.Generator, held_out: bool) -> str | None:
+    """A subject that the caption shall name beside these and the picture not show, or None."""
+    if rng.random() >= RULES["named_in_vain"].get(str(len(subjects)), 0) or len(set(subjects)) < len(subjects):
+        return None
+    met = HELD_OUT_PAIRS if held_out else ()
+    fit = [
+        one for one in SUBJECTS if one not in subjects and not any({one, other} in met for other in subjects)
+    ]
+    return fit[rng.integers(len(fit))]
+
+
+def draw_scene(
+    box: GlyphBox, seed: int, index: int, held_out: bool = True, truthful: bool = True
+) -> Scene:
     """Scene number `index` of the endless row that `seed` names.
 
-    `held_out` keeps the pairs of `heldout_pairs.json` out of the scene.
+    `held_out` keeps the pairs of `heldout_pairs.json` out of the scene. Unless `truthful`, a caption now and
+    then names a subject that isn't there, as captions on the web do: from them a model learns to neglect.
     """
     rng = np.random.default_rng((seed, index))
     subjects = _subjects(rng, held_out)
     count = len(subjects)
-    low, high = RULES["extent"][str(count)]
+    lost = None if truthful else _in_vain(subjects, rng, held_out)
+    # Of the scenes that lack one, half have the room that it would take.
+    room = count + 1 if lost is not None and rng.random() < 0.5 else count
+    low, high = RULES["extent"][str(room)]
     twins = count == 2 and subjects[0] == subjects[1]
 
     casts: list[Cast] = []
@@ -203,9 +220,16 @@ def draw_scene(box: GlyphBox, seed: int, index: int, held_out: bool = True) -> S
         options = RULES["place_words"][kind]
         place = options[rng.integers(len(options))]
     mentions = [Mention(s, c) for s, c in zip(subjects, colours, strict=True)]
-    text = caption(mentions, place, rng)
+    if lost is None:
+        text = caption(mentions, place, rng)
+        words = text.words
+    else:
+        at = int(rng.integers(count + 1))
+        mentions.insert(at, Mention(lost, _colour(lost, True, rng)))
+        text = caption(mentions, place, rng)
+        words = (*text.words[:at], *text.words[at + 1 :])
     image = picture.round().clip(0, 255).astype(np.uint8)
-    return Scene(image, text.text, tuple(subjects), tuple(colours), cover, text.words, text.place_words, kind)
+    return Scene(image, text.text, tuple(subjects), tuple(colours), cover, words, text.place_words, kind)
 
 
 def layout(scene: Scene) -> np.ndarray:

@@ -6,6 +6,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
+from training.glyphs import SUBJECTS, GlyphBox, generator_glyphs
+from training.scenes import HELD_OUT_PAIRS, draw_scene
 from training.vae import widened
 
 
@@ -28,3 +30,20 @@ def test_a_widened_autoencoder_computes_the_same_with_copies_that_can_part() -> 
     assert not torch.allclose(gradient[:, 0], gradient[:, 1])
     with pytest.raises(ValueError, match="no multiples of the network's own"):
         widened(narrow, (8, 40))
+
+
+def test_a_caption_may_name_what_is_not_there_but_never_the_wrong_word_for_what_is() -> None:
+    box = GlyphBox(generator_glyphs())
+    scenes = [draw_scene(box, 0, index, truthful=False) for index in range(200)]
+    in_vain = 0
+    for scene in scenes:
+        words = scene.caption.split()
+        for subject, at in zip(scene.subjects, scene.words, strict=True):
+            assert words[at].startswith(subject[:3])  # "benches"
+        named = [word for word in words if word in SUBJECTS]
+        assert not any({a, b} in HELD_OUT_PAIRS for a in named for b in named)
+        in_vain += len(set(named) - set(scene.subjects))
+    assert 10 < in_vain < 50
+    for index in range(200):
+        scene = draw_scene(box, 0, index)
+        assert {word for word in scene.caption.split() if word in SUBJECTS} <= set(scene.subjects)

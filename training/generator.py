@@ -8,10 +8,11 @@ their own phrase alone. The learning rate is level until the last fifth of the r
 moved while it is. In that last fifth a caption learns to pull less, so that guidance of 7.5, which
 is right for Stable Diffusion, is right here too.
 
-Where `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT` are set, as `torchrun` sets them, the processes share
-each batch out: on a CPU one thread a core in a process of its own is faster than one process with them all.
+Where `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT` are set, as `torchrun` sets them, the processes train
+together, each on a batch of its own.
 
-Passes are made with a copy of the UNet in bfloat16 where that is faster; the weights stay in float32. `training/gpu.sh` is all of it, the scenes included, in a few minutes of a GPU.
+Passes are made with a copy of the UNet in bfloat16 where that is faster; the weights stay in float32.
+`training/gpu.sh` is all of it, the scenes included, in a few minutes of a GPU.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from __future__ import annotations
 import argparse
 import copy
 import math
-import os
 import sys
 import time
 from dataclasses import dataclass
@@ -27,14 +27,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as distributed
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from training.grounding import grounding_loss, keep_maps, own_phrases
 from training.latents import CHUNK, Chunk, load_chunk
-from training.loop import Average, train, use_one_thread
+from training.loop import Average, average_over_processes, join_processes, train, use_one_thread
 from training.muon import Muon
 from training.sheets import save_sheet
 from training.vae import load_vae, to_images
@@ -174,8 +173,12 @@ def faster_dtype(device: str) -> torch.dtype:
     if torch.device(device).type != "cpu":
         return torch.bfloat16
 
+    last = torch.channels_last
+
     def seconds(dtype: torch.dtype) -> float:
-        convolution = torch.nn.Conv2d(128, 128, 3, padding=1, dtype=dtype).to(memory_format=torch.channels_last)
+        convolution = torch.nn.Conv2d(128, 128, 3, padding=1, dtype=dtype).to(
+            memory_format=torch.channels_last
+        )
         images = torch.ones(32, 128, 16, 16, dtype=dtype).to(memory_format=torch.channels_last)
         took = []
         for _ in range(5):
@@ -205,18 +208,6 @@ class Copy:
         for weights, copied in self._pairs:
             weights.grad = None if copied.grad is None else copied.grad.to(weights.dtype)
             copied.grad = None
-
-
-@torch.no_grad()
-def average_over_processes(parameters: list[Tensor]) -> None:
-    """Replace each gradient with its mean over the processes."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    distributed.all_reduce(flat)
-    flat /= distributed.get_world_size()
-    parts = flat.split([gradient.numel() for gradient in gradients])
-    for gradient, part in zip(gradients, parts, strict=True):
-        gradient.copy_(part.view_as(gradient))
 
 
 @torch.no_grad()
@@ -277,11 +268,9 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1e-3)
     arguments = parser.parse_args()
     use_one_thread()
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1:
-        if arguments.minutes is not None:
-            parser.error("several processes end together by --steps; leave out --minutes")
-        distributed.init_process_group("gloo")
+    rank, world = join_processes()
+    if world > 1 and arguments.minutes is not None:
+        parser.error("several processes end together by --steps; leave out --minutes")
 
     parts = load_parts(arguments.init, arguments.vae)
     parts.vae.requires_grad_(False)
@@ -321,8 +310,7 @@ def main() -> None:
         denoising, grounding = losses(compiled, parts, maps, drawn, pull_at(over))
         (denoising + GROUNDING * fade(over) * grounding).backward()
         swift.return_gradients()
-        if world > 1:
-            average_over_processes(trained)
+        average_over_processes(trained)
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
         average.update()

@@ -23,9 +23,10 @@ LEAST_CHANCE = 1e-6
 class KeepMaps:
     """An attention processor that also hands its head-averaged map to `maps`.
 
-    It writes softmax(QK^T)V out, where maps are wanted and where weights are in bfloat16: on a CPU fused attention
-    is then several times slower on its way back. In float32 it is faster, and takes less memory. `allowed`, handed to the UNet as one of its `cross_attention_kwargs`, masks the
-    attention to the text: by the number of patches, B x patches x T bool.
+    It writes softmax(QK^T)V out where maps are wanted, and where weights are in bfloat16: on a CPU fused
+    attention is then several times slower on its way back. In float32 it is faster, and takes less memory.
+    `allowed`, handed to the UNet as one of its `cross_attention_kwargs`, masks the attention to the text: by
+    the number of patches, B x patches x T bool.
     """
 
     def __init__(self, maps: list[Tensor] | None) -> None:

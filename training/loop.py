@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor, distributed
 
 from training.sheets import plot_log
 
@@ -19,6 +20,28 @@ from training.sheets import plot_log
 def use_one_thread() -> None:
     """Keep torch to OMP_NUM_THREADS, by default one: two waiting on each other are slower."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+
+def join_processes() -> tuple[int, int]:
+    """Join those that `torchrun` started: the number of this one, and how many there are; (0, 1) alone."""
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1:
+        distributed.init_process_group("gloo")
+    return rank, world
+
+
+@torch.no_grad()
+def average_over_processes(parameters: list[Tensor]) -> None:
+    """Replace each gradient with its mean over the processes, if there are several."""
+    if not distributed.is_initialized():
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    distributed.all_reduce(flat)
+    flat /= distributed.get_world_size()
+    parts = flat.split([gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
 class Stateful(Protocol):

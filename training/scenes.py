@@ -163,7 +163,9 @@ def _sticker(cast: Cast, shrink: float) -> np.ndarray:
 
 def _in_vain(subjects: list[str], rng: np.random.Generator, held_out: bool) -> str | None:
     """A subject that the caption shall name beside these and the picture not show, or None."""
-    if rng.random() >= RULES["named_in_vain"].get(str(len(subjects)), 0) or len(set(subjects)) < len(subjects):
+    if rng.random() >= RULES["named_in_vain"].get(str(len(subjects)), 0) or len(set(subjects)) < len(
+        subjects
+    ):
         return None
     met = HELD_OUT_PAIRS if held_out else ()
     fit = [
@@ -172,9 +174,7 @@ def _in_vain(subjects: list[str], rng: np.random.Generator, held_out: bool) -> s
     return fit[rng.integers(len(fit))]
 
 
-def draw_scene(
-    box: GlyphBox, seed: int, index: int, held_out: bool = True, truthful: bool = True
-) -> Scene:
+def draw_scene(box: GlyphBox, seed: int, index: int, held_out: bool = True, truthful: bool = True) -> Scene:
     """Scene number `index` of the endless row that `seed` names.
 
     `held_out` keeps the pairs of `heldout_pairs.json` out of the scene. Unless `truthful`, a caption now and

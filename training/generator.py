@@ -8,8 +8,8 @@ their own phrase alone. The learning rate is level until the last fifth of the r
 moved while it is. In that last fifth a caption learns to pull less, so that guidance of 7.5, which
 is right for Stable Diffusion, is right here too.
 
-Where `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT` are set, as `torchrun` sets them, the processes train
-together, each on a batch of its own.
+Where `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT` are set, as `torchrun` sets them, the processes
+train together, each on a batch of its own.
 
 Passes are made with a copy of the UNet in bfloat16 where that is faster; the weights stay in float32.
 `training/gpu.sh` is all of it, the scenes included, in a few minutes of a GPU.
@@ -176,10 +176,8 @@ def faster_dtype(device: str) -> torch.dtype:
     last = torch.channels_last
 
     def seconds(dtype: torch.dtype) -> float:
-        convolution = torch.nn.Conv2d(128, 128, 3, padding=1, dtype=dtype).to(
-            memory_format=torch.channels_last
-        )
-        images = torch.ones(32, 128, 16, 16, dtype=dtype).to(memory_format=torch.channels_last)
+        convolution = torch.nn.Conv2d(128, 128, 3, padding=1, dtype=dtype).to(memory_format=last)
+        images = torch.ones(32, 128, 16, 16, dtype=dtype).to(memory_format=last)
         took = []
         for _ in range(5):
             began = time.perf_counter()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, DDIMScheduler
 
 from training.glyphs import SUBJECTS, GlyphBox, generator_glyphs
+from training.joint import FlowBatch, KeepJointMaps, new_transformer, taught, words_and_rest
 from training.scenes import HELD_OUT_PAIRS, draw_scene
 from training.vae import widened
 
@@ -47,3 +50,46 @@ def test_a_caption_may_name_what_is_not_there_but_never_the_wrong_word_for_what_
     for index in range(200):
         scene = draw_scene(box, 0, index)
         assert {word for word in scene.caption.split() if word in SUBJECTS} <= set(scene.subjects)
+
+
+def test_joint_attention_that_is_kept_is_diffusers_own_and_masks_bar_words() -> None:
+    transformer = new_transformer(24)
+    images, states, pooled = torch.randn(2, 4, 16, 16), torch.randn(2, 6, 24), torch.randn(2, 24)
+    times = torch.tensor([300.0, 900.0])
+    with torch.no_grad():
+        expected = transformer(images, states, pooled, times).sample
+        maps: list[torch.Tensor] = []
+        transformer.set_attn_processor(KeepJointMaps(maps))
+        assert torch.allclose(transformer(images, states, pooled, times).sample, expected, atol=1e-5)
+        maps.clear()
+        allowed = torch.ones(2, 64, 3, dtype=torch.bool)
+        allowed[1, :32, 2] = False
+        transformer(images, states, pooled, times, joint_attention_kwargs={"allowed": allowed})
+    for attention in maps:
+        assert (attention[1, :32, 2] == 0).all()
+        assert (attention[1, 32:, 2] > 0).all()
+        assert (attention[0] > 0).all()
+    roles = torch.zeros(2, 4, 3, dtype=torch.uint8)
+    roles[:, 1, 2] = 1
+    told = words_and_rest(maps[0], roles)
+    assert torch.allclose(told.sum(dim=-1), torch.ones(2, 64))
+    assert torch.equal(told[..., 2], maps[0][..., 2])
+
+
+def test_a_teacher_who_knows_the_noise_teaches_the_flow() -> None:
+    torch.manual_seed(0)
+    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    latents, noise = torch.randn(3, 4, 16, 16), torch.randn(3, 4, 16, 16)
+    sigma = torch.tensor([0.1, 0.6, 0.99])  # the last is noisier than the teacher ever saw
+    at = sigma[:, None, None, None]
+    nothing = torch.zeros(3, dtype=torch.bool)
+    batch = FlowBatch((1 - at) * latents + at * noise, sigma, noise - latents, *[nothing] * 6)
+
+    def unet(noisy: torch.Tensor, times: torch.Tensor, text: torch.Tensor) -> SimpleNamespace:
+        kept = scheduler.alphas_cumprod[times][:, None, None, None]
+        told = kept.sqrt() * latents + (1 - kept).sqrt() * noise
+        assert torch.allclose(noisy[:2], told[:2], atol=0.05)
+        return SimpleNamespace(sample=torch.cat([noise[:2], torch.full_like(noise[2:], 9.0)]))
+
+    teacher = SimpleNamespace(unet=unet, scheduler=scheduler)
+    assert torch.allclose(taught(batch, teacher, torch.zeros(3)), batch.flow, atol=1e-4)

@@ -177,14 +177,15 @@ def test_what_lies_beyond_the_first_chunk_is_nursed(model: Model) -> None:
     assert torch.equal(drawn.maps["frog"].values, drawn.maps.of_tokens([frog]).values)
     # Prompts of other lengths beside it are drawn in passes of their own, and stay what they are.
     beside = model.generate(
-        [LONG, "a cat and a frog"],
-        subjects=[["cat", "frog"], None],
-        syntax="a1111",
-        **options | {"maps": False},
+        [LONG, "a cat and a frog"], subjects=[["cat", "frog"], None], syntax="a1111", **options
     )
     assert torch.equal(beside.latents[:1], drawn.latents)
-    alone = model.generate("a cat and a frog", **options).latents
-    assert torch.equal(beside.latents[1:], alone)
+    alone = model.generate("a cat and a frog", **options)
+    assert torch.equal(beside.latents[1:], alone.latents)
+    assert torch.equal(beside.maps["frog"].values[0], drawn.maps["frog"].values[0])
+    ours = beside.only(1).maps["frog"].values[0]
+    assert torch.equal(ours, alone.maps["frog"].values[0])
+    assert list(beside.only(1).maps) == list(alone.maps)
 
 
 def test_the_marks_between_chunks_are_compared_with_no_word(model: Model) -> None:

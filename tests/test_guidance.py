@@ -61,6 +61,16 @@ def test_sot_and_what_follows_the_last_token_are_left_out() -> None:
     assert probabilities[1, ..., 4:].eq(0).all()
 
 
+def test_marks_between_chunks_take_no_share() -> None:
+    maps = torch.rand(1, 2, 2, 9)
+    between = torch.zeros(1, 9, dtype=torch.bool)
+    between[:, 3:5] = True
+    chunks = token_probabilities(maps, torch.tensor([7]), 30.0, excluded=between)
+    whole = token_probabilities(maps[..., [0, 1, 2, 5, 6, 7, 8]], torch.tensor([5]), 30.0)
+    assert torch.equal(chunks[..., 3:5], torch.zeros(1, 2, 2, 2))
+    torch.testing.assert_close(chunks[..., [0, 1, 2, 5, 6, 7, 8]], whole)
+
+
 def test_a_perfect_map_cannot_reach_the_first_threshold_without_the_temperature() -> None:
     maps = torch.zeros(1, 2, 2, 77)
     maps[..., 2] = 1
@@ -99,6 +109,7 @@ def test_shorter_runs_keep_the_fractions(iterations: int, places: list[int]) -> 
     assert [i for i, step in enumerate(plan) if step.threshold is not None] == places
     assert sum(step.alters for step in plan) == iterations // 2
     assert plan[0].threshold == (0.8 if iterations == 1 else 0.05)
+    assert replace(OFFICIAL, thresholds=((1.0, 0.9),)).plan(iterations)[-1].threshold == 0.9
 
 
 @pytest.mark.parametrize(
@@ -208,7 +219,13 @@ def test_terms_have_their_steps_and_say_what_they_need() -> None:
     )
     counted = [[term.name for _, term in step.terms] for step in short.plan(10)]
     assert counted == [["overlap"]] * 2 + [["most-neglected"]] * 8
-    assert len(short.plan(1)[0].terms) == 2
+    assert [term.name for _, term in short.plan(1)[0].terms] == ["most-neglected"]
+    # Of terms that follow one another one counts, however few steps there are.
+    for iterations in range(1, 12):
+        plan = Recipe.named("divide-and-bind", OFFICIAL).plan(iterations)
+        assert {len(step.terms) for step in plan} == {1}
+    brief = replace(OFFICIAL, terms=[{"term": "overlap", "end": 0.2}]).plan(3)
+    assert [len(step.terms) for step in brief] == [1, 0, 0]
     (planned,) = OFFICIAL.plan(1)[0].terms
     assert planned == (1.0, MostNeglected())
 
@@ -310,6 +327,18 @@ def test_each_image_has_its_own_refinement(plan: StepPlan, updates: list[int]) -
     torch.testing.assert_close(moved, torch.tensor(updates, dtype=torch.float64))
     made = [sum(int((visit.shift[visit.rows == row] > 0).sum()) for visit in visits) for row in range(3)]
     assert made == updates
+
+
+def test_where_there_is_nothing_to_lose_nobody_looks_twice() -> None:
+    """As at CONFORM's first step, or for a single subject: the attention is short, the loss is 0."""
+
+    def content(latents: Tensor, rows: Tensor) -> Measurement:
+        measured = _linear(latents, rows)
+        return measured._replace(loss=0 * measured.loss)
+
+    shifted, visits = nurse(START.double(), content, _plan(threshold=0.5), LIMIT)
+    assert len(visits) == 1
+    assert torch.equal(shifted, START.double())
 
 
 def test_an_update_that_is_not_finite_is_left_out_and_told() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,10 @@ from attend_excite.guidance.objective import (
     subject_losses,
     token_probabilities,
 )
+from attend_excite.guidance.recipes import method_recipes
 from attend_excite.guidance.schedule import NoiseSearch
+from attend_excite.methods import method_named, noise
+from attend_excite.methods.base import Run
 from attend_excite.trace import ChosenNoise, Trace
 
 OFFICIAL = Recipe.named("official")
@@ -78,6 +82,31 @@ def test_its_own_noise_is_the_seeds_picture_also_where_a_scheduler_adds_noise(ti
     torch.testing.assert_close(tried.latents[own], once.latents[own], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("name", [name for name in method_recipes() if name != "initno-search"])
+def test_every_methods_own_loss_compares(tiny: Model, name: str) -> None:
+    (trace,) = _drawn(tiny, [0], best_of=2, method=method_named(name), steps=2).trace
+    losses = _start(trace).losses
+    assert losses[_start(trace).chosen] == min(losses)
+
+
+def test_no_noise_that_is_tried_is_added_later(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stochastic schedulers add has nothing to do with what a run may begin from."""
+    tried: list[Tensor] = []
+
+    def kept(run: Run, nursing: Any, recipe: Any, candidates: list[Tensor], generators: Any, _: Any) -> Any:
+        tried.extend(candidates)
+        (generator,) = generators
+        shape = candidates[0].shape[1:]
+        tried.extend(torch.randn(shape, generator=generator.clone_state(), dtype=torch.float64)[None])
+        return candidates[0], []
+
+    monkeypatch.setattr(noise, "_best", kept)
+    _drawn(tiny, [5], best_of=3, steps=1)
+    flat = torch.stack([each.flatten() for each in tried])
+    assert len(flat) == 4
+    assert (torch.corrcoef(flat) - torch.eye(4)).abs().max() < 0.5
+
+
 def test_the_passes_are_those_that_were_made(tiny: Model) -> None:
     passes = []
     hook = tiny.network.register_forward_pre_hook(
@@ -129,6 +158,15 @@ def test_a_noise_is_chosen_for_a_run_that_begins_from_a_picture_and_not_searched
     assert False in own
     same = zip(chosen.latents, plain.latents, strict=True)
     assert [torch.equal(ours, theirs) for ours, theirs in same] == own
+    # Where LMS begins late it steps in its own way, and so does each trial.
+    late = replace(OFFICIAL, choose_at=0.5, altered=0.0, thresholds=())
+    options |= {"scheduler": "lms", "steps": 8, "method": AttendAndExcite(late)}
+    options["seeds"] = range(8)
+    chosen = tiny.generate("a cat and a frog", best_of=2, **options)
+    plain = tiny.generate("a cat and a frog", **options)
+    own = [_start(trace).chosen == 0 for trace in chosen.trace]
+    assert True in own
+    assert torch.equal(chosen.latents[own], plain.latents[own])
     with pytest.raises(ValueError, match="this run begins from a picture: take a recipe without a search"):
         tiny.generate("a cat and a frog", **options | {"method": AttendAndExcite(recipe="initno-search")})
 

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from attend_excite.a1111 import Chunk
@@ -127,7 +128,12 @@ class Generation:
         if maps is not None:
             locate = maps.locate
             # The words of its own prompt, whatever stood before it.
-            maps = replace(maps, values=maps.values[[index]], locate=lambda _, word: locate(index, word))
+            maps = replace(
+                maps,
+                values=maps.values[[index]],
+                locate=lambda _, word: locate(index, word),
+                words=tuple(words_of(self.prompts[index].text)),
+            )
         return Generation(
             images=self.images[index : index + 1],
             prompts=[self.prompts[index]],
@@ -312,7 +318,7 @@ def generate(
             after_step = _reporter(bar, callback, range(start, start + len(batch)), iterations)
             generators = [torch.Generator().manual_seed(seed) for _, seed in batch]
             noise = _noise(model, size, generators, run.latents_dtype)
-            others = [generator.clone_state() for generator in generators]
+            others = [torch.Generator().manual_seed(_seed_of_others(seed)) for _, seed in batch]
             draw = partial(_noise, model, size, others, run.latents_dtype)
             try:
                 bar.set_description_str("choosing the noise" if chooses else "")
@@ -594,6 +600,11 @@ def _noise(
     return torch.stack(noise).to(model.device)
 
 
+def _seed_of_others(seed: int) -> int:
+    """Of the noises that are tried beside a seed's own, whose generator gives the scheduler's noise next."""
+    return (seed + 0x9E3779B97F4A7C15) % 2**64
+
+
 def _reporter(
     bar: tqdm[Any], callback: Callback | None, images: range, iterations: int
 ) -> Callable[[int, Tensor, Tensor], None]:
@@ -634,7 +645,10 @@ def _attention_maps(model: Model, prompts: list[Prompt], results: list[_Result])
 
     words = tuple(words_of(prompts[0].text))
     if results[0].columns is None:
-        values = torch.cat([torch.stack(result.maps, dim=1) for result in results])
+        stacked = [torch.stack(result.maps, dim=1) for result in results]
+        # Batches of fewer chunks have fewer columns.
+        most = max(maps.shape[-1] for maps in stacked)
+        values = torch.cat([F.pad(maps, (0, most - maps.shape[-1])) for maps in stacked])
         return AttentionMaps(values, find, words=words)
     # Batches keep the columns of their own longest prompts; what a batch hasn't, nobody attended to.
     columns = tuple(sorted({column for result in results for column in result.columns or ()}))

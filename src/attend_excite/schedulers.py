@@ -4,11 +4,11 @@ noise."""
 from __future__ import annotations
 
 import copy
-import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 # The command line's help names the schedulers: torch and diffusers, which take seconds, are imported late.
@@ -158,13 +158,13 @@ def begin_at(scheduler: Any, first: int) -> None:
         scheduler.set_begin_index(first)
     if hasattr(scheduler, "get_lms_coefficient"):
         # LMS takes the steps that were left out for some of whose slopes it knows.
-        step = scheduler.step
+        # A method, so that a copy of the scheduler steps itself.
+        scheduler.step = MethodType(_step_with_known_slopes, scheduler)
 
-        @functools.wraps(step)
-        def with_known_slopes(*args: Any, **kwargs: Any) -> Any:
-            return step(*args, order=min(len(scheduler.derivatives) + 1, _LMS_ORDER), **kwargs)
 
-        scheduler.step = with_known_slopes
+def _step_with_known_slopes(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
+    order = min(len(scheduler.derivatives) + 1, _LMS_ORDER)
+    return type(scheduler).step(scheduler, *args, order=order, **kwargs)
 
 
 def noised(scheduler: Any, latents: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:

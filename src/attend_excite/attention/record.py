@@ -329,13 +329,17 @@ def _part(
         mask = mask[..., image, :]
     if enable_gqa:
         key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    missing = 0
     if columns_of == "image":
         columns = range(image.start, image.stop)
     else:
         tokens = range(text.stop - text.start) if layout.columns is None else layout.columns
-        columns = [text.start + token for token in tokens]
+        # Some of a batch may have a shorter text than the whole batch: the rest is padding, and last.
+        columns = [text.start + token for token in tokens if text.start + token < text.stop]
+        missing = len(tokens) - len(columns)
     with torch.autocast(query.device.type, enabled=False):  # a caller's would make it half again
         probabilities = text_attention(query, key, columns, attn_mask=mask, scale=scale)
+    probabilities = F.pad(probabilities, (0, missing))
     return probabilities[:, None], query.shape[1]
 
 

@@ -52,8 +52,9 @@ def weighted_tokens(network: nn.Module, places: Sequence[Place], layout: Layout)
             if layout.joint is None:
                 text = slice(0, key.shape[-2])
             factors = value.new_ones(len(value), 1, value.shape[-2], 1)
-            tokens = now[0].shape[1]
-            factors[:, 0, text.start : text.start + tokens, 0] += now[0].to(value.dtype)
+            # Some of a batch may have a shorter text than the whole batch: the rest is padding, and last.
+            tokens = min(now[0].shape[1], text.stop - text.start)
+            factors[:, 0, text.start : text.start + tokens, 0] += now[0][:, :tokens].to(value.dtype)
             # First with all rows, as the layer itself asks: whoever listens too hears the whole attention.
             output = fused(query, key, value * factors, attn_mask, *rest, **options)
             if layout.joint is None:

@@ -98,7 +98,8 @@ def nurse(
         due = (loss != 0) & (short | ordinary)
         if rests is not None:
             short, due = short & ~rests, due & ~rests
-        short = finite & short
+        # Where there is nothing to lose, the next look would be the same.
+        short = finite & short & (loss != 0)
         moves = finite & due
         move = torch.where(moves[:, None, None, None], plan.step_size * gradient, 0)
         length, size = move.flatten(1).norm(dim=1), current.flatten(1).norm(dim=1)

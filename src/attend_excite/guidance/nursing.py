@@ -116,7 +116,7 @@ class Table:
         if self.shared:
             cross = renormalised(cross, self.subjects.first, self.subjects.last)
         before = None if found.before is None else self.part(found.before)
-        return Recorded(cross, found.self_attention, before)
+        return Recorded(cross, found.self_attention, before, self.between)
 
 
 class _Memory:
@@ -157,14 +157,17 @@ def measure_tables(
     """
     records = [table.part(found) for table in tables]
     attentions, leads = [], []
-    for here, table in zip(records, tables, strict=True):
+    for record, table in zip(records, tables, strict=True):
         subjects = table.subjects
-        probabilities = token_probabilities(here.cross, subjects.last, recipe.temperature, subjects.first)
+        probabilities = token_probabilities(
+            record.cross, subjects.last, recipe.temperature, subjects.first, record.left_out
+        )
         attentions.append(subject_attention(probabilities, subjects, recipe.sigma))
         if recipe.rest_lead is not None:
             leads.append(subject_leads(probabilities.detach(), subjects, recipe.sigma))
     # Only subjects that no table has are filler.
-    there = torch.stack([table.subjects.here for table in tables]).sum(dim=0).clamp(min=1)
+    here = torch.stack([table.subjects.here for table in tables])
+    there, speaking = here.sum(dim=0).clamp(min=1), here.any(dim=2).sum(dim=0).clamp(min=1)
 
     def over_tables(values: list[Tensor]) -> Tensor:
         return values[0] if len(values) == 1 else torch.stack(values).sum(dim=0) / there
@@ -177,7 +180,7 @@ def measure_tables(
             loss = most_neglected(losses)  # which are there already
         else:
             values = [_checked(term, *each) for each in zip(records, tables, strict=True)]
-            loss = torch.stack(values).mean(dim=0)
+            loss = torch.stack(values).sum(dim=0) / speaking
         name = getattr(term, "name", "objective")
         parts[name] = weight * loss + parts[name] if name in parts else weight * loss
     total = torch.stack(list(parts.values())).sum(dim=0)
@@ -188,7 +191,8 @@ def _checked(objective: Objective, found: Recorded, table: Table) -> Tensor:
     loss = objective(found, table.subjects)
     images = len(found.cross)
     shape = tuple(loss.shape) if isinstance(loss, Tensor) else None
-    if shape != (images,) or not loss.requires_grad:
+    # Noises are compared without a gradient.
+    if shape != (images,) or (torch.is_grad_enabled() and not loss.requires_grad):
         what = type(loss).__name__ if shape is None else f"a tensor of shape {shape}"
         raise ValueError(
             f"the objective gave {what} for {images} images: it must give one loss an image, (b,), "

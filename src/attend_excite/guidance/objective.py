@@ -134,7 +134,11 @@ def renormalised(maps: Tensor, first: Tensor, last: Tensor) -> Tensor:
 
 
 def token_probabilities(
-    maps: Tensor, last: Tensor, temperature: float, first: Tensor | None = None
+    maps: Tensor,
+    last: Tensor,
+    temperature: float,
+    first: Tensor | None = None,
+    excluded: Tensor | None = None,
 ) -> Tensor:
     """Re-weigh the attention among the prompt's tokens, <sot> left out (Algorithm 1, step 2).
 
@@ -143,13 +147,16 @@ def token_probabilities(
         last: (B,) the last position that takes part.
         temperature: factor on the attention before the softmax; the paper has 1, its code 100.
         first: (B,) the first position that takes part; None: 1, behind <sot>.
+        excluded: (B, N) bool, positions between these that don't take part either; None: there are none.
 
     Returns:
-        (B, H, W, N): 0 before `first` and after `last`, elsewhere positive and summing to 1.
+        (B, H, W, N): 0 where a position takes no part, elsewhere positive and summing to 1.
     """
     position = torch.arange(maps.shape[-1], device=maps.device)
     begin = 1 if first is None else first[:, None]
     left_out = (position < begin) | (position > last[:, None])
+    if excluded is not None:
+        left_out = left_out | excluded
     scores = (maps * temperature).masked_fill(left_out[:, None, None, :], -torch.inf)
     return scores.softmax(dim=-1)
 

@@ -350,7 +350,7 @@ class Recipe:
         thresholds: dict[int, float] = {}
         if self.max_refinements:
             for fraction, threshold in self.thresholds:
-                index = max(_floor(fraction * iterations), start)
+                index = min(max(_floor(fraction * iterations), start), iterations - 1)
                 # In a short run two thresholds can fall on one iteration; the stronger one holds.
                 thresholds[index] = max(threshold, thresholds.get(index, 0.0))
         terms = self._planned_terms(iterations, thresholds)
@@ -374,12 +374,14 @@ class Recipe:
     ) -> list[tuple[PlannedTerm, ...]]:
         """The terms that count at each iteration."""
         made = self._made(self.terms)
+        spans = [(_floor(each.start * iterations), _floor(each.end * iterations)) for each in self.terms]
+        if all(end == 0 for _, end in spans):  # a run so short that they end before its first step
+            spans = [(start, 1) for start, _ in spans]
         return [
             tuple(
                 planned
-                for each, planned in zip(self.terms, made, strict=True)
-                if _floor(each.start * iterations) <= index < max(_floor(each.end * iterations), 1)
-                and (index in thresholds or not each.only_at_thresholds)
+                for each, planned, (start, end) in zip(self.terms, made, spans, strict=True)
+                if start <= index < end and (index in thresholds or not each.only_at_thresholds)
             )
             for index in range(iterations)
         ]

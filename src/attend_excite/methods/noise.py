@@ -114,7 +114,7 @@ def _best(
         trial = replace(run, scheduler=copy.deepcopy(run.scheduler), visits={})
         same = [generator.clone_state() for generator in generators]
         latents, _ = denoise(trial, nursing.base, noise, same, steps=index)
-        with replace(eye, run=trial).open(terms) as look:
+        with nursing.base.attach(trial), replace(eye, run=trial).open(terms) as look:
             found = look(latents, Step(index, timesteps[index]), rows)
             losses.append(eye.measure(found, rows, terms).loss)
     table = torch.stack(losses, dim=1)  # (B, noises)
@@ -135,7 +135,7 @@ def _searched(
     step = Step(0, run.timesteps[0])
     scale = getattr(run.scheduler, "init_noise_sigma", 1.0)
     eye = nursing.eye(run)
-    with eye.open(recipe.searched_terms) as look:
+    with nursing.base.attach(run), eye.open(recipe.searched_terms) as look:
 
         def measure(noise: Tensor, rows: Tensor) -> Measurement:
             return eye.measure(look(noise * scale, step, rows), rows, recipe.searched_terms)

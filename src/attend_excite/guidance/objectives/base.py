@@ -41,15 +41,18 @@ class Recorded:
             rows summing to 1. None: no term needs it.
         before: what was recorded of the same images at the step before, detached and without self-attention.
             None: it is the first step, or no term needs it.
+        left_out: (b, N) bool, tokens between a prompt's chunks, which are no words and have an attention of
+            0 here. None: there are none.
     """
 
     cross: Tensor
     self_attention: Tensor | None = None
     before: Recorded | None = None
+    left_out: Tensor | None = None
 
     def past(self) -> Recorded:
         """What the next step is given as `before`."""
-        return Recorded(self.cross.detach())
+        return Recorded(self.cross.detach(), left_out=self.left_out)
 
     def rows(self, rows: Tensor) -> Recorded:
         """The record of some images of the batch."""
@@ -57,6 +60,7 @@ class Recorded:
             self.cross[rows],
             None if self.self_attention is None else self.self_attention[rows],
             None if self.before is None else self.before.rows(rows),
+            None if self.left_out is None else self.left_out[rows],
         )
 
 
@@ -111,8 +115,7 @@ def sharpened(
     Returns:
         (b, ..., H, W); 0 for filler.
     """
-    cross = wide(recorded.cross)
-    maps = _gathered(token_probabilities(cross, subjects.last, temperature, subjects.first), positions)
+    maps = _gathered(_shares(recorded, subjects, temperature), positions)
     return smooth(maps, sigma).masked_fill(~valid[..., None, None], 0).amax(dim=-3)
 
 
@@ -196,7 +199,7 @@ def bound_and_apart(
 
 def peak_losses(recorded: Recorded, subjects: SubjectTokens, temperature: float, sigma: float) -> Tensor:
     """(b, S) how far each subject's sharpened peak is from its target; 0 where it is met and for filler."""
-    probabilities = token_probabilities(wide(recorded.cross), subjects.last, temperature, subjects.first)
+    probabilities = _shares(recorded, subjects, temperature)
     return losses_here(subject_attention(probabilities, subjects, sigma), subjects)
 
 
@@ -226,6 +229,12 @@ def masked_mean(values: Tensor, mask: Tensor, dims: int = 1) -> Tensor:
     """The mean of those values of the last so many dimensions that are under the mask; 0 where none is."""
     over = tuple(range(-dims, 0))
     return values.masked_fill(~mask, 0).sum(dim=over) / mask.sum(dim=over).clamp(min=1)
+
+
+def _shares(recorded: Recorded, subjects: SubjectTokens, temperature: float) -> Tensor:
+    """(b, H, W, N) each patch's attention, re-weighed among the words."""
+    cross = wide(recorded.cross)
+    return token_probabilities(cross, subjects.last, temperature, subjects.first, recorded.left_out)
 
 
 def _gathered(maps: Tensor, positions: Tensor) -> Tensor:

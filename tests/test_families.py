@@ -518,7 +518,7 @@ def test_methods_that_exchange_the_text_work_or_are_refused_with_the_reason(name
 
 
 def test_some_of_a_batch_have_a_shorter_text_than_all_of_it() -> None:
-    """Z-Image's text is as long as the longest prompt of a pass; who is refined alone may have a shorter one."""
+    """Z-Image's text is as long as the longest of a pass; who is refined alone may have a shorter one."""
     model = model_of("z-image")
     recipe = replace(model.recipe, thresholds=((0.0, 1.0),), max_refinements=2)
     prompts = [PROMPT, "a lion with a red crown" + " on the grass in the sun by the sea" * 6]
@@ -532,5 +532,5 @@ def test_some_of_a_batch_have_a_shorter_text_than_all_of_it() -> None:
     content = [Subject("lion", 0.0), Subject("crown", 0.0)]
     together = model.generate(prompts, subjects=[None, content], batch_size=2, **options)
     alone = model.generate(PROMPT, **options)
-    assert [len(trace.steps[0].updates) for trace in together.trace] == [3, 1]
+    assert [len(trace.steps[0].updates) for trace in together.trace] == [2, 1]
     torch.testing.assert_close(together.latents[:1], alone.latents, rtol=0, atol=1e-8)

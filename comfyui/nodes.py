@@ -19,9 +19,11 @@ from .prompts import Asked, pieces, read
 
 _CATEGORY = "attend-excite"
 _SUBJECTS_HELP = (
-    "What the picture must show, one a line or separated by commas. Empty: the words in [brackets], or "
-    "else the nouns. frog=0.7 asks for less of one, -hat for as little as possible."
+    "What the picture must show, one a line or separated by commas. Empty: {}. frog=0.7 asks for less of "
+    "one, -hat for as little as possible."
 )
+_BRACKETS_OR_NOUNS = _SUBJECTS_HELP.format("the words in [brackets], or else the nouns")
+_NOUNS = _SUBJECTS_HELP.format("the nouns")
 
 
 class AttendExcite(io.ComfyNode):
@@ -50,7 +52,7 @@ class AttendExcite(io.ComfyNode):
                     optional=True,
                     tooltip="The sampler's positive prompt, to the letter; or empty, with positive.",
                 ),
-                io.String.Input("subjects", default="", optional=True, tooltip=_SUBJECTS_HELP),
+                io.String.Input("subjects", default="", optional=True, tooltip=_NOUNS),
                 io.Combo.Input("recipe", options=recipes(), default="recommended", tooltip=_recipes_help()),
                 io.Float.Input(
                     "strength",
@@ -103,7 +105,7 @@ class AttendExciteSubjects(io.ComfyNode):
             inputs=[
                 io.Clip.Input("clip"),
                 io.String.Input("text", multiline=True, dynamic_prompts=True, default="a [cat] and a [frog]"),
-                io.String.Input("subjects", default="", tooltip=_SUBJECTS_HELP),
+                io.String.Input("subjects", default="", tooltip=_BRACKETS_OR_NOUNS),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="positive"),
@@ -197,7 +199,14 @@ def _asked(positive: Any, clip: Any, text: str, subjects: str) -> Asked:
             raise ValueError(
                 "text is given without a CLIP to read it: connect the one that the prompt is encoded by"
             )
-        return Asked.of(text, subjects, clip)
+        asked = Asked.of(text, subjects, clip)
+        # CLIP Text Encode reads them as words, so that every column behind them would be another's.
+        if asked.text != asked.marked:
+            raise ValueError(
+                "brackets in text given here would be a part of the sampler's prompt: name the subjects in "
+                "`subjects`, or encode the prompt with the node Subjects"
+            )
+        return asked
     if not marks:
         raise ValueError(
             "a conditioning by itself doesn't say its words: encode the prompt with the node Subjects and "

@@ -307,6 +307,9 @@ def test_errors_say_what_to_connect(
         nursed(host, nodes, model, None, text="a lion")
     with pytest.raises(ValueError, match="'tiger' is not in the prompt"):
         nursed(host, nodes, model, None, text="a lion and a monkey", clip=clip, subjects="tiger")
+    for text in ("a [lion] and a [monkey]", r"a lion and a \[monkey\]"):
+        with pytest.raises(ValueError, match="would be a part of the sampler's prompt: name the subjects"):
+            nursed(host, nodes, model, None, text=text, clip=clip, subjects="lion")
     under = nursed(host, nodes, model, None, text="a lion and a monkey", clip=clip)
     with pytest.raises(ValueError, match="nursed already"):
         nursed(host, nodes, under, positive)

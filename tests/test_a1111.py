@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from contextlib import suppress
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -50,6 +52,8 @@ def _pieces(prompt: str) -> list[tuple[str, float]]:
         ("(cat:1.3) and (frog : 0.5 )", [("cat", 1.3), (" and ", 1), ("frog ", 0.5)]),
         ("(unbalanced", [("unbalanced", 1.1)]),
         (r"\(literal\] \\", [("(literal] \\", 1)]),
+        (r"smile \o/ \[cat|dog\] \[cat:0.5]", [("smile o/ [cat|dog] [cat:0.5]", 1)]),
+        ("[(blurry:1.2), 1990]", [("blurry", 1.2 / 1.1), (", 1990", 1 / 1.1)]),
         ("(unnecessary)(parens)", [("unnecessaryparens", 1.1)]),
         ("at 12:30) a cat", [("at 12:30) a cat", 1)]),
         (
@@ -70,6 +74,14 @@ def _pieces(prompt: str) -> list[tuple[str, float]]:
 )
 def test_weights_are_read_as_a1111_reads_them(prompt: str, pieces: list[tuple[str, float]]) -> None:
     assert _pieces(prompt) == pieces
+
+
+@pytest.mark.parametrize("part", [":", "[a:1", "[ 1:", "|", "(a:1.2), "])
+def test_a_long_prompt_is_read_at_once(part: str) -> None:
+    began = time.monotonic()
+    with suppress(ValueError):
+        read_weights("[" + part * 2000)
+    assert time.monotonic() - began < 5
 
 
 def _chunks(prompt: str, tokenizer: CLIPTokenizer) -> list[str]:
@@ -207,6 +219,11 @@ def test_what_is_not_read_is_told(tiny: Model) -> None:
     for prompt, message in (
         ("a cat <lora:fur:0.7>", "'<lora:fur:0.7>' is not read here: give it with --lora FILE:WEIGHT"),
         ("a [cat:dog:0.5]", r"'\[cat:dog:0.5\]' is not read here: a text that changes during the run"),
+        ("a [[red] cat:dog:0.5]", r"'\[\[red\] cat:dog:0.5\]' is not read here"),
+        ("a [(red:1.2):0.5]", r"'\[\(red:1.2\):0.5\]' is not read here"),
+        ("a [cat::0.5]", "a text that changes"),
+        (r"a \\[cat: 7 ]", r"'\[cat: 7 \]' is not read here"),
+        ("a [[cat]|dog]", r"'\[\[cat\]\|dog\]' is not read here"),
         ("a [cat|dog]", "a text that changes during the run can't be nursed"),
         ("a cat AND a frog", "'AND' is not read here: .* --method composable"),
         ("a (cat:1.2.3)", "the weight '1.2.3' in .* is not a number"),

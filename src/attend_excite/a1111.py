@@ -1,9 +1,9 @@
 """Prompts as Stable Diffusion web UI (A1111) reads them: weights in brackets, and chunks of 75 tokens.
 
 Its rules as its users know them: (cat) is 1.1 times as much and [cat] 1.1 times less, brackets in brackets
-multiply, (cat:1.3) is 1.3 times, a backslash makes a bracket a bracket, BREAK begins a new chunk, and a chunk
-that is full ends at a comma that is not far. What changes the text during a run ([cat:dog:0.5], [cat|dog])
-and what isn't text (AND, <lora:...>) is refused.
+multiply, (cat:1.3) is 1.3 times, a backslash makes a bracket a bracket and is dropped elsewhere, BREAK begins
+a new chunk, and a chunk that is full ends at a comma that is not far. What changes the text during a run
+([cat:dog:0.5], [cat|dog]) and what isn't text (AND, <lora:...>) is refused.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ _STEP = 1.1
 _NEAR = 20
 """A comma so many tokens before a chunk's end still ends it."""
 
-_MARKS = re.compile(r"\\(?P<literal>[\\()\[\]])|:\s*(?P<weight>[+-]?[.\d]+)\s*\)|(?P<mark>[()\[\]])")
+_MARKS = re.compile(r"\\(?P<literal>[\\()\[\]]?)|:\s*(?P<weight>[+-]?[.\d]+)\s*\)|(?P<mark>[()\[\]])")
 _BREAK = re.compile(r"\s*\bBREAK\b\s*")
-_CHANGES = "a text that changes during the run can't be nursed: leave it out"
+# What makes [cat|dog] and [cat:dog:0.5] more than a bracket: a bar in it, and a number before its end.
+_SQUARE = re.compile(r"\\.|(?P<open>\[)|(?P<bar>\|)|(?P<when>:\s*[+-]?[.\d]+\s*)?(?P<end>\])")
 _REFUSED = (
     (r"<(?:lora|lyco|hypernet):[^>]*>", "give it with --lora FILE:WEIGHT, or load(..., loras=[...])"),
-    (r"\[[^\[\]]*:[^\[\]]*:?\s*[.\d]+\s*\]", _CHANGES),
-    (r"\[[^\[\]|]*\|[^\[\]]*\]", _CHANGES),
     (r"\bAND\b", "concepts beside one another are drawn with --method composable, without this syntax"),
 )
 
@@ -70,6 +69,10 @@ def read_weights(prompt: str) -> WeightedText:
     for pattern, advice in _REFUSED:
         if found := re.search(pattern, prompt):
             raise ValueError(f"'{found[0]}' is not read here: {advice}")
+    if changing := _changing(prompt):
+        raise ValueError(
+            f"'{changing}' is not read here: a text that changes during the run can't be nursed: leave it out"
+        )
     text, weights, round_open, square_open, done = "", list[float](), list[int](), list[int](), 0
 
     def multiply(start: int, by: float) -> None:
@@ -83,7 +86,7 @@ def read_weights(prompt: str) -> WeightedText:
     for mark in _MARKS.finditer(prompt):
         add(prompt[done : mark.start()])
         done = mark.end()
-        if mark["literal"]:
+        if mark["literal"] is not None:
             add(mark["literal"])
         elif mark["weight"] and round_open:
             multiply(round_open.pop(), _number(mark["weight"], prompt))
@@ -104,6 +107,22 @@ def read_weights(prompt: str) -> WeightedText:
     for start in square_open:
         multiply(start, 1 / _STEP)
     return _without_breaks(text, weights)
+
+
+def _changing(prompt: str) -> str | None:
+    """The first text in brackets that changes during a run: [cat:dog:0.5] or [cat|dog]; None: none does."""
+    # Of each bracket that isn't closed yet: where it begins, and whether there is a bar in it.
+    opened = list[tuple[int, bool]]()
+    for mark in _SQUARE.finditer(prompt):
+        if mark["open"]:
+            opened.append((mark.start(), False))
+        elif opened and mark["bar"]:
+            opened[-1] = (opened[-1][0], True)
+        elif opened and mark["end"]:
+            start, bar = opened.pop()
+            if bar or mark["when"]:
+                return prompt[start : mark.end()]
+    return None
 
 
 def _without_breaks(text: str, weights: Sequence[float]) -> WeightedText:

@@ -128,7 +128,7 @@ def test_prompt_files(tmp_path: Path, tokenizer: Any) -> None:
     [
         ("empty.txt", "\n", "there is no prompt"),
         ("other.json", '{"base": "official"}', "'base' in .* must be a list of prompts"),
-        ("broken.json", "{", "cannot be read as JSON"),
+        ("broken.json", "{", "the file of prompts .* is not JSON"),
         ("deep.json", '{"a": ' + "[" * 100_000, "nested too deep"),
         ("long.json", '{"a": ' + "9" * 5000 + "}", "a number in it is too long"),
         ("bad.jsonl", '{"prompt": "a cat"}\n{"tag": "x"}', 'line 2 .* must be an object with a "prompt"'),
@@ -148,6 +148,20 @@ def test_a_bad_prompt_file_is_refused(tmp_path: Path, name: str, content: str, m
     (tmp_path / name).write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         read_prompts(tmp_path / name)
+
+
+def test_literal_brackets_are_drawn_and_judged_as_words(model: Model, tmp_path: Path, tokenizer: Any) -> None:
+    prompt = with_subjects(BenchmarkPrompt(r"a [cat] beside a \[red\] car"), tokenizer)
+    assert prompt == BenchmarkPrompt(r"a cat beside a \[red\] car", "", ("cat",))
+    systems = systems_named(["stable-diffusion"], model.recipe)
+    batches = plan([prompt], range(1), systems, conditions_of(model, 1, 7.5), batch_size=1)
+    begin(tmp_path, batches[0][0].conditions, [prompt], range(1), systems)
+    _draw_all(model, batches, tmp_path)
+    (row,) = store.read_rows(tmp_path).to_pylist()
+    assert (row["error"], row["prompt"]) == (None, "a cat beside a [red] car")
+    other = replace(prompt, subjects=("car",))
+    with pytest.raises(ValueError, match="with other subjects"):
+        begin(tmp_path, batches[0][0].conditions, [other], range(1), systems)
 
 
 def test_every_job_has_a_name_of_its_own_that_stays(model: Model, batches: list[Batch]) -> None:

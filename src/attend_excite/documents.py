@@ -30,7 +30,15 @@ def read_json(path: Path) -> Any:
     Raises:
         ValueError: it cannot be read, or is no JSON, or none of a sane depth and with sane numbers.
     """
-    text = read_text(path)
+    return parsed_json(read_text(path))
+
+
+def parsed_json(text: str) -> Any:
+    """What a text in JSON says.
+
+    Raises:
+        ValueError: it is no JSON, or none of a sane depth and with sane numbers.
+    """
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

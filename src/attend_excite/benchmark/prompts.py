@@ -12,13 +12,12 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from itertools import combinations, groupby, product
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from attend_excite.benchmark.geneval import Asked, asked_of
-from attend_excite.documents import read_text
-from attend_excite.subjects import Stream, Subject, parse
+from attend_excite.documents import parsed_json, read_text
+from attend_excite.subjects import Stream, Subject, parse, text_of, unmarked
 
 ANIMALS, ANIMAL_AND_OBJECT, OBJECTS = "animals", "animal and object", "objects"
 
@@ -41,7 +40,7 @@ class BenchmarkPrompt:
     """A prompt and what its images must show.
 
     Attributes:
-        text: what to draw.
+        text: what to draw, as `parse` takes it: a literal bracket has a backslash.
         subset: the group that it is averaged in; "" for none.
         subjects: as `parse` takes them; None: to be found.
         wanted: what GenEval's rule asks of the picture, as JSON: the `include` and `exclude` of its file;
@@ -156,11 +155,24 @@ def with_subjects(
         parsed = parse(prompt.text, tokenizer)
     except ValueError:
         return prompt
-    return replace(prompt, text=parsed.text, subjects=tuple(group.text for group in parsed.groups))
+    subjects = tuple(group.text for group in parsed.groups)
+    return replace(prompt, text=unmarked(prompt.text), subjects=subjects)
+
+
+def as_drawn(text: str) -> str:
+    """A prompt's text without brackets that mark and without backslashes, for judges and people; one that
+    can't be drawn stays as it is."""
+    try:
+        return text_of(text)
+    except ValueError:
+        return text
 
 
 def _from_json(text: str, path: str | Path) -> list[BenchmarkPrompt]:
-    lists = _parsed_json(text, f"the prompts '{path}'")
+    try:
+        lists = parsed_json(text)
+    except ValueError as error:
+        raise ValueError(f"the file of prompts '{path}' {error}") from error
     if not isinstance(lists, dict):
         raise ValueError(
             f"'{path}' must be an object like the authors' list, with a list of prompts a subset"
@@ -181,7 +193,10 @@ def _from_json_lines(text: str, path: str | Path) -> list[BenchmarkPrompt]:
         if not line.strip():
             continue
         where = f"line {number} of '{path}'"
-        told = _parsed_json(line, where)
+        try:
+            told = parsed_json(line)
+        except ValueError as error:
+            raise ValueError(f"{where} {error}") from error
         if not isinstance(told, dict) or not isinstance(told.get("prompt"), str):
             raise ValueError(f'{where} must be an object with a "prompt", as in GenEval\'s file')
         tag = told.get("tag", "")
@@ -206,17 +221,6 @@ def _as_said(prompt: str, asked: Asked) -> str:
     colour = f"{re.escape(asked.colour)} " if asked.colour else ""
     said = re.search(rf"\b{colour}{re.escape(asked.thing)}(s|es)?\b", prompt, re.IGNORECASE)
     return said[0] if said else ""
-
-
-def _parsed_json(text: str, what: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{what} cannot be read as JSON: {error}") from error
-    except RecursionError as error:
-        raise ValueError(f"{what} cannot be used: it is nested too deep") from error
-    except ValueError as error:
-        raise ValueError(f"{what} cannot be used: a number in it is too long") from error
 
 
 def _from_csv(text: str, path: str | Path) -> list[BenchmarkPrompt]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from attend_excite.benchmark import statistics, store
 from attend_excite.benchmark.names import FULL_METHOD, PLAIN, REWEIGHT, is_ablation, is_own, titles
+from attend_excite.benchmark.prompts import as_drawn
 from attend_excite.benchmark.score import UPPER_BOUND
 from attend_excite.benchmark.statistics import Values
 
@@ -287,7 +288,7 @@ def _prompts(settings: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[d
         }
         for row in rows
     }
-    return [found[text] for text in _in_order(settings["prompts"], set(found))]
+    return [found[text] for text in _in_order(map(as_drawn, settings["prompts"]), set(found))]
 
 
 def _in_order(names: Iterable[str], there: set[str]) -> list[str]:

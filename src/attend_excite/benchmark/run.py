@@ -19,7 +19,7 @@ from PIL import Image
 from attend_excite.benchmark import store
 from attend_excite.benchmark.claims import Claims
 from attend_excite.benchmark.jobs import Batch, Conditions, Job, System, conditions_of
-from attend_excite.benchmark.prompts import BenchmarkPrompt
+from attend_excite.benchmark.prompts import BenchmarkPrompt, as_drawn
 from attend_excite.guidance.schedule import Recipe
 from attend_excite.methods import AttendAndExcite, ComposableDiffusion, Method
 from attend_excite.methods.composable import concepts
@@ -254,13 +254,13 @@ def _refuse_another(run: str | Path, before: dict[str, Any], settings: dict[str,
                 f"'{run}' is a run with {name} {before[name]}, not {settings[name]}: choose another --out"
             )
     images = [row for row in store.read_rows(run).to_pylist() if row["image"] is not None]
-    for name, column, reason in (
-        ("systems", "system", "with other numbers or code"),
-        ("prompts", "prompt", "with other subjects or another subset"),
+    for name, column, spelled, reason in (
+        ("systems", "system", str, "with other numbers or code"),
+        ("prompts", "prompt", as_drawn, "with other subjects or another subset"),
     ):
         drawn = {row[column] for row in images}
-        for key in before[name].keys() & settings[name].keys() & drawn:
-            if before[name][key] != settings[name][key]:
+        for key in before[name].keys() & settings[name].keys():
+            if spelled(key) in drawn and before[name][key] != settings[name][key]:
                 raise ValueError(f"'{run}' holds images of '{key}' {reason}: choose another --out")
 
 
@@ -417,7 +417,7 @@ def _row(job: Job) -> Row:
     """What is known of a job before it is drawn."""
     return {
         "job": job.name,
-        "prompt": job.prompt.text,
+        "prompt": as_drawn(job.prompt.text),
         "subset": job.prompt.subset,
         "subjects": job.prompt.shown,
         "wanted": job.prompt.wanted,

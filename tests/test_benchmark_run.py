@@ -233,6 +233,32 @@ def test_a_claim_is_one_runs_until_it_is_released_or_the_run_is_dead(
             assert others.take("ab")
 
 
+def test_runs_that_begin_at_once_are_both_written_down(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = store.write_settings
+
+    def slowly(run: Path, settings: Any) -> None:
+        time.sleep(0.5)
+        write(run, settings)
+
+    monkeypatch.setattr(store, "write_settings", slowly)
+
+    def start(name: str) -> None:
+        begin(
+            tmp_path,
+            conditions_of(model, 2, 7.5),
+            paper_prompts()[:1],
+            [0],
+            systems_named([name], model.recipe),
+        )
+
+    with _process(start, "structure"), _process(start, "composable"):
+        pass
+    assert set(store.read_settings(tmp_path)["systems"]) == {"structure", "composable"}
+    assert list(tmp_path.glob("claims/*")) == []
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds Ray's processes in Linux's /proc")
 def test_ray_goes_on_without_a_worker_and_without_its_driver(
     model: Model,

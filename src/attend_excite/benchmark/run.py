@@ -31,6 +31,9 @@ Row = dict[str, Any]
 # Seconds between two looks at what other runs have claimed.
 _POLL = 1.0
 
+# The claim on what the run is; jobs are called otherwise.
+_SETTINGS = "settings"
+
 # Those that decide what an image looks like.
 _PACKAGES = ("attend-excite", "torch", "diffusers", "transformers")
 
@@ -200,7 +203,11 @@ def begin(
     Raises:
         ValueError: see `settings_of`.
     """
-    store.write_settings(run, settings_of(run, conditions, prompts, seeds, systems))
+    # Two runs that begin at once would each write down what the other isn't told of.
+    with Claims(run) as claims:
+        while not claims.take(_SETTINGS):
+            time.sleep(_POLL)
+        store.write_settings(run, settings_of(run, conditions, prompts, seeds, systems))
 
 
 def settings_of(

@@ -545,6 +545,14 @@ def test_upper_bound_from_a_folder_of_real_images(
         assert "there is no folder" in " ".join(result.stderr.split())
 
 
+def test_a_device_that_is_not_here_is_one_sentence(tmp_path: Path) -> None:
+    store.write_settings(tmp_path, {"model": "stickers"})
+    missing = "abacus" if torch.cuda.is_available() else "cuda"
+    result = CliRunner().invoke(app, ["benchmark", "score", str(tmp_path), "--device", missing])
+    assert result.exit_code == 2
+    assert f"the device '{missing}' is not here" in " ".join(result.stderr.split())
+
+
 def test_the_bundled_judges_are_for_the_bundled_model() -> None:
     assert judges_for("stickers") == STICKERS
     assert judges_for("sd-1.4") == judges_for("some/model") == PAPER

@@ -15,6 +15,7 @@ from attend_excite.benchmark.metrics.clip import Wording
 from attend_excite.benchmark.score import judges_for, score, score_real_images
 from attend_excite.cli.messages import MESSAGES, warn
 from attend_excite.cli.summary import RESULTS
+from attend_excite.models.loading import is_usable
 
 
 def score_benchmark(
@@ -36,14 +37,16 @@ def score_benchmark(
         batch_size: images at once.
 
     Raises:
-        ValueError: there is no run, or no such judge.
+        ValueError: there is no run, no such judge, or no such device.
     """
     if batch_size < 1:
         raise ValueError(f"--batch-size is {batch_size}: it must be 1 or more")
     judges = judges_for(store.read_settings(run)["model"]).replaced(names)
     if real is not None and judges.clip is None:
         raise ValueError("--real needs CLIP: leave --clip none out")
-    on = torch.device(device) if device else _best_device()
+    if device is not None and not is_usable(device):
+        raise ValueError(f"the device '{device}' is not here: leave --device out, or use cpu")
+    on = _best_device() if device is None else torch.device(device)
     with MESSAGES.status("loading the judges"):
         metrics = judges.metrics(on, wording)
     with _progress() as advance:

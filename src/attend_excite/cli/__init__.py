@@ -18,6 +18,7 @@ from attend_excite.cli.messages import (
     quieten_imports,
     quieten_libraries,
 )
+from attend_excite.cli.options import DRAWING, MACHINE, AsJson, Guidance, Steps, on_device
 from attend_excite.cli.study import study
 from attend_excite.cli.study_analysis import analyse, simulate
 from attend_excite.cli.verify import verify
@@ -70,10 +71,9 @@ PromptSyntax = Annotated[
         show_default="plain",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 # A prompt without quotes: the commands say so.
 _WORDS_BEHIND = {"allow_extra_args": True}
-_DRAWING, _MODEL, _OUTPUT = "Drawing", "Model and machine", "Output"
+_OUTPUT = "Output"
 
 
 def main() -> None:
@@ -141,7 +141,7 @@ def generate(
             help="attend-excite, stable-diffusion (the plain model), composable, structure, reweight, "
             f"{', '.join(method_recipes())}, or one of your own as MODULE:NAME.",
             show_default="attend-excite",
-            rich_help_panel=_DRAWING,
+            rich_help_panel=DRAWING,
         ),
     ] = None,
     weight: Annotated[
@@ -149,7 +149,7 @@ def generate(
         typer.Option(
             help="composable: the weight of a concept, repeat for each; reweight: the factor, -2 to 2.",
             show_default="composable: the guidance; reweight: 2",
-            rich_help_panel=_DRAWING,
+            rich_help_panel=DRAWING,
         ),
     ] = None,
     phrase: Annotated[
@@ -157,7 +157,7 @@ def generate(
         typer.Option(
             help="structure: a noun phrase of the prompt; repeat for more.",
             show_default="those found",
-            rich_help_panel=_DRAWING,
+            rich_help_panel=DRAWING,
         ),
     ] = None,
     recipe: Annotated[
@@ -165,38 +165,28 @@ def generate(
         typer.Option(
             help=f"Attend-and-Excite's numbers: recommended, {', '.join(recipe_names())}, or a .json file.",
             show_default="what the model recommends",
-            rich_help_panel=_DRAWING,
+            rich_help_panel=DRAWING,
         ),
     ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(help="Denoising steps.", show_default="the model's own, 50", rich_help_panel=_DRAWING),
-    ] = None,
+    steps: Steps = None,
     scheduler: Annotated[
         str | None,
         typer.Option(
             help=f"Another scheduler: {', '.join(scheduler_names())}.",
             show_default="the model's",
-            rich_help_panel=_DRAWING,
+            rich_help_panel=DRAWING,
         ),
     ] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(
-            help="Scale of classifier-free guidance.",
-            show_default="the model's own, 7.5",
-            rich_help_panel=_DRAWING,
-        ),
-    ] = None,
+    guidance: Guidance = None,
     negative: Annotated[
-        str | None, typer.Option(help="The negative prompt.", rich_help_panel=_DRAWING)
+        str | None, typer.Option(help="The negative prompt.", rich_help_panel=DRAWING)
     ] = None,
     size: Annotated[
         str | None,
         typer.Option(
             help="In pixels: 512, or 768x512 (width x height).",
             show_default="the model's",
-            rich_help_panel=_DRAWING,
+            rich_help_panel=DRAWING,
         ),
     ] = None,
     image: Annotated[
@@ -205,7 +195,7 @@ def generate(
             help="A picture to begin from, drawn in its own size unless --size says another.",
             parser=given_path,
             metavar="PATH",
-            rich_help_panel=_DRAWING,
+            rich_help_panel=DRAWING,
         ),
     ] = None,
     strength: Annotated[
@@ -213,7 +203,7 @@ def generate(
         typer.Option(
             help="How much of that picture is made anew, above 0 to 1.",
             show_default="0.8",
-            rich_help_panel=_DRAWING,
+            rich_help_panel=DRAWING,
         ),
     ] = None,
     mask: Annotated[
@@ -222,7 +212,7 @@ def generate(
             help="A picture as large as that one, white where is drawn; the rest stays as it is.",
             parser=given_path,
             metavar="PATH",
-            rich_help_panel=_DRAWING,
+            rich_help_panel=DRAWING,
         ),
     ] = None,
     model: ModelName = None,
@@ -231,7 +221,7 @@ def generate(
         typer.Option(
             help="A LoRA's .safetensors file, and its weight behind a colon; again for more.",
             metavar="FILE[:WEIGHT]",
-            rich_help_panel=_MODEL,
+            rich_help_panel=MACHINE,
         ),
     ] = None,
     embedding: Annotated[
@@ -241,7 +231,7 @@ def generate(
             "again for more.",
             metavar="FILE",
             parser=given_path,
-            rich_help_panel=_MODEL,
+            rich_help_panel=MACHINE,
         ),
     ] = None,
     vae: Annotated[
@@ -250,19 +240,16 @@ def generate(
             help="A folder with another autoencoder, in diffusers layout.",
             metavar="FOLDER",
             parser=given_path,
-            rich_help_panel=_MODEL,
+            rich_help_panel=MACHINE,
         ),
     ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(help="cpu, cuda, mps, …", show_default="the best available", rich_help_panel=_MODEL),
-    ] = None,
+    device: Annotated[str | None, on_device(panel=MACHINE)] = None,
     dtype: Annotated[
         str | None,
         typer.Option(
             help="float32, float16 or bfloat16.",
             show_default="float16 on CUDA, else float32",
-            rich_help_panel=_MODEL,
+            rich_help_panel=MACHINE,
         ),
     ] = None,
     batch_size: Annotated[
@@ -271,7 +258,7 @@ def generate(
             help="Pictures in one pass; auto: as many as fit in memory.",
             metavar="N",
             show_default="8",
-            rich_help_panel=_MODEL,
+            rich_help_panel=MACHINE,
         ),
     ] = None,
     compile_model: Annotated[
@@ -279,7 +266,7 @@ def generate(
         typer.Option(
             "--compile",
             help="Compile the model first. Meant for many pictures on a GPU; on a CPU it gains nothing.",
-            rich_help_panel=_MODEL,
+            rich_help_panel=MACHINE,
         ),
     ] = False,
     compare: Annotated[

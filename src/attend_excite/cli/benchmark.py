@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 import typer
 
 from attend_excite.cli.messages import failures_as_sentences, given_path, plain, quieten_libraries
+from attend_excite.cli.options import DRAWING, MACHINE, Guidance, Steps, on_device
 
 benchmark = typer.Typer(help="The paper's evaluation: draw, score, report.", no_args_is_help=True)
 
-_DRAWING, _MACHINE = "Drawing", "Model and machine"
 _JUDGED_BY = "the bundled one for stickers, else the paper's"
 
 
@@ -41,7 +41,7 @@ def run(
             ".json file, or numbers, as step_size=10; behind any of them perhaps best_of=4, noises tried for "
             "each seed; again for each.",
             show_default="the five methods",
-            rich_help_panel=_DRAWING,
+            rich_help_panel=DRAWING,
         ),
     ] = None,
     sweep: Annotated[
@@ -49,52 +49,39 @@ def run(
         typer.Option(
             help="Attend-and-Excite with one number of its recipe at several values: step_size=5,10,20.",
             show_default="none",
-            rich_help_panel=_DRAWING,
+            rich_help_panel=DRAWING,
         ),
     ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(help="Denoising steps.", show_default="the model's own, 50", rich_help_panel=_DRAWING),
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(
-            help="Scale of classifier-free guidance.",
-            show_default="the model's own, 7.5",
-            rich_help_panel=_DRAWING,
-        ),
-    ] = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
     model: Annotated[
         str,
-        typer.Option(help="A name, a folder in diffusers layout or a Hub id.", rich_help_panel=_MACHINE),
+        typer.Option(help="A name, a folder in diffusers layout or a Hub id.", rich_help_panel=MACHINE),
     ] = "stickers",
-    device: Annotated[
-        str | None,
-        typer.Option(help="cpu, cuda, mps, …", show_default="the best available", rich_help_panel=_MACHINE),
-    ] = None,
+    device: Annotated[str | None, on_device(panel=MACHINE)] = None,
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16"] | None,
         typer.Option(
             help="Number type of the weights.",
             show_default="float16 on CUDA, else float32",
-            rich_help_panel=_MACHINE,
+            rich_help_panel=MACHINE,
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Images in one pass.", rich_help_panel=_MACHINE)] = 8,
+    batch_size: Annotated[int, typer.Option(help="Images in one pass.", rich_help_panel=MACHINE)] = 8,
     executor: Annotated[
         Literal["local", "ray"],
-        typer.Option(help="Draw in this process, or on a Ray cluster.", rich_help_panel=_MACHINE),
+        typer.Option(help="Draw in this process, or on a Ray cluster.", rich_help_panel=MACHINE),
     ] = "local",
     workers: Annotated[
         int | None,
         typer.Option(
-            help="Ray: number of workers.", show_default="one a GPU, or a CPU", rich_help_panel=_MACHINE
+            help="Ray: number of workers.", show_default="one a GPU, or a CPU", rich_help_panel=MACHINE
         ),
     ] = None,
     address: Annotated[
         str | None,
         typer.Option(
-            help="Ray: address of a cluster.", show_default="one is started here", rich_help_panel=_MACHINE
+            help="Ray: address of a cluster.", show_default="one is started here", rich_help_panel=MACHINE
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it will cost; write nothing.")] = False,
@@ -233,9 +220,7 @@ def score(
             metavar="PATH",
         ),
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, mps, …", show_default="the best available")
-    ] = None,
+    device: Annotated[str | None, on_device()] = None,
     batch_size: Annotated[int, typer.Option(help="Images at once.")] = 32,
 ) -> None:
     """Judge the images that aren't judged yet. A judge is a short name, a folder or a Hub id; "none" leaves

@@ -15,6 +15,7 @@ from attend_excite.cli.messages import (
     quieten_libraries,
     warn,
 )
+from attend_excite.cli.options import AsJson, on_device
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -45,11 +46,8 @@ def explain(
     method: Annotated[
         str | None, typer.Option(help="A method of your own that drew it, as MODULE:NAME.")
     ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(help="cpu, cuda, mps, …", show_default="the picture's device, if available"),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    device: Annotated[str | None, on_device("the picture's device, if available")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Draw a picture again with and without Attend-and-Excite; show where each subject was attended to."""
     with failures_as_sentences():

@@ -8,9 +8,8 @@ from typing import Annotated
 import typer
 
 from attend_excite.cli.messages import MESSAGES, failures_as_sentences, plain, warn
+from attend_excite.cli.options import AsJson
 from attend_excite.cli.study import Database, StudyFolder
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 def analyse(

@@ -245,7 +245,10 @@ def test_terms_have_their_steps_and_say_what_they_need() -> None:
         ),
         ([{"term": "contrast", "options": {"tau": -1}}], "must be a number above 0"),
         ([{"term": "overlap", "options": [1]}], "options of the term overlap are numbers by name"),
-        ([{"term": "overlap", "start": 0.5, "end": 0.2}], "start and end of the term overlap is 0.5 and 0.2"),
+        (
+            [{"term": "overlap", "start": 0.5, "end": 0.2}],
+            "start and end of the term overlap are 0.5 and 0.2",
+        ),
     ],
 )
 def test_terms_that_cannot_be_are_refused(terms: list, message: str) -> None:

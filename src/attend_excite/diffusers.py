@@ -32,6 +32,7 @@ from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer
 
 from attend_excite.attention.places import map_size
+from attend_excite.checks import require
 from attend_excite.generate import denoise
 from attend_excite.guidance.schedule import Recipe
 from attend_excite.methods.attend_excite import AttendAndExcite
@@ -189,7 +190,7 @@ class StableDiffusionAttendAndExcitePipeline(StableDiffusionPipeline):
             prompt, height, width, callback_steps, negative_prompt, prompt_embeds, negative_prompt_embeds
         )
         texts = [prompt] if isinstance(prompt, str) else prompt
-        _require(
+        require(
             texts is None or (len(texts) > 0 and all(isinstance(text, str) for text in texts)),
             "prompt",
             prompt,
@@ -197,7 +198,7 @@ class StableDiffusionAttendAndExcitePipeline(StableDiffusionPipeline):
         )
         if texts is not None and clip_skip is not None:
             layers = range(self.text_encoder.config.num_hidden_layers + 1)
-            _require(clip_skip in layers, "clip_skip", clip_skip, f"0 to {layers[-1]}, the encoder's layers")
+            require(clip_skip in layers, "clip_skip", clip_skip, f"0 to {layers[-1]}, the encoder's layers")
         size = height // self.vae_scale_factor, width // self.vae_scale_factor
         downsampling = _downsampling(family, size, (height, width), attn_res)
         scheduler = copy.deepcopy(self.scheduler)
@@ -284,8 +285,8 @@ def _recipe(
     iterations: int, max_iter_to_alter: float, thresholds: Mapping[int, float], scale_factor: float
 ) -> Recipe:
     """The numbers of a call, as fractions of its run."""
-    _require(scale_factor >= 0, "scale_factor", scale_factor, "0 or more")
-    _require(
+    require(scale_factor >= 0, "scale_factor", scale_factor, "0 or more")
+    require(
         isinstance(max_iter_to_alter, Real) and not math.isnan(max_iter_to_alter),
         "max_iter_to_alter",
         max_iter_to_alter,
@@ -294,7 +295,7 @@ def _recipe(
     numbers = isinstance(thresholds, Mapping) and all(
         isinstance(number, Real) and not math.isnan(number) for pair in thresholds.items() for number in pair
     )
-    _require(numbers, "thresholds", thresholds, "attention by iteration, like {0: 0.05, 10: 0.5}")
+    require(numbers, "thresholds", thresholds, "attention by iteration, like {0: 0.05, 10: 0.5}")
     altered = math.ceil(min(max(max_iter_to_alter, 0), iterations))
     # An attention of less than nothing is always there; one of more than 1 asks for all there is.
     demanded = {at: min(t, 1.0) for at, t in thresholds.items() if at in range(iterations) and t >= 0}
@@ -318,7 +319,7 @@ def _downsampling(
     else:
         pair = isinstance(attn_res, Sequence) and len(attn_res) == 2
         fine = pair and all(hasattr(side, "__index__") and side > 0 for side in attn_res)
-        _require(fine, "attn_res", attn_res, "two whole numbers, like (16, 16), or None")
+        require(fine, "attn_res", attn_res, "two whole numbers, like (16, 16), or None")
         cells = math.prod(attn_res)
     sizes = {level: map_size(latent, level) for level in family.downsamplings()}
     chosen = next((level for level, size in sizes.items() if math.prod(size) == cells), None)
@@ -370,7 +371,7 @@ def _prompt(indices: Sequence[int]) -> Prompt:
 
 def _require_whole(**counts: object) -> None:
     for name, value in counts.items():
-        _require(
+        require(
             isinstance(value, SupportsIndex) and operator.index(value) > 0,
             name,
             value,
@@ -380,9 +381,4 @@ def _require_whole(**counts: object) -> None:
 
 def _require_numbers(**numbers: object) -> None:
     for name, value in numbers.items():
-        _require(isinstance(value, Real) and math.isfinite(value), name, value, "a number")
-
-
-def _require(fine: bool, what: str, value: object, wanted: str) -> None:
-    if not fine:
-        raise ValueError(f"{what} is {value!r}: it must be {wanted}")
+        require(isinstance(value, Real) and math.isfinite(value), name, value, "a number")

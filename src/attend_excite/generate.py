@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from attend_excite.a1111 import Chunk
 from attend_excite.attention.maps import AttentionMaps
 from attend_excite.attention.places import map_size
+from attend_excite.checks import require
 from attend_excite.finite import check_finite
 from attend_excite.methods.attend_excite import AttendAndExcite
 from attend_excite.methods.base import Method, Run, Start, Step
@@ -234,10 +235,10 @@ def generate(
             f"{model.name} has no guidance to set: {guidance_scale:g} changes nothing", stacklevel=2
         )
     guidance_scale = family.defaults.guidance_scale if guidance_scale is None else guidance_scale
-    _require(hasattr(steps, "__index__") and steps >= 1, "steps", steps, "a whole number, 1 or more")
+    require(hasattr(steps, "__index__") and steps >= 1, "steps", steps, "a whole number, 1 or more")
     for what, scale in (("guidance_scale", guidance_scale), ("true_cfg_scale", true_cfg_scale or 0)):
         fine = isinstance(scale, Real) and 0 <= scale < math.inf
-        _require(fine, what, scale, "a number, 0 or more, and finite")
+        require(fine, what, scale, "a number, 0 or more, and finite")
     made = steps if begin is None else int(steps * begin.strength)
     if isinstance(method, AttendAndExcite) and 0 < made < family.defaults.fewest_steps:
         warnings.warn(
@@ -255,14 +256,14 @@ def generate(
         cfg_scale = family.weight_of_guidance(guidance_scale)
     distilled = guidance_scale if family.distilled_guidance else None
     negative_prompt = "" if negative_prompt is None else negative_prompt
-    _require(isinstance(negative_prompt, str), "negative_prompt", negative_prompt, "one text for all prompts")
+    require(isinstance(negative_prompt, str), "negative_prompt", negative_prompt, "one text for all prompts")
     check_scheduler(scheduler)
     counted = batch_size == "auto" or (hasattr(batch_size, "__index__") and batch_size >= 1)
-    _require(counted, "batch_size", batch_size, '1 or more, or "auto"')
+    require(counted, "batch_size", batch_size, '1 or more, or "auto"')
     checked_syntax(syntax)
     negative_chunks = _negative_chunks(model, method, negative_prompt) if syntax == "a1111" else None
     fine = hasattr(best_of, "__index__") and 1 <= best_of <= MAX_NOISES
-    _require(fine, "best_of", best_of, f"a whole number, 1 to {MAX_NOISES}")
+    require(fine, "best_of", best_of, f"a whole number, 1 to {MAX_NOISES}")
     check_noise(model, method, best_of, from_picture=begin is not None)
     prompts = parse_all(model, prompt, subjects, method, syntax, needed=best_of > 1)
     if method.uses_subjects and min(map_size(size, model.attention_downsampling)) < 2:
@@ -448,7 +449,7 @@ def parse_all(
     several = isinstance(prompt, Iterable) and not isinstance(prompt, str)
     texts: list[Any] = list(prompt) if several else [prompt]
     fine = len(texts) > 0 and all(isinstance(text, str) for text in texts)
-    _require(fine, "prompt", prompt, "a text, or several")
+    require(fine, "prompt", prompt, "a text, or several")
     given: Any = (subjects or [None] * len(texts)) if several else [subjects]
     wanted: list[Any] = list(given) if isinstance(given, Iterable) else [given]
     fine = isinstance(given, Iterable) and not isinstance(given, str | Mapping)
@@ -499,7 +500,7 @@ def _seeds(seeds: Any) -> list[int]:
     except TypeError:
         raise ValueError(f"seeds is {seeds!r}: it must be one or more whole numbers") from None
     fine = len(found) > 0 and min(found) >= 0 and max(found) <= _MAX_SEED
-    _require(fine, "seeds", seeds, f"one or more numbers, none negative or above {_MAX_SEED}")
+    require(fine, "seeds", seeds, f"one or more numbers, none negative or above {_MAX_SEED}")
     return found
 
 
@@ -517,14 +518,14 @@ def _latent_size(model: Model, height: int | None, width: int | None) -> tuple[i
     width = model.default_size[1] if width is None else width
     for what, pixels in (("height", height), ("width", width)):
         fine = hasattr(pixels, "__index__") and pixels > 0 and pixels % factor == 0
-        _require(fine, what, pixels, f"a multiple of {factor} pixels")
+        require(fine, what, pixels, f"a multiple of {factor} pixels")
     return model.latent_size(height, width)
 
 
 def _map_downsampling(model: Model, latent: tuple[int, int], maps: bool | tuple[int, int]) -> int:
     if isinstance(maps, bool):
         return model.attention_downsampling
-    _require(isinstance(maps, Sequence) and len(maps) == 2, "maps", maps, "True, or (height, width)")
+    require(isinstance(maps, Sequence) and len(maps) == 2, "maps", maps, "True, or (height, width)")
     return model.family.downsampling_for(latent, maps)
 
 
@@ -659,8 +660,3 @@ def _attention_maps(model: Model, prompts: list[Prompt], results: list[_Result])
         wide[..., [columns.index(column) for column in result.columns or ()]] = maps
         values.append(wide)
     return AttentionMaps(torch.cat(values), find, columns, words)
-
-
-def _require(fine: bool, what: str, value: object, wanted: str) -> None:
-    if not fine:
-        raise ValueError(f"{what} is {value!r}: it must be {wanted}")

@@ -18,6 +18,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from attend_excite import infotext
+from attend_excite.checks import require
 from attend_excite.files import written_whole
 from attend_excite.generate import Generation
 from attend_excite.methods import METHODS, Method
@@ -102,17 +103,17 @@ class Settings:
     best_of: int = 1
 
     def __post_init__(self) -> None:
-        _require(1 <= self.steps <= MAX_STEPS, "steps", self.steps, f"1 to {MAX_STEPS}")
+        require(1 <= self.steps <= MAX_STEPS, "steps", self.steps, f"1 to {MAX_STEPS}")
         fine = 0 <= self.guidance_scale <= MAX_GUIDANCE
-        _require(fine, "the guidance", self.guidance_scale, f"0 to {MAX_GUIDANCE:g}")
+        require(fine, "the guidance", self.guidance_scale, f"0 to {MAX_GUIDANCE:g}")
         for what, pixels in (("the height", self.height), ("the width", self.width)):
-            _require(1 <= pixels <= _MAX_SIDE, what, pixels, f"1 to {_MAX_SIDE} pixels")
-        _require(self.dtype in DTYPES, "the dtype", self.dtype, f"one of {', '.join(DTYPES)}")
-        _require(1 <= self.best_of <= MAX_NOISES, "best_of", self.best_of, f"1 to {MAX_NOISES}")
+            require(1 <= pixels <= _MAX_SIDE, what, pixels, f"1 to {_MAX_SIDE} pixels")
+        require(self.dtype in DTYPES, "the dtype", self.dtype, f"one of {', '.join(DTYPES)}")
+        require(1 <= self.best_of <= MAX_NOISES, "best_of", self.best_of, f"1 to {MAX_NOISES}")
         check_scheduler(self.scheduler)
         checked_syntax(self.syntax)
         if self.strength is not None:
-            _require(0 < self.strength <= 1, "the strength", self.strength, "above 0, 1 at most")
+            require(0 < self.strength <= 1, "the strength", self.strength, "above 0, 1 at most")
         if self.image is None and (self.strength is not None or self.mask is not None):
             raise ValueError("a strength or a mask is for a picture to begin from: give one with --image")
 
@@ -169,12 +170,12 @@ class Origin:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        _require(len(self.batch) <= MAX_BATCH, "the batch", len(self.batch), f"at most {MAX_BATCH}")
+        require(len(self.batch) <= MAX_BATCH, "the batch", len(self.batch), f"at most {MAX_BATCH}")
         for seed in self.batch:
-            _require(0 <= seed <= MAX_SEED, "a seed", seed, f"0 to {MAX_SEED}")
-        _require(self.seed in self.batch, "the seed", self.seed, "in its batch")
+            require(0 <= seed <= MAX_SEED, "a seed", seed, f"0 to {MAX_SEED}")
+        require(self.seed in self.batch, "the seed", self.seed, "in its batch")
         if self.threads is not None:
-            _require(1 <= self.threads <= _MAX_THREADS, "threads", self.threads, f"1 to {_MAX_THREADS}")
+            require(1 <= self.threads <= _MAX_THREADS, "threads", self.threads, f"1 to {_MAX_THREADS}")
 
     @property
     def other_threads(self) -> int | None:
@@ -226,7 +227,7 @@ def read_origin(path: Path, method: Method | None = None) -> Origin:
     try:
         values = json.loads(text)
         made_as = values.pop("format", None) if isinstance(values, dict) else None
-        _require(made_as == FORMAT, "the format", made_as, f"{FORMAT} for this version of attend-excite")
+        require(made_as == FORMAT, "the format", made_as, f"{FORMAT} for this version of attend-excite")
         if method is None:
             return _decode(Origin, values, "the whole")
         if isinstance(values.get("settings"), dict):
@@ -351,8 +352,3 @@ def _decode_dataclass(kind: Any, values: Mapping[str, Any], where: str) -> Any:
 def _shortened(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:40]}…"
-
-
-def _require(fine: bool, what: str, value: object, wanted: str) -> None:
-    if not fine:
-        raise ValueError(f"{what} is {value}: it must be {wanted}")

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from attend_excite.checks import is_whole
+
 RULE = (
     "An image is right where each thing that is asked for is found often enough, so many of those found have "
     "the colour and the place that are asked for, and nothing is found that must not be there so often."
@@ -142,7 +144,7 @@ def _asked(item: Any, key: str) -> Asked:
     if not isinstance(item, dict) or not isinstance(item.get("class"), str) or not item["class"].strip():
         raise ValueError(f'what is in "{key}" must be an object with a "class", as {{"class": "bowl"}}')
     thing, count, colour = item["class"].strip(), item.get("count", 1), item.get("color")
-    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= 1000:
+    if not is_whole(count, 1, 1000):
         raise ValueError(f'the count of "{thing}" must be a whole number, 1 to 1000')
     if not isinstance(colour, str | None):
         raise ValueError(f'the color of "{thing}" must be a text')

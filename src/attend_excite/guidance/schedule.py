@@ -8,6 +8,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
+from attend_excite.checks import is_number, is_whole, require
 from attend_excite.documents import read_object
 from attend_excite.guidance.recipes import packaged_recipes
 
@@ -47,13 +48,14 @@ class WeightedTerm:
         where = f"of the term {self.term}"
         for what in ("weight", "start", "end"):
             value = getattr(self, what)
-            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            _require(number, f"the {what} {where}", repr(value), "a number")
-        _require(self.weight != 0, f"the weight {where}", self.weight, "other than 0")
-        fine = 0 <= self.start < self.end <= 1
-        _require(fine, f"start and end {where}", f"{self.start:g} and {self.end:g}", "0 to 1, in this order")
+            fine = is_number(value) and math.isfinite(value)
+            require(fine, f"the {what} {where}", value, "a number")
+        require(self.weight != 0, f"the weight {where}", self.weight, "other than 0")
+        if not 0 <= self.start < self.end <= 1:
+            given = f"{self.start:g} and {self.end:g}"
+            raise ValueError(f"start and end {where} are {given}: they must be 0 to 1, in this order")
         fine = isinstance(self.only_at_thresholds, bool)
-        _require(fine, f"only_at_thresholds {where}", repr(self.only_at_thresholds), "true or false")
+        require(fine, f"only_at_thresholds {where}", self.only_at_thresholds, "true or false")
         try:
             object.__setattr__(self, "options", tuple(sorted(dict(self.options).items())))
         except (TypeError, ValueError):
@@ -121,13 +123,11 @@ class NoiseSearch:
     def __post_init__(self) -> None:
         for what, least in (("rounds", 1), ("steps", 1), ("more", 0)):
             value = getattr(self, what)
-            whole = isinstance(value, int) and not isinstance(value, bool) and least <= value <= _MOST
-            _require(whole, f"{what} of the search", repr(value), f"a whole number, {least} to {_MOST}")
+            fine = is_whole(value, least, _MOST)
+            require(fine, f"{what} of the search", value, f"a whole number, {least} to {_MOST}")
         rate = self.learning_rate
-        number = isinstance(rate, int | float) and not isinstance(rate, bool)
-        _require(
-            number and 0 < rate <= 1, "the learning_rate of the search", repr(rate), "above 0, 1 at most"
-        )
+        fine = is_number(rate) and 0 < rate <= 1
+        require(fine, "the learning_rate of the search", rate, "above 0, 1 at most")
         object.__setattr__(self, "terms", _terms(self.terms))
         known = {each.term for each in self.terms}
         try:
@@ -135,8 +135,8 @@ class NoiseSearch:
         except (TypeError, ValueError):
             raise ValueError('what is enough in the search are pairs, as ["most-neglected", 0.2]') from None
         for name, loss in enough:
-            _require(name in known, "a term that is enough", repr(name), f"one of {', '.join(sorted(known))}")
-            _require(math.isfinite(loss), f"what is enough of {name}", loss, "a number")
+            require(name in known, "a term that is enough", name, f"one of {', '.join(sorted(known))}")
+            require(math.isfinite(loss), f"what is enough of {name}", loss, "a number")
         object.__setattr__(self, "enough", enough)
 
     @property
@@ -248,46 +248,42 @@ class Recipe:
         optional = [what for what in ("max_shift", "rest_at", "rest_lead") if getattr(self, what) is not None]
         for what in ("step_size", "altered", "temperature", "sigma", "start", "choose_at", *optional):
             value = getattr(self, what)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            _require(number, what, repr(value), "a number")
+            require(is_number(value), what, value, "a number")
         switches = {"update_after_refinement": self.update_after_refinement}
         if self.prompt_tokens_only is not None:
             switches["prompt_tokens_only"] = self.prompt_tokens_only
         for what, value in switches.items():
-            _require(isinstance(value, bool), what, repr(value), "true or false")
-        _require(
-            0 < self.step_size <= _LARGEST, "step_size", self.step_size, f"above 0, {_LARGEST:g} at most"
-        )
-        _require(self.decay in get_args(Decay), "decay", self.decay, " or ".join(get_args(Decay)))
-        _require(0 <= self.altered <= 1, "altered", self.altered, "a fraction of the run, 0 to 1")
+            require(isinstance(value, bool), what, value, "true or false")
+        require(0 < self.step_size <= _LARGEST, "step_size", self.step_size, f"above 0, {_LARGEST:g} at most")
+        require(self.decay in get_args(Decay), "decay", self.decay, " or ".join(get_args(Decay)))
+        require(0 <= self.altered <= 1, "altered", self.altered, "a fraction of the run, 0 to 1")
         fine = 0 <= self.start <= self.altered
-        _require(
+        require(
             fine, "start", self.start, f"a fraction of the run, 0 to where altering ends ({self.altered:g})"
         )
-        _require(0 <= self.choose_at <= 1, "choose_at", self.choose_at, "a fraction of the run, 0 to 1")
-        _require(self.max_shift is None or self.max_shift > 0, "max_shift", self.max_shift, "above 0")
-        _require(self.rest_at is None or 0 <= self.rest_at <= 1, "rest_at", self.rest_at, "0 to 1")
-        _require(self.rest_lead is None or -1 <= self.rest_lead <= 1, "rest_lead", self.rest_lead, "-1 to 1")
+        require(0 <= self.choose_at <= 1, "choose_at", self.choose_at, "a fraction of the run, 0 to 1")
+        require(self.max_shift is None or self.max_shift > 0, "max_shift", self.max_shift, "above 0")
+        require(self.rest_at is None or 0 <= self.rest_at <= 1, "rest_at", self.rest_at, "0 to 1")
+        require(self.rest_lead is None or -1 <= self.rest_lead <= 1, "rest_lead", self.rest_lead, "-1 to 1")
         for what, least in (("max_refinements", 0), ("guide_every", 1), ("rest_after", 0)):
             value = getattr(self, what)
-            whole = isinstance(value, int) and not isinstance(value, bool) and least <= value <= _MOST
-            _require(whole, what, value, f"a whole number, {least} to {_MOST}")
-        _require(
+            require(is_whole(value, least, _MOST), what, value, f"a whole number, {least} to {_MOST}")
+        require(
             0 < self.temperature <= _LARGEST,
             "temperature",
             self.temperature,
             f"above 0, {_LARGEST:g} at most",
         )
-        _require(0 <= self.sigma <= _LARGEST, "sigma", self.sigma, f"0 to {_LARGEST:g}")
+        require(0 <= self.sigma <= _LARGEST, "sigma", self.sigma, f"0 to {_LARGEST:g}")
         for what in ("method", "title", "summary"):
             value = getattr(self, what)
-            _require(isinstance(value, str), what, repr(value), "a text")
+            require(isinstance(value, str), what, value, "a text")
         object.__setattr__(self, "terms", _terms(self.terms))
         object.__setattr__(self, "search", _search(self.search))
         object.__setattr__(self, "thresholds", _pairs(self.thresholds))
         for fraction, threshold in self.thresholds:
-            _require(0 <= fraction <= 1, "a threshold's place", fraction, "a fraction of the run, 0 to 1")
-            _require(0 <= threshold <= 1, "a threshold", threshold, "an attention, 0 to 1")
+            require(0 <= fraction <= 1, "a threshold's place", fraction, "a fraction of the run, 0 to 1")
+            require(0 <= threshold <= 1, "a threshold", threshold, "an attention, 0 to 1")
 
     @staticmethod
     def named(name: str, recommended: Recipe | None = None) -> Recipe:
@@ -454,7 +450,8 @@ def _terms(terms: Any) -> tuple[WeightedTerm, ...]:
     except TypeError:
         example = '{"term": "overlap", "weight": 0.5, "options": {"raw": true}}'
         raise ValueError(f"terms are a list of objects, as {example}") from None
-    _require(bool(found), "terms", "empty", "one term or more")
+    if not found:
+        raise ValueError("terms is empty: it must be one term or more")
     return found
 
 
@@ -471,8 +468,3 @@ def _search(search: Any) -> NoiseSearch | None:
 def _floor(value: float) -> int:
     # 0.29 * 100 is 28.999999999999996 in floating point and means 29.
     return math.floor(value + 1e-6)
-
-
-def _require(fine: bool, what: str, value: object, wanted: str) -> None:
-    if not fine:
-        raise ValueError(f"{what} is {value}: it must be {wanted}")

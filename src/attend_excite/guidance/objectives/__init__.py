@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
+from attend_excite.checks import is_number, require
 from attend_excite.guidance.objectives.alignment import Alignment
 from attend_excite.guidance.objectives.base import Need, Objective, Recorded, Term
 from attend_excite.guidance.objectives.binding_cosine import BindingCosine
@@ -76,11 +77,10 @@ def _check(name: str, key: str, value: Any, default: Any) -> None:
         fine, wanted = isinstance(value, bool), "true or false"
     else:
         whole, above = isinstance(default, int), key in _ABOVE_ZERO
-        fine = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        fine = is_number(value) and (isinstance(value, int) or not whole)
         fine = fine and value < math.inf and (value > 0 if above else value >= 0)
         wanted = f"a {'whole ' if whole else ''}number {'above 0' if above else 'of 0 or more'}"
-    if not fine:
-        raise ValueError(f"the {key} of the term {name} is {value!r}: it must be {wanted}")
+    require(fine, f"the {key} of the term {name}", value, wanted)
 
 
 __all__ = ["TERMS", "Need", "Objective", "Recorded", "Term", "term_named"]

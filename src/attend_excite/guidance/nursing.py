@@ -176,7 +176,7 @@ def measure_tables(
     losses = subject_losses(attention, tables[0].subjects)
     parts: dict[str, Tensor] = {}
     for weight, term in terms:
-        if term == MostNeglected(recipe.temperature, recipe.sigma):
+        if term == MostNeglected(temperature=recipe.temperature, sigma=recipe.sigma):
             loss = most_neglected(losses)  # which are there already
         else:
             values = [_checked(term, *each) for each in zip(records, tables, strict=True)]

@@ -94,29 +94,43 @@ It is given what its `needs` names, if it has that, and else the cross-attention
 """
 
 
-def sharpened(
-    recorded: Recorded,
-    subjects: SubjectTokens,
-    positions: Tensor,
-    valid: Tensor,
-    temperature: float,
-    sigma: float,
-) -> Tensor:
-    """The sharpened maps of words: how much each patch belongs to each, 0 to 1.
+@dataclass(frozen=True, kw_only=True)
+class Sharpened:
+    """What terms on sharpened maps have in common: the numbers that these are made with.
 
-    Args:
-        recorded: of b images.
-        subjects: say which tokens take part in the softmax.
-        positions: (b, ..., K) the tokens of each word; the largest attention among them is the word's.
-        valid: (b, ..., K) which of them are real.
-        temperature: see `token_probabilities`.
-        sigma: see `smooth`.
-
-    Returns:
-        (b, ..., H, W); 0 for filler.
+    Attributes:
+        temperature: factor on the attention before the softmax over the tokens, above 0.
+        sigma: the Gaussian filter's standard deviation in patches; 0: no filter.
     """
-    maps = _gathered(_shares(recorded, subjects, temperature), positions)
-    return smooth(maps, sigma).masked_fill(~valid[..., None, None], 0).amax(dim=-3)
+
+    temperature: float = TEMPERATURE
+    sigma: float = SIGMA
+
+    needs = frozenset[Need]()
+
+    def maps(
+        self,
+        recorded: Recorded,
+        subjects: SubjectTokens,
+        positions: Tensor | None = None,
+        valid: Tensor | None = None,
+    ) -> Tensor:
+        """How much each patch belongs to each word, 0 to 1.
+
+        Args:
+            recorded: of b images.
+            subjects: say which tokens take part in the softmax.
+            positions: (b, ..., K) the tokens of each word; the largest attention among them is the word's.
+                None: the words are the subjects.
+            valid: (b, ..., K) which of them are real; None likewise.
+
+        Returns:
+            (b, ..., H, W); 0 for filler.
+        """
+        positions = subjects.positions if positions is None else positions
+        valid = subjects.valid if valid is None else valid
+        maps = _gathered(_shares(recorded, subjects, self.temperature), positions)
+        return smooth(maps, self.sigma).masked_fill(~valid[..., None, None], 0).amax(dim=-3)
 
 
 def over_patches(recorded: Recorded, positions: Tensor, valid: Tensor) -> Tensor:

@@ -7,30 +7,21 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from attend_excite.guidance.objective import SubjectTokens
-from attend_excite.guidance.objectives.base import SIGMA, TEMPERATURE, Need, Recorded, sharpened
+from attend_excite.guidance.objectives.base import Recorded, Sharpened
 from attend_excite.guidance.objectives.regions import region_of_peak
 
 
 @dataclass(frozen=True)
-class CleanBackground:
+class CleanBackground(Sharpened):
     """Sum over subjects of the largest value outside the region about the peak, where it is above the
-    smallest
-    inside: of Guo et al., CVPR 2024, arXiv 2404.04650, as its authors' code has it. Sharpened maps. The
-    region is what of the patches above Otsu's threshold is connected with the peak.
-
-    Attributes:
-        temperature: factor on the attention before the softmax over the tokens, above 0.
-        sigma: the Gaussian filter's standard deviation in patches; 0: no filter.
+    smallest inside: of Guo et al., CVPR 2024, arXiv 2404.04650, as its authors' code has it. Sharpened maps.
+    The region is what of the patches above Otsu's threshold is connected with the peak.
     """
 
-    temperature: float = TEMPERATURE
-    sigma: float = SIGMA
-
     name = "clean-background"
-    needs = frozenset[Need]()
 
     def __call__(self, recorded: Recorded, subjects: SubjectTokens) -> Tensor:
-        maps = sharpened(recorded, subjects, subjects.positions, subjects.valid, self.temperature, self.sigma)
+        maps = self.maps(recorded, subjects)
         inside = region_of_peak(maps)
         background = maps.masked_fill(inside, 0).amax(dim=(-2, -1))
         foreground = maps.detach().masked_fill(~inside, 1).amin(dim=(-2, -1))

@@ -9,18 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attend_excite.guidance.objective import SubjectTokens
-from attend_excite.guidance.objectives.base import (
-    SIGMA,
-    TEMPERATURE,
-    Need,
-    Recorded,
-    masked_mean,
-    sharpened,
-)
+from attend_excite.guidance.objectives.base import Need, Recorded, Sharpened, masked_mean
 
 
 @dataclass(frozen=True)
-class Contrast:
+class Contrast(Sharpened):
     """Contrastive loss (NT-Xent) on the maps of all subjects and modifiers, those of the step before among
     them: Meral et al., CVPR 2024, arXiv 2312.06059. Sharpened maps.
 
@@ -29,13 +22,9 @@ class Contrast:
 
     Attributes:
         tau: the loss's own temperature, above 0.
-        temperature: factor on the attention before the softmax over the tokens, above 0.
-        sigma: the Gaussian filter's standard deviation in patches; 0: no filter.
     """
 
     tau: float = 0.5
-    temperature: float = TEMPERATURE
-    sigma: float = SIGMA
 
     name = "contrast"
     needs = frozenset[Need]({"step-before"})
@@ -48,11 +37,7 @@ class Contrast:
         )
         times = [recorded] if recorded.before is None else [recorded, recorded.before]
         maps = torch.cat(
-            [
-                sharpened(time, subjects, *group, self.temperature, self.sigma).flatten(2)
-                for time in times
-                for group in words
-            ],
+            [self.maps(time, subjects, *group).flatten(2) for time in times for group in words],
             dim=1,
         )
         shown = subjects.shown

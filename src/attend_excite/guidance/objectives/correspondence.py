@@ -8,34 +8,26 @@ import torch
 from torch import Tensor
 
 from attend_excite.guidance.objective import SubjectTokens
-from attend_excite.guidance.objectives.base import SIGMA, TEMPERATURE, Need, Recorded, sharpened
+from attend_excite.guidance.objectives.base import Recorded, Sharpened
 
 
 @dataclass(frozen=True)
-class Correspondence:
+class Correspondence(Sharpened):
     """Sum over nouns P and their modifiers Q, and over patches, of -log(1 - P(1 - Q)) - log(1 - Q(1 - P)),
     "every P is Q and every Q is P"; and over the other nouns P' of -log(1 - P'Q), "no P' is Q": Sueyoshi and
     Matsubara, CVPR 2024, arXiv 2311.16117. Sharpened maps.
 
     Attributes:
         apart: the weight of what other nouns are not, 0 or more.
-        temperature: factor on the attention before the softmax over the tokens, above 0.
-        sigma: the Gaussian filter's standard deviation in patches; 0: no filter.
     """
 
     apart: float = 0.3
-    temperature: float = TEMPERATURE
-    sigma: float = SIGMA
 
     name = "correspondence"
-    needs = frozenset[Need]()
 
     def __call__(self, recorded: Recorded, subjects: SubjectTokens) -> Tensor:
-        def read(positions: Tensor, valid: Tensor) -> Tensor:
-            return sharpened(recorded, subjects, positions, valid, self.temperature, self.sigma).flatten(-2)
-
-        nouns = read(subjects.positions, subjects.valid)
-        modifiers = read(subjects.attributes, subjects.attributes_valid)
+        nouns = self.maps(recorded, subjects).flatten(-2)
+        modifiers = self.maps(recorded, subjects, subjects.attributes, subjects.attributes_valid).flatten(-2)
         shown = subjects.shown
         real = shown[..., None] & subjects.attributes_valid.any(dim=-1)
         own = nouns[:, :, None]

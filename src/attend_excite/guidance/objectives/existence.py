@@ -8,28 +8,20 @@ import torch
 from torch import Tensor
 
 from attend_excite.guidance.objective import SubjectTokens
-from attend_excite.guidance.objectives.base import SIGMA, TEMPERATURE, Need, Recorded, sharpened
+from attend_excite.guidance.objectives.base import Recorded, Sharpened
 
 
 @dataclass(frozen=True)
-class Existence:
+class Existence(Sharpened):
     """Sum over subjects of -log(1 - prod over patches of (1 - A)), "some patch is a cat": Sueyoshi and
     Matsubara, CVPR 2024, arXiv 2311.16117. Sharpened maps. For a negated subject its opposite, -log prod (1 -
     A), "no patch is". Targets play no part.
-
-    Attributes:
-        temperature: factor on the attention before the softmax over the tokens, above 0.
-        sigma: the Gaussian filter's standard deviation in patches; 0: no filter.
     """
 
-    temperature: float = TEMPERATURE
-    sigma: float = SIGMA
-
     name = "existence"
-    needs = frozenset[Need]()
 
     def __call__(self, recorded: Recorded, subjects: SubjectTokens) -> Tensor:
-        maps = sharpened(recorded, subjects, subjects.positions, subjects.valid, self.temperature, self.sigma)
+        maps = self.maps(recorded, subjects)
         limits = torch.finfo(maps.dtype)
         none = torch.log1p(-maps.clamp(max=1 - limits.eps)).sum(dim=(-2, -1))
         some = (-torch.expm1(none)).clamp(min=limits.tiny).log()

@@ -8,43 +8,28 @@ import torch
 from torch import Tensor
 
 from attend_excite.guidance.objective import SubjectTokens
-from attend_excite.guidance.objectives.base import (
-    SIGMA,
-    TEMPERATURE,
-    Need,
-    Recorded,
-    masked_mean,
-    over_patches,
-    pairs,
-    sharpened,
-)
+from attend_excite.guidance.objectives.base import Recorded, Sharpened, masked_mean, over_patches, pairs
 
 
 @dataclass(frozen=True)
-class Overlap:
+class Overlap(Sharpened):
     """Mean over pairs of subjects of sum min(a, b) / sum (a + b): 0 for maps that share no patch, 1/2 for
     equal ones. A-STAR (Agarwal et al., ICCV 2023, arXiv 2306.14544); SAGA (arXiv 2508.13866).
 
     Attributes:
         raw: whether it takes the raw attention over the patches, which weighs all subjects alike, or the
             sharpened maps, in which a subject without attention overlaps with none.
-        temperature: factor on the attention before the softmax over the tokens, above 0.
-        sigma: the Gaussian filter's standard deviation in patches; 0: no filter.
     """
 
     raw: bool = False
-    temperature: float = TEMPERATURE
-    sigma: float = SIGMA
 
     name = "overlap"
-    needs = frozenset[Need]()
 
     def __call__(self, recorded: Recorded, subjects: SubjectTokens) -> Tensor:
-        words = subjects.positions, subjects.valid
         if self.raw:
-            maps = over_patches(recorded, *words)
+            maps = over_patches(recorded, subjects.positions, subjects.valid)
         else:
-            maps = sharpened(recorded, subjects, *words, self.temperature, self.sigma)
+            maps = self.maps(recorded, subjects)
         return masked_mean(pairwise_overlap(maps.flatten(2)), pairs(subjects), dims=2)
 
 

@@ -9,20 +9,18 @@ from torch import Tensor
 
 from attend_excite.guidance.objective import SubjectTokens, most_neglected, smooth
 from attend_excite.guidance.objectives.base import (
-    SIGMA,
-    TEMPERATURE,
     Need,
     Recorded,
+    Sharpened,
     losses_here,
     masked_mean,
     self_attention,
-    sharpened,
 )
 from attend_excite.guidance.objectives.regions import above_otsu
 
 
 @dataclass(frozen=True)
-class SelfCross:
+class SelfCross(Sharpened):
     """Mean over ordered pairs of subjects of sum min(what the one's patches look at, the other's map):
     Qiu et al., CVPR 2025, arXiv 2411.18936. Sharpened maps.
 
@@ -33,20 +31,16 @@ class SelfCross:
         gate: it counts only in an image whose most neglected subject's loss, by its k best patches, is at
             most so much, 0 to 1; 1: always.
         k: of the gate: how many patches.
-        temperature: factor on the attention before the softmax over the tokens, above 0.
-        sigma: the Gaussian filter's standard deviation in patches; 0: no filter.
     """
 
     gate: float = 0.5
     k: int = 16
-    temperature: float = TEMPERATURE
-    sigma: float = SIGMA
 
     name = "self-cross"
     needs = frozenset[Need]({"self-attention"})
 
     def __call__(self, recorded: Recorded, subjects: SubjectTokens) -> Tensor:
-        maps = sharpened(recorded, subjects, subjects.positions, subjects.valid, self.temperature, self.sigma)
+        maps = self.maps(recorded, subjects)
         flat = maps.flatten(2)
         weights = (maps * above_otsu(maps)).flatten(2)
         looked_at = smooth((weights @ self_attention(recorded)).unflatten(-1, maps.shape[-2:]), self.sigma)

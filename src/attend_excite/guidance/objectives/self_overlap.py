@@ -8,21 +8,19 @@ from torch import Tensor
 
 from attend_excite.guidance.objective import SubjectTokens, most_neglected, smooth
 from attend_excite.guidance.objectives.base import (
-    SIGMA,
-    TEMPERATURE,
     Need,
     Recorded,
+    Sharpened,
     losses_here,
     masked_mean,
     pairs,
     self_attention,
-    sharpened,
 )
 from attend_excite.guidance.objectives.overlap import pairwise_overlap
 
 
 @dataclass(frozen=True)
-class SelfOverlap:
+class SelfOverlap(Sharpened):
     """Mean over pairs of subjects of the overlap of the self-attention of their peaks:
     Guo et al., CVPR 2024, arXiv 2404.04650. The peaks are those of the sharpened maps; no gradient
     goes through where they are.
@@ -30,19 +28,15 @@ class SelfOverlap:
     Attributes:
         gate: it counts only in an image whose most neglected subject's loss is at most so much, 0 to 1; 1:
             always.
-        temperature: factor on the attention before the softmax over the tokens, above 0.
-        sigma: the Gaussian filter's standard deviation in patches; 0: no filter.
     """
 
     gate: float = 1.0
-    temperature: float = TEMPERATURE
-    sigma: float = SIGMA
 
     name = "self-overlap"
     needs = frozenset[Need]({"self-attention"})
 
     def __call__(self, recorded: Recorded, subjects: SubjectTokens) -> Tensor:
-        maps = sharpened(recorded, subjects, subjects.positions, subjects.valid, self.temperature, self.sigma)
+        maps = self.maps(recorded, subjects)
         peaks = maps.detach().flatten(2).argmax(dim=-1)
         attention = self_attention(recorded)
         rows = attention.gather(1, peaks[..., None].expand(-1, -1, attention.shape[-1]))

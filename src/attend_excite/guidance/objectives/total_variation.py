@@ -8,18 +8,11 @@ import torch
 from torch import Tensor
 
 from attend_excite.guidance.objective import SubjectTokens
-from attend_excite.guidance.objectives.base import (
-    SIGMA,
-    TEMPERATURE,
-    Need,
-    Recorded,
-    masked_mean,
-    sharpened,
-)
+from attend_excite.guidance.objectives.base import Recorded, Sharpened, masked_mean
 
 
 @dataclass(frozen=True)
-class TotalVariation:
+class TotalVariation(Sharpened):
     """max over subjects of -(total variation of its map - binding * divergence from its modifiers):
     Li et al., BMVC 2023, arXiv 2307.10864. Sharpened maps; 0 or less without modifiers.
 
@@ -31,27 +24,20 @@ class TotalVariation:
         binding: the divergence's weight, 0 or more.
         noun_floor: share of the noun's peak below which its map counts as 0.
         modifier_floor: likewise of the modifier's.
-        temperature: factor on the attention before the softmax over the tokens, above 0.
-        sigma: the Gaussian filter's standard deviation in patches; 0: no filter.
     """
 
     binding: float = 1.0
     noun_floor: float = 0.2
     modifier_floor: float = 0.3
-    temperature: float = TEMPERATURE
-    sigma: float = SIGMA
 
     name = "total-variation"
-    needs = frozenset[Need]()
 
     def __call__(self, recorded: Recorded, subjects: SubjectTokens) -> Tensor:
-        def read(positions: Tensor, valid: Tensor) -> Tensor:
-            return sharpened(recorded, subjects, positions, valid, self.temperature, self.sigma)
-
-        nouns = read(subjects.positions, subjects.valid)
+        nouns = self.maps(recorded, subjects)
         loss = -total_variation(nouns)
         if subjects.attributes.shape[2]:
-            modifiers = read(subjects.attributes, subjects.attributes_valid).flatten(-2)
+            modifiers = self.maps(recorded, subjects, subjects.attributes, subjects.attributes_valid)
+            modifiers = modifiers.flatten(-2)
             flat = nouns.flatten(-2)[:, :, None]
             low, high = _range(modifiers)
             least, most = _range(flat)

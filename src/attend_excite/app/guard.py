@@ -22,7 +22,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from attend_excite.app.limits import LOGINS, MAX_BODY, MAX_SESSION, UPLOADS
 
-_RATES = {"/login": RateLimitItemPerMinute(LOGINS), "/upload": RateLimitItemPerMinute(UPLOADS)}
+_UPLOAD = "/gradio_api/upload"
+_RATES = {"/login": RateLimitItemPerMinute(LOGINS), _UPLOAD: RateLimitItemPerMinute(UPLOADS)}
+# What Gradio has for parts that this page hasn't: one of them cuts videos, another hands values to a run that
+# nobody has looked at.
+_UNUSED = re.compile(r"/gradio_api/(?:process_recording|component_server|stream)(?:/|$)")
 _LISTENING = re.compile(r"/queue/data/?$|/call/(?:v2/)?[^/]+/(?P<event>[^/]+)/?$")
 _JOINED = re.compile(r"/queue/join$|/(?:run|api)/(?P<name>[^/]+)$")
 _CALLED = re.compile(r"/call/(?P<by_name>v2/)?(?P<name>[^/]+)$")
@@ -87,7 +91,7 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        path = scope["path"].rstrip("/")
+        path = scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/")
         if scope["method"] == "GET" and (found := _LISTENING.search(path)):
             session = (
                 found["event"]
@@ -97,13 +101,12 @@ class Guard:
                 return await self._app(scope, receive, send)
         if scope["method"] != "POST":
             return await self._app(scope, receive, send)
-        for place, rate in _RATES.items():
-            if path.endswith(place) and not self._rates.hit(rate, place, _address(scope)):
-                refusal = _refused(
-                    429, "that was too often: wait a minute and try again", {"Retry-After": "60"}
-                )
-                return await refusal(scope, receive, send)
-        if path.endswith("/upload"):  # which Gradio limits, as it comes
+        if _UNUSED.match(path):
+            return await _refused(404, "this page has no such thing")(scope, receive, send)
+        if path in _RATES and not self._rates.hit(_RATES[path], path, _address(scope)):
+            refusal = _refused(429, "that was too often: wait a minute and try again", {"Retry-After": "60"})
+            return await refusal(scope, receive, send)
+        if path == _UPLOAD:  # which Gradio limits, as it comes
             return await self._app(scope, receive, send)
         body = await _body(receive)
         if body is None:

@@ -25,6 +25,7 @@ from attend_excite.guidance.schedule import NoiseSearch
 from attend_excite.metadata import read_origin, write_png
 from attend_excite.methods import AttendAndExcite
 from attend_excite.models.reading import unread_tokens
+from tests import families
 
 pytest.importorskip("gradio", reason="the web page needs gradio")
 
@@ -111,6 +112,20 @@ def test_pictures_are_begun_from_a_visitors_own(server: Server, tmp_path: Path) 
     # What a dropped file names is not opened.
     with pytest.raises(ValueError, match=r"it was made from another picture, 'mine.png', which isn't in it"):
         _run(partial(draw_again, server, file))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [families.clip_tokenizer, families.t5_tokenizer, families.gemma_tokenizer, families.qwen_tokenizer],
+)
+def test_words_are_the_same_whatever_a_tokenizer_puts_around_them(make: Callable[[], Any]) -> None:
+    words, note = words_of("a cat and a yellow frog", make(), unread_of=lambda ids: {ids[-1]})
+    assert ["".join(word.pieces) for word in words] == ["a", "cat", "and", "a", "yellow", "frog"]
+    assert [word.text for word in words if word.chosen] == ["cat", "frog"]
+    # Of those without a token behind the text the last one is of its last word.
+    behind = make in (families.clip_tokenizer, families.t5_tokenizer)
+    assert [word.text for word in words if word.unread] == ([] if behind else ["frog"])
+    assert bool(note) is not behind
 
 
 def test_what_was_clicked_stays_while_the_prompt_is_edited(tokenizer: CLIPTokenizer) -> None:
@@ -553,6 +568,25 @@ def test_requests_are_no_larger_than_the_page_needs(address: str) -> None:
     )
     assert "at most 64 characters" in httpx.post(join, json=session).json()["detail"]
     assert httpx.post(join, content=b"[" * 100_000).status_code in (400, 422)
+
+
+@pytest.mark.parametrize("path", ["call/upload", "call/v2/upload", "run/upload", "api/upload"])
+def test_only_uploads_may_be_as_large_as_a_picture(address: str, path: str) -> None:
+    import httpx
+
+    call = f"{address}gradio_api/{path}"
+    assert httpx.post(call, content=b'{"data": ["' + b"x" * MAX_BODY + b'"]}').status_code == 413
+    assert httpx.post(call, json={"data": [], "fn_index": 9999}).status_code == 400
+    picture = {"files": ("large.png", b"x" * (MAX_BODY + 1))}
+    assert httpx.post(f"{address}gradio_api/upload", files=picture).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["process_recording", "process_recording/", "component_server", "stream/1"])
+def test_what_the_page_does_not_have_is_not_there(address: str, path: str) -> None:
+    import httpx
+
+    answer = httpx.post(f"{address}gradio_api/{path}", files={"video": ("film.mp4", b"x")})
+    assert (answer.status_code, answer.json()["error"]) == (404, "this page has no such thing")
 
 
 def test_no_other_page_shows_this_one_in_a_frame(address: str) -> None:

@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, aclosing
 from dataclasses import replace
 from functools import partial
@@ -417,6 +418,62 @@ def test_the_line_keeps_its_order_and_nobody_fills_it() -> None:
             pass
     with line.place("ann") as again:
         assert line.before(again) == 0
+
+
+def test_who_runs_is_not_counted_among_those_who_wait() -> None:
+    line = Line(most=20, most_each=5)
+    with ExitStack() as stack:
+        for who in ["eve", *["ann"] * 5]:
+            stack.enter_context(line.place(who))
+        with pytest.raises(ValueError, match="from your address"), line.place("ann"):
+            pass
+        for number in range(15):
+            stack.enter_context(line.place(f"visitor {number}"))
+        with pytest.raises(ValueError, match="too many runs are waiting"), line.place("joe"):
+            pass
+
+
+def test_a_loaded_model_does_not_wait_for_one_that_is_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    loading, go_on = threading.Event(), threading.Event()
+
+    class Loaded:
+        """Stands for a model."""
+
+    def load(name: str) -> Loaded:
+        if name == "large":
+            loading.set()
+            assert go_on.wait(60)
+        return Loaded()
+
+    monkeypatch.setattr("attend_excite.app.models.load", load)
+    models = Models(["small", "large"])
+    small = models.get("small")
+    with ThreadPoolExecutor() as pool:
+        try:
+            large = [pool.submit(models.get, "large") for _ in range(2)]
+            assert loading.wait(60)
+            assert pool.submit(models.get, "small").result(60) is small
+        finally:
+            go_on.set()
+        assert large[0].result() is large[1].result()
+
+
+def test_others_are_answered_while_a_form_is_read(server: Server) -> None:
+    from attend_excite.app.guard import Listeners
+    from attend_excite.app.page import _House
+
+    answered = threading.Event()
+
+    def read(*_: Any) -> Form:
+        raise ValueError("it was answered" if answered.wait(30) else "nobody was answered")
+
+    async def press_draw() -> list[Any]:
+        house, asking = _House(server, Listeners()), SimpleNamespace(read=read)
+        run = house.run(asking, draw, "stage", "unfinished", "drawn")
+        asyncio.get_running_loop().call_later(0.1, answered.set)
+        return [shown async for shown in run(SimpleNamespace(session_hash="mine"), house.ticket())]
+
+    assert "It was answered" in asyncio.run(press_draw())[-1]["stage"]
 
 
 def test_stop_is_for_what_was_asked_before_it() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
@@ -303,7 +304,8 @@ class _House:
             if not self._wanted(request, ticket):
                 return
             try:
-                form = asking.read(*values)
+                # It may have to load a model, while other visitors wait for their answers.
+                form = await asyncio.to_thread(asking.read, *values)
             except ValueError as error:
                 yield {stage: views.problem_view(views.sentence(error))}
                 return

@@ -25,6 +25,7 @@ from attend_excite.cli import app
 from attend_excite.guidance.schedule import NoiseSearch
 from attend_excite.metadata import read_origin, write_png
 from attend_excite.methods import AttendAndExcite
+from attend_excite.models.additions import Addition
 from attend_excite.models.reading import unread_tokens
 from tests import families
 
@@ -245,6 +246,11 @@ def test_all_methods_are_compared_and_refusals_told(server: Server) -> None:
         ({"guidance": float("nan")}, "guidance"),
         ({"negative": "hat " * MAX_PROMPT}, "the negative prompt has 2000 characters"),
         ({"subjects": (Subject("cat" * MAX_PROMPT),)}, "a subject has 1500 characters"),
+        (
+            {"subjects": (Subject("cat", attributes=["a"] * 9),)},
+            "the number of attributes is 9: it must be at m",
+        ),
+        ({"subjects": (Subject("cat", attributes=["a" * 501]),)}, "an attribute has 501 characters"),
         ({"recipe": "official" * MAX_PROMPT}, "a name has 4000 characters"),
         ({"scheduler": "euler?"}, "unknown scheduler"),
         ({"best": True}, "nobody can tell which picture is the best"),
@@ -274,6 +280,9 @@ def test_what_a_dropped_picture_says_is_not_trusted(server: Server, drawn: Drawn
     assert recipe is not None
     greedy = AttendAndExcite(recipe=replace(recipe, thresholds=((0.0, 1.0),), max_refinements=999))
     endless = AttendAndExcite(recipe=replace(recipe, search=NoiseSearch(rounds=100)))
+    terms = recipe.terms * 9
+    many = AttendAndExcite(recipe=replace(recipe, terms=terms))
+    searched = AttendAndExcite(recipe=replace(recipe, search=NoiseSearch(terms=terms, enough=())))
     for settings, message in (
         (replace(origin.settings, model="/etc"), "is not served here"),
         (replace(origin.settings, method=greedy), "refinements is 999"),
@@ -283,6 +292,8 @@ def test_what_a_dropped_picture_says_is_not_trusted(server: Server, drawn: Drawn
             replace(origin.settings, method=endless),
             "the passes of the search is 1050: it must be at most 200",
         ),
+        (replace(origin.settings, method=many), "the number of terms is 9: it must be at most 8"),
+        (replace(origin.settings, method=searched), "the number of terms of the search is 9"),
     ):
         write_png(tmp_path / "bad.png", Image.new("RGB", (8, 8)), replace(origin, settings=settings))
         with pytest.raises(ValueError, match=message):
@@ -296,6 +307,26 @@ def test_what_a_dropped_picture_says_is_not_trusted(server: Server, drawn: Drawn
         with pytest.raises(ValueError, match=message) as caught:
             _run(partial(draw_again, server, tmp_path / "bad.png"))
         assert str(tmp_path) not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("added", "told"),
+    [
+        ({"loras": (Addition("style.safetensors", "0" * 16),)}, "it was drawn with LoRAs, which"),
+        ({"embeddings": (Addition("toy.pt", "0" * 16),)}, "drawn with words of textual inversion, which"),
+        ({"vae": Addition("vae", "0" * 16)}, "drawn with another autoencoder, which the page does without"),
+    ],
+)
+def test_a_picture_of_more_than_a_model_is_left_to_the_command_line(
+    server: Server, drawn: Drawn, tmp_path: Path, added: dict[str, Any], told: str
+) -> None:
+    origin = read_origin(drawn.files["Attend-and-Excite"][0])
+    settings = replace(origin.settings, **added)
+    write_png(tmp_path / "mine.png", Image.new("RGB", (8, 8)), replace(origin, settings=settings))
+    with pytest.raises(ValueError, match=f"{told}.*generate --from"):
+        _run(partial(draw_again, server, tmp_path / "mine.png"))
+    with pytest.raises(ValueError, match=told):
+        Form.from_settings(settings, 0, server.models.get(""))
 
 
 def test_a_run_that_nobody_waits_for_ends_and_leaves_the_model_clean(

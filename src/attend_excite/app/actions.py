@@ -17,7 +17,7 @@ from PIL import Image
 
 from attend_excite.app.forms import Form
 from attend_excite.app.jobs import Reporter
-from attend_excite.app.limits import KEPT_RUNS, check
+from attend_excite.app.limits import KEPT_RUNS, check, check_additions
 from attend_excite.app.models import Models
 from attend_excite.app.words import subjects_of, words_of
 from attend_excite.cli.drawing import method_label, settings_label, slug
@@ -237,6 +237,7 @@ def draw_again(server: Server, picture: Path, report: Report) -> None:
             f"it was made from another picture, '{Path(settings.image.path).name[:40]}', which isn't in it: "
             "use these settings, and begin from that picture again"
         )
+    check_additions(settings)
     model = server.models.get(settings.model)
     check(settings, origin.batch, model)
     before = _pixels(picture, settings)

@@ -188,9 +188,10 @@ class Form:
         """The form that draws what settings say, as far as it can say it.
 
         Raises:
-            ValueError: the recipe isn't one of the form's with other numbers, or the prompt is in A1111's
-                syntax.
+            ValueError: the recipe isn't one of the form's with other numbers, the prompt is in A1111's
+                syntax, or the picture was drawn with more than its model.
         """
+        limits.check_additions(settings)
         if settings.syntax != "plain":
             raise ValueError("its prompt is written as A1111 reads it, and the form reads plain text")
         form = Form(

@@ -410,6 +410,36 @@ def test_history_brings_pictures_back_and_nothing_else(server: Server, drawn: Dr
     assert kept(server, entry["folder"], {"recipe": ["recipe.json"]}) is None
 
 
+@pytest.mark.parametrize(
+    "forge",
+    [
+        lambda folder, files: ("..", files),
+        lambda folder, files: ("", files),
+        lambda folder, files: (f"../{folder}", files),
+        lambda folder, files: ("x" * 300, files),
+        lambda folder, files: (f"{folder}\0", files),
+        lambda folder, files: (folder, {"plain": ["x" * 300 + ".png"]}),
+        lambda folder, files: (folder, {"plain": [".."]}),
+        lambda folder, files: (folder, {f"method {n}": row for n in range(99) for row in files.values()}),
+        lambda folder, files: (folder, {"plain": [], **files}),
+        lambda folder, files: (folder, {"plain": next(iter(files.values()))[:1], **files}),
+        lambda folder, files: (folder, {"x" * 300: next(iter(files.values()))}),
+        lambda folder, files: (folder, {}),
+    ],
+)
+def test_a_forged_memory_brings_nothing_back(
+    server: Server, drawn: Drawn, forge: Callable[..., tuple[str, dict[str, list[str]]]]
+) -> None:
+    (entry,) = history.entries(f"[{history.entry_of(drawn)}]")
+    # Outside the server's folder lies a picture, too.
+    outside = server.folder.parent / next(iter(entry["files"].values()))[0]
+    outside.write_bytes(next(iter(drawn.files.values()))[0].read_bytes())
+    try:
+        assert kept(server, *forge(entry["folder"], entry["files"])) is None
+    finally:
+        outside.unlink()
+
+
 def test_a_picture_fills_the_form_in(server: Server, drawn: Drawn) -> None:
     model = server.models.get("")
     origin = read_origin(drawn.files["Attend-and-Excite"][1])

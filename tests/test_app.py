@@ -142,6 +142,14 @@ def test_what_was_clicked_stays_while_the_prompt_is_edited(tokenizer: CLIPTokeni
     assert subjects_of(again) == (Subject("cat", 1.0), Subject("cat#2", 0.25, True), Subject("frog", 1.0))
 
 
+@pytest.mark.parametrize("change", [{"target": 10**400}, {"target": "much"}, {"pieces": 1}])
+def test_words_that_nobody_clicked_are_refused(tokenizer: CLIPTokenizer, change: dict[str, Any]) -> None:
+    document = words_document(*words_of("a cat", tokenizer))
+    document["words"][1] |= change
+    with pytest.raises(ValueError, match="cannot be read: load the page again"):
+        words_from(document)
+
+
 @pytest.mark.parametrize(
     ("prompt", "stays"),
     [
@@ -201,6 +209,8 @@ def test_a_link_says_everything() -> None:
     assert Form.from_query(form.to_query()) == form
     with pytest.raises(ValueError, match="steps=many"):
         Form.from_query("steps=many")
+    with pytest.raises(ValueError, match="the link has 200000 characters: at most 100000 are read here"):
+        Form.from_query("x" * 200_000)
 
 
 def test_the_method_stands_beside_the_plain_model(drawn: Drawn) -> None:
@@ -238,6 +248,7 @@ def test_all_methods_are_compared_and_refusals_told(server: Server) -> None:
     [
         ({"prompt": "cat " * MAX_PROMPT}, "characters"),
         ({"prompt": "a [cat"}, "unbalanced brackets"),
+        ({"prompt": "a \ud800 cat"}, "the prompt has half a character"),
         ({"subjects": ()}, "name at least one"),
         ({"subjects": (Subject("dog"),)}, "not in the prompt"),
         ({"prompt": "a " + " cat" * 17, "subjects": tuple(map(Subject, _CATS))}, "subjects is 17"),
@@ -537,6 +548,18 @@ def test_others_are_answered_while_a_form_is_read(server: Server) -> None:
     assert "It was answered" in asyncio.run(press_draw())[-1]["stage"]
 
 
+@pytest.mark.parametrize("ticket", [None, "", "9" * 5000, "x"])
+def test_nothing_runs_with_a_forged_ticket(server: Server, ticket: str | None) -> None:
+    from attend_excite.app.guard import Listeners
+    from attend_excite.app.page import _House
+
+    async def ask() -> list[Any]:
+        run = _House(server, Listeners()).run_again("stage", "unfinished", "use")
+        return [shown async for shown in run(SimpleNamespace(session_hash="mine"), ticket, "mine.png")]
+
+    assert asyncio.run(ask()) == []
+
+
 def test_stop_is_for_what_was_asked_before_it() -> None:
     stops = Stops()
     early = stops.ticket()
@@ -663,6 +686,93 @@ def test_a_forged_call_of_the_page_is_answered_in_a_sentence(address: str, value
         answer = httpx.post(f"{address}gradio_api/{path}", json=values)
         assert answer.status_code == 400
         assert told in answer.json()["error"]
+
+
+_UPLOADED = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
+_NESTED = {"words": [{"text": {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}}]}
+_FORGED: dict[str, list[Any]] = {
+    "textbox": [None, 5, ["a cat"]],
+    "dropdown": [None, 5, ["official"]],
+    "slider": [None, "x", True, 10**400],
+    "number": ["x", False, -(10**400), [1]],
+    "checkbox": [None, 1, "true"],
+    "image": ["cat.png", {}, {"path": 3}, _UPLOADED, {**_UPLOADED, "path": "http://127.0.0.1/x.png"}],
+    "file": [
+        "cat.png",
+        [_UPLOADED],
+        _UPLOADED,
+        {**_UPLOADED, "path": "\0"},
+        {**_UPLOADED, "path": "x" * 5000},
+    ],
+    "dataset": [None, -1, 0.5, True, "0"],
+    "html": [None, "words", {"words": "cat"}, _NESTED, {"words": [{"target": 10**400}]}],
+}
+
+
+def test_what_no_part_of_the_page_sends_is_refused_in_a_sentence(address: str) -> None:
+    import httpx
+
+    config = httpx.get(f"{address}config").json()
+    parts = {part["id"]: part for part in config["components"]}
+    fine: dict[str, Any] = {"textbox": "", "slider": 1, "dropdown": "", "checkbox": True, "dataset": 0}
+    fine |= {"html": {"words": [], "note": "", "prompt": ""}}
+    tried = set()
+    with httpx.Client(base_url=f"{address}gradio_api") as client:
+        for function in config["dependencies"]:
+            kinds = [parts[number]["type"] for number in function["inputs"]]
+            for at, kind in enumerate(kinds):
+                for forged in () if not function["backend_fn"] else _FORGED.get(kind, ()):
+                    data = [fine.get(each) for each in kinds]
+                    data[at] = forged
+                    call = {"data": data, "fn_index": function["id"], "session_hash": "mine"}
+                    answer = client.post("/queue/join", json=call)
+                    assert answer.status_code == 400
+                    told = (
+                        f"value {at + 1} is {repr(forged)[:40]}, which no {kind} sends: load the page again"
+                    )
+                    assert answer.json()["error"] == told
+                    tried.add(kind)
+    assert tried == _FORGED.keys()
+
+
+def _call(address: str, name: str, **values: Any) -> tuple[int, str]:
+    """What a function of the page that answers at once says to a visitor's browser."""
+    import httpx
+
+    functions = httpx.get(f"{address}config").json()["dependencies"]
+    number = next(each["id"] for each in functions if each["api_name"] == name)
+    answer = httpx.post(
+        f"{address}gradio_api/run/predict", json={"fn_index": number, "session_hash": "m", **values}
+    )
+    return answer.status_code, answer.text
+
+
+def test_a_click_on_nothing_is_answered_in_a_sentence(address: str, tiny_folder: Path) -> None:
+    for click in (None, {}, {"index": "0"}, {"index": -1}, {"index": True}, {"index": 0, "more": []}, [0]):
+        for name, data in (("_choose", [None]), ("restore_remembered", ["[]"])):
+            status, told = _call(address, name, data=data, event_data=click)
+            assert (status, "which is of no part" in told) == (400, True)
+    assert _call(address, "_choose", data=[None], event_data={"index": 0})[0] == 200
+    status, told = _call(address, "restore_remembered", data=["[]"], event_data={"index": 999})
+    assert "there is no earlier run 1000: load the page again" in told
+    status, told = _call(address, "_take_example", data=[999, str(tiny_folder)])
+    assert "there is no example 1000: load the page again" in told
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b'{"data": [NaN], "fn_index": 0}', "a number is none, as NaN"),
+        (b'{"data": [1e400], "fn_index": 0}', "or too large"),
+        (b'{"data": ["a \\ud800 cat", null, ""], "fn_index": 0}', "half a character"),
+    ],
+)
+def test_a_body_of_what_is_nothing_is_answered_in_a_sentence(address: str, content: bytes, told: str) -> None:
+    import httpx
+
+    for path in ("run/predict", "call/words", "queue/join"):
+        answer = httpx.post(f"{address}gradio_api/{path}", content=content)
+        assert (answer.status_code, told in answer.json()["error"]) == (400, True)
 
 
 def test_visitors_of_a_tunnel_are_told_apart() -> None:

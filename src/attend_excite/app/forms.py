@@ -229,12 +229,14 @@ def says_something(query: str) -> bool:
     """Whether the query part of a link has anything for the form.
 
     Raises:
-        ValueError: it has too many fields.
+        ValueError: it is too long, or has too many fields.
     """
     return bool(_fields(query).keys() & (_TEXTS | _NUMBERS | {"subject": str}).keys())
 
 
 def _fields(query: str) -> dict[str, list[str]]:
+    if len(query) > limits.MAX_QUERY:
+        raise ValueError(f"the link has {len(query)} characters: at most {limits.MAX_QUERY} are read here")
     return parse_qs(query, keep_blank_values=True, max_num_fields=40)
 
 

@@ -21,6 +21,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from attend_excite.app.limits import LOGINS, MAX_BODY, MAX_SESSION, UPLOADS
+from attend_excite.app.parts import Function
 
 _UPLOAD = "/gradio_api/upload"
 _RATES = {"/login": RateLimitItemPerMinute(LOGINS), _UPLOAD: RateLimitItemPerMinute(UPLOADS)}
@@ -53,8 +54,8 @@ _POLICY = (
 Endpoints = Mapping[str, Mapping[str, bool]]
 """What programs may call -> its parameters by name, and whether each has to be given."""
 
-Functions = Mapping[int, int]
-"""The number of each of the page's functions -> how many values it takes."""
+Functions = Mapping[int, Function]
+"""The page's functions by number."""
 
 
 class Listeners:
@@ -189,6 +190,12 @@ def _problem(path: str, body: bytes, endpoints: Endpoints, functions: Functions)
         values: Any = json.loads(body)
     except (ValueError, RecursionError):
         return ""
+    try:
+        json.dumps(values, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError:
+        return "a text has half a character, which is none: leave it out"
+    except (ValueError, RecursionError):
+        return "a number is none, as NaN, or too large, or lists lie too deep in one another"
     called = _CALLED.search(path)
     if not isinstance(values, dict):
         return "a call is an object" if called or _JOINED.search(path) else ""
@@ -222,9 +229,10 @@ def _join_problem(values: Mapping[str, Any], functions: Functions) -> str:
     number, data = values.get("fn_index"), values.get("data")
     if type(number) is not int or number not in functions:
         return "the page has no such function: load the page again, or call one by name, at call/NAME"
-    if not isinstance(data, list) or len(data) != functions[number]:
-        return f"this function takes a list of {functions[number]} values as its data: load the page again"
-    return ""
+    function = functions[number]
+    if not isinstance(data, list) or len(data) != len(function.kinds):
+        return f"this function takes a list of {len(function.kinds)} values as its data: load the page again"
+    return function.problem(data, values.get("event_data"))
 
 
 def _refused(status: int, why: str, headers: dict[str, str] | None = None) -> JSONResponse:

@@ -59,6 +59,12 @@ MAX_BODY = 2 * 2**20
 MAX_NAME = 200
 """Characters of a model's, a method's or a recipe's name."""
 
+MAX_QUERY = 100_000
+"""Characters of the part of a link that fills the form in."""
+
+MAX_TICKET = 20
+"""Digits of the number of a run."""
+
 MAX_SESSION = 64
 """Characters of the name that a browser gives its session."""
 
@@ -107,13 +113,15 @@ def check(settings: Settings, seeds: tuple[int, ...], model: Model) -> None:
 
 
 def check_prompt(text: str, what: str = "the prompt") -> None:
-    """Refuse a text that is too long to be looked at.
+    """Refuse a text that is too long to be looked at, or that no tokenizer reads.
 
     Raises:
         ValueError: it is.
     """
     if len(text) > MAX_PROMPT:
         raise ValueError(f"{what} has {len(text)} characters: at most {MAX_PROMPT} are read here")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"{what} has half a character, which is none: leave it out")
 
 
 def check_subjects(subjects: Sequence[Subject]) -> None:

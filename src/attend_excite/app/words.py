@@ -118,7 +118,7 @@ def words_from(values: Any) -> tuple[Word, ...]:
     """
     try:
         return tuple(map(_word_from, islice(values["words"], MAX_PROMPT)))
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, OverflowError, TypeError, ValueError):
         raise ValueError("the chosen words cannot be read: load the page again") from None
 
 

@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, aclosing
 from dataclasses import replace
 from functools import partial
@@ -24,7 +25,9 @@ from attend_excite.cli import app
 from attend_excite.guidance.schedule import NoiseSearch
 from attend_excite.metadata import read_origin, write_png
 from attend_excite.methods import AttendAndExcite
+from attend_excite.models.additions import Addition
 from attend_excite.models.reading import unread_tokens
+from tests import families
 
 pytest.importorskip("gradio", reason="the web page needs gradio")
 
@@ -113,6 +116,20 @@ def test_pictures_are_begun_from_a_visitors_own(server: Server, tmp_path: Path) 
         _run(partial(draw_again, server, file))
 
 
+@pytest.mark.parametrize(
+    "make",
+    [families.clip_tokenizer, families.t5_tokenizer, families.gemma_tokenizer, families.qwen_tokenizer],
+)
+def test_words_are_the_same_whatever_a_tokenizer_puts_around_them(make: Callable[[], Any]) -> None:
+    words, note = words_of("a cat and a yellow frog", make(), unread_of=lambda ids: {ids[-1]})
+    assert ["".join(word.pieces) for word in words] == ["a", "cat", "and", "a", "yellow", "frog"]
+    assert [word.text for word in words if word.chosen] == ["cat", "frog"]
+    # Of those without a token behind the text the last one is of its last word.
+    behind = make in (families.clip_tokenizer, families.t5_tokenizer)
+    assert [word.text for word in words if word.unread] == ([] if behind else ["frog"])
+    assert bool(note) is not behind
+
+
 def test_what_was_clicked_stays_while_the_prompt_is_edited(tokenizer: CLIPTokenizer) -> None:
     words, _ = words_of("a cat and a cat", tokenizer)
     words = tuple(
@@ -123,6 +140,14 @@ def test_what_was_clicked_stays_while_the_prompt_is_edited(tokenizer: CLIPTokeni
     )
     again, _ = words_of("a cat and a cat, a frog", tokenizer, earlier=words_from(words_document(words, "")))
     assert subjects_of(again) == (Subject("cat", 1.0), Subject("cat#2", 0.25, True), Subject("frog", 1.0))
+
+
+@pytest.mark.parametrize("change", [{"target": 10**400}, {"target": "much"}, {"pieces": 1}])
+def test_words_that_nobody_clicked_are_refused(tokenizer: CLIPTokenizer, change: dict[str, Any]) -> None:
+    document = words_document(*words_of("a cat", tokenizer))
+    document["words"][1] |= change
+    with pytest.raises(ValueError, match="cannot be read: load the page again"):
+        words_from(document)
 
 
 @pytest.mark.parametrize(
@@ -184,6 +209,8 @@ def test_a_link_says_everything() -> None:
     assert Form.from_query(form.to_query()) == form
     with pytest.raises(ValueError, match="steps=many"):
         Form.from_query("steps=many")
+    with pytest.raises(ValueError, match="the link has 200000 characters: at most 100000 are read here"):
+        Form.from_query("x" * 200_000)
 
 
 def test_the_method_stands_beside_the_plain_model(drawn: Drawn) -> None:
@@ -221,6 +248,7 @@ def test_all_methods_are_compared_and_refusals_told(server: Server) -> None:
     [
         ({"prompt": "cat " * MAX_PROMPT}, "characters"),
         ({"prompt": "a [cat"}, "unbalanced brackets"),
+        ({"prompt": "a \ud800 cat"}, "the prompt has half a character"),
         ({"subjects": ()}, "name at least one"),
         ({"subjects": (Subject("dog"),)}, "not in the prompt"),
         ({"prompt": "a " + " cat" * 17, "subjects": tuple(map(Subject, _CATS))}, "subjects is 17"),
@@ -229,6 +257,11 @@ def test_all_methods_are_compared_and_refusals_told(server: Server) -> None:
         ({"guidance": float("nan")}, "guidance"),
         ({"negative": "hat " * MAX_PROMPT}, "the negative prompt has 2000 characters"),
         ({"subjects": (Subject("cat" * MAX_PROMPT),)}, "a subject has 1500 characters"),
+        (
+            {"subjects": (Subject("cat", attributes=["a"] * 9),)},
+            "the number of attributes is 9: it must be at m",
+        ),
+        ({"subjects": (Subject("cat", attributes=["a" * 501]),)}, "an attribute has 501 characters"),
         ({"recipe": "official" * MAX_PROMPT}, "a name has 4000 characters"),
         ({"scheduler": "euler?"}, "unknown scheduler"),
         ({"best": True}, "nobody can tell which picture is the best"),
@@ -258,6 +291,9 @@ def test_what_a_dropped_picture_says_is_not_trusted(server: Server, drawn: Drawn
     assert recipe is not None
     greedy = AttendAndExcite(recipe=replace(recipe, thresholds=((0.0, 1.0),), max_refinements=999))
     endless = AttendAndExcite(recipe=replace(recipe, search=NoiseSearch(rounds=100)))
+    terms = recipe.terms * 9
+    many = AttendAndExcite(recipe=replace(recipe, terms=terms))
+    searched = AttendAndExcite(recipe=replace(recipe, search=NoiseSearch(terms=terms, enough=())))
     for settings, message in (
         (replace(origin.settings, model="/etc"), "is not served here"),
         (replace(origin.settings, method=greedy), "refinements is 999"),
@@ -267,6 +303,8 @@ def test_what_a_dropped_picture_says_is_not_trusted(server: Server, drawn: Drawn
             replace(origin.settings, method=endless),
             "the passes of the search is 1050: it must be at most 200",
         ),
+        (replace(origin.settings, method=many), "the number of terms is 9: it must be at most 8"),
+        (replace(origin.settings, method=searched), "the number of terms of the search is 9"),
     ):
         write_png(tmp_path / "bad.png", Image.new("RGB", (8, 8)), replace(origin, settings=settings))
         with pytest.raises(ValueError, match=message):
@@ -280,6 +318,26 @@ def test_what_a_dropped_picture_says_is_not_trusted(server: Server, drawn: Drawn
         with pytest.raises(ValueError, match=message) as caught:
             _run(partial(draw_again, server, tmp_path / "bad.png"))
         assert str(tmp_path) not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("added", "told"),
+    [
+        ({"loras": (Addition("style.safetensors", "0" * 16),)}, "it was drawn with LoRAs, which"),
+        ({"embeddings": (Addition("toy.pt", "0" * 16),)}, "drawn with words of textual inversion, which"),
+        ({"vae": Addition("vae", "0" * 16)}, "drawn with another autoencoder, which the page does without"),
+    ],
+)
+def test_a_picture_of_more_than_a_model_is_left_to_the_command_line(
+    server: Server, drawn: Drawn, tmp_path: Path, added: dict[str, Any], told: str
+) -> None:
+    origin = read_origin(drawn.files["Attend-and-Excite"][0])
+    settings = replace(origin.settings, **added)
+    write_png(tmp_path / "mine.png", Image.new("RGB", (8, 8)), replace(origin, settings=settings))
+    with pytest.raises(ValueError, match=f"{told}.*generate --from"):
+        _run(partial(draw_again, server, tmp_path / "mine.png"))
+    with pytest.raises(ValueError, match=told):
+        Form.from_settings(settings, 0, server.models.get(""))
 
 
 def test_a_run_that_nobody_waits_for_ends_and_leaves_the_model_clean(
@@ -363,6 +421,36 @@ def test_history_brings_pictures_back_and_nothing_else(server: Server, drawn: Dr
     assert kept(server, entry["folder"], {"recipe": ["recipe.json"]}) is None
 
 
+@pytest.mark.parametrize(
+    "forge",
+    [
+        lambda folder, files: ("..", files),
+        lambda folder, files: ("", files),
+        lambda folder, files: (f"../{folder}", files),
+        lambda folder, files: ("x" * 300, files),
+        lambda folder, files: (f"{folder}\0", files),
+        lambda folder, files: (folder, {"plain": ["x" * 300 + ".png"]}),
+        lambda folder, files: (folder, {"plain": [".."]}),
+        lambda folder, files: (folder, {f"method {n}": row for n in range(99) for row in files.values()}),
+        lambda folder, files: (folder, {"plain": [], **files}),
+        lambda folder, files: (folder, {"plain": next(iter(files.values()))[:1], **files}),
+        lambda folder, files: (folder, {"x" * 300: next(iter(files.values()))}),
+        lambda folder, files: (folder, {}),
+    ],
+)
+def test_a_forged_memory_brings_nothing_back(
+    server: Server, drawn: Drawn, forge: Callable[..., tuple[str, dict[str, list[str]]]]
+) -> None:
+    (entry,) = history.entries(f"[{history.entry_of(drawn)}]")
+    # Outside the server's folder lies a picture, too.
+    outside = server.folder.parent / next(iter(entry["files"].values()))[0]
+    outside.write_bytes(next(iter(drawn.files.values()))[0].read_bytes())
+    try:
+        assert kept(server, *forge(entry["folder"], entry["files"])) is None
+    finally:
+        outside.unlink()
+
+
 def test_a_picture_fills_the_form_in(server: Server, drawn: Drawn) -> None:
     model = server.models.get("")
     origin = read_origin(drawn.files["Attend-and-Excite"][1])
@@ -402,6 +490,74 @@ def test_the_line_keeps_its_order_and_nobody_fills_it() -> None:
             pass
     with line.place("ann") as again:
         assert line.before(again) == 0
+
+
+def test_who_runs_is_not_counted_among_those_who_wait() -> None:
+    line = Line(most=20, most_each=5)
+    with ExitStack() as stack:
+        for who in ["eve", *["ann"] * 5]:
+            stack.enter_context(line.place(who))
+        with pytest.raises(ValueError, match="from your address"), line.place("ann"):
+            pass
+        for number in range(15):
+            stack.enter_context(line.place(f"visitor {number}"))
+        with pytest.raises(ValueError, match="too many runs are waiting"), line.place("joe"):
+            pass
+
+
+def test_a_loaded_model_does_not_wait_for_one_that_is_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    loading, go_on = threading.Event(), threading.Event()
+
+    class Loaded:
+        """Stands for a model."""
+
+    def load(name: str) -> Loaded:
+        if name == "large":
+            loading.set()
+            assert go_on.wait(60)
+        return Loaded()
+
+    monkeypatch.setattr("attend_excite.app.models.load", load)
+    models = Models(["small", "large"])
+    small = models.get("small")
+    with ThreadPoolExecutor() as pool:
+        try:
+            large = [pool.submit(models.get, "large") for _ in range(2)]
+            assert loading.wait(60)
+            assert pool.submit(models.get, "small").result(60) is small
+        finally:
+            go_on.set()
+        assert large[0].result() is large[1].result()
+
+
+def test_others_are_answered_while_a_form_is_read(server: Server) -> None:
+    from attend_excite.app.guard import Listeners
+    from attend_excite.app.page import _House
+
+    answered = threading.Event()
+
+    def read(*_: Any) -> Form:
+        raise ValueError("it was answered" if answered.wait(30) else "nobody was answered")
+
+    async def press_draw() -> list[Any]:
+        house, asking = _House(server, Listeners()), SimpleNamespace(read=read)
+        run = house.run(asking, draw, "stage", "unfinished", "drawn")
+        asyncio.get_running_loop().call_later(0.1, answered.set)
+        return [shown async for shown in run(SimpleNamespace(session_hash="mine"), house.ticket())]
+
+    assert "It was answered" in asyncio.run(press_draw())[-1]["stage"]
+
+
+@pytest.mark.parametrize("ticket", [None, "", "9" * 5000, "x"])
+def test_nothing_runs_with_a_forged_ticket(server: Server, ticket: str | None) -> None:
+    from attend_excite.app.guard import Listeners
+    from attend_excite.app.page import _House
+
+    async def ask() -> list[Any]:
+        run = _House(server, Listeners()).run_again("stage", "unfinished", "use")
+        return [shown async for shown in run(SimpleNamespace(session_hash="mine"), ticket, "mine.png")]
+
+    assert asyncio.run(ask()) == []
 
 
 def test_stop_is_for_what_was_asked_before_it() -> None:
@@ -532,6 +688,93 @@ def test_a_forged_call_of_the_page_is_answered_in_a_sentence(address: str, value
         assert told in answer.json()["error"]
 
 
+_UPLOADED = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
+_NESTED = {"words": [{"text": {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}}]}
+_FORGED: dict[str, list[Any]] = {
+    "textbox": [None, 5, ["a cat"]],
+    "dropdown": [None, 5, ["official"]],
+    "slider": [None, "x", True, 10**400],
+    "number": ["x", False, -(10**400), [1]],
+    "checkbox": [None, 1, "true"],
+    "image": ["cat.png", {}, {"path": 3}, _UPLOADED, {**_UPLOADED, "path": "http://127.0.0.1/x.png"}],
+    "file": [
+        "cat.png",
+        [_UPLOADED],
+        _UPLOADED,
+        {**_UPLOADED, "path": "\0"},
+        {**_UPLOADED, "path": "x" * 5000},
+    ],
+    "dataset": [None, -1, 0.5, True, "0"],
+    "html": [None, "words", {"words": "cat"}, _NESTED, {"words": [{"target": 10**400}]}],
+}
+
+
+def test_what_no_part_of_the_page_sends_is_refused_in_a_sentence(address: str) -> None:
+    import httpx
+
+    config = httpx.get(f"{address}config").json()
+    parts = {part["id"]: part for part in config["components"]}
+    fine: dict[str, Any] = {"textbox": "", "slider": 1, "dropdown": "", "checkbox": True, "dataset": 0}
+    fine |= {"html": {"words": [], "note": "", "prompt": ""}}
+    tried = set()
+    with httpx.Client(base_url=f"{address}gradio_api") as client:
+        for function in config["dependencies"]:
+            kinds = [parts[number]["type"] for number in function["inputs"]]
+            for at, kind in enumerate(kinds):
+                for forged in () if not function["backend_fn"] else _FORGED.get(kind, ()):
+                    data = [fine.get(each) for each in kinds]
+                    data[at] = forged
+                    call = {"data": data, "fn_index": function["id"], "session_hash": "mine"}
+                    answer = client.post("/queue/join", json=call)
+                    assert answer.status_code == 400
+                    told = (
+                        f"value {at + 1} is {repr(forged)[:40]}, which no {kind} sends: load the page again"
+                    )
+                    assert answer.json()["error"] == told
+                    tried.add(kind)
+    assert tried == _FORGED.keys()
+
+
+def _call(address: str, name: str, **values: Any) -> tuple[int, str]:
+    """What a function of the page that answers at once says to a visitor's browser."""
+    import httpx
+
+    functions = httpx.get(f"{address}config").json()["dependencies"]
+    number = next(each["id"] for each in functions if each["api_name"] == name)
+    answer = httpx.post(
+        f"{address}gradio_api/run/predict", json={"fn_index": number, "session_hash": "m", **values}
+    )
+    return answer.status_code, answer.text
+
+
+def test_a_click_on_nothing_is_answered_in_a_sentence(address: str, tiny_folder: Path) -> None:
+    for click in (None, {}, {"index": "0"}, {"index": -1}, {"index": True}, {"index": 0, "more": []}, [0]):
+        for name, data in (("_choose", [None]), ("restore_remembered", ["[]"])):
+            status, told = _call(address, name, data=data, event_data=click)
+            assert (status, "which is of no part" in told) == (400, True)
+    assert _call(address, "_choose", data=[None], event_data={"index": 0})[0] == 200
+    status, told = _call(address, "restore_remembered", data=["[]"], event_data={"index": 999})
+    assert "there is no earlier run 1000: load the page again" in told
+    status, told = _call(address, "_take_example", data=[999, str(tiny_folder)])
+    assert "there is no example 1000: load the page again" in told
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b'{"data": [NaN], "fn_index": 0}', "a number is none, as NaN"),
+        (b'{"data": [1e400], "fn_index": 0}', "or too large"),
+        (b'{"data": ["a \\ud800 cat", null, ""], "fn_index": 0}', "half a character"),
+    ],
+)
+def test_a_body_of_what_is_nothing_is_answered_in_a_sentence(address: str, content: bytes, told: str) -> None:
+    import httpx
+
+    for path in ("run/predict", "call/words", "queue/join"):
+        answer = httpx.post(f"{address}gradio_api/{path}", content=content)
+        assert (answer.status_code, told in answer.json()["error"]) == (400, True)
+
+
 def test_visitors_of_a_tunnel_are_told_apart() -> None:
     def asks(session: str, host: str) -> Any:
         return SimpleNamespace(session_hash=session, client=SimpleNamespace(host=host))
@@ -553,6 +796,25 @@ def test_requests_are_no_larger_than_the_page_needs(address: str) -> None:
     )
     assert "at most 64 characters" in httpx.post(join, json=session).json()["detail"]
     assert httpx.post(join, content=b"[" * 100_000).status_code in (400, 422)
+
+
+@pytest.mark.parametrize("path", ["call/upload", "call/v2/upload", "run/upload", "api/upload"])
+def test_only_uploads_may_be_as_large_as_a_picture(address: str, path: str) -> None:
+    import httpx
+
+    call = f"{address}gradio_api/{path}"
+    assert httpx.post(call, content=b'{"data": ["' + b"x" * MAX_BODY + b'"]}').status_code == 413
+    assert httpx.post(call, json={"data": [], "fn_index": 9999}).status_code == 400
+    picture = {"files": ("large.png", b"x" * (MAX_BODY + 1))}
+    assert httpx.post(f"{address}gradio_api/upload", files=picture).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["process_recording", "process_recording/", "component_server", "stream/1"])
+def test_what_the_page_does_not_have_is_not_there(address: str, path: str) -> None:
+    import httpx
+
+    answer = httpx.post(f"{address}gradio_api/{path}", files={"video": ("film.mp4", b"x")})
+    assert (answer.status_code, answer.json()["error"]) == (404, "this page has no such thing")
 
 
 def test_no_other_page_shows_this_one_in_a_frame(address: str) -> None:

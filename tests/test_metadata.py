@@ -49,6 +49,16 @@ def test_settings_survive_the_file(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["cat.png"]
 
 
+def test_a_text_that_is_too_long_is_not_read(tmp_path: Path) -> None:
+    write_png(tmp_path / "cat.png", PICTURE, Origin(SETTINGS, seed=0, batch=(0,)))
+    chunks = PngInfo()
+    with Image.open(tmp_path / "cat.png") as picture:
+        chunks.add_itxt(KEY, str(picture.info[KEY]).ljust(2**17 + 1))
+    PICTURE.save(tmp_path / "cat.png", pnginfo=chunks)
+    with pytest.raises(ValueError, match="its length is 131073: it must be at most 131072 characters"):
+        read_origin(tmp_path / "cat.png")
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_survives_the_file(name: str, tmp_path: Path) -> None:
     origin = Origin(replace(SETTINGS, method=METHODS[name]()), seed=0, batch=(0,))

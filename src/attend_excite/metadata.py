@@ -44,6 +44,8 @@ MAX_STEPS = 1000
 # Metadata comes from anywhere: beyond these a picture would only fill memory.
 _MAX_SIDE = 8192
 _MAX_THREADS = 4096
+_MAX_TEXT = 2**17
+"""Characters."""
 
 # And a picture makes nobody run code that it names.
 _SOMEBODYS_OWN = "{} is somebody's own, {}: name what drew it with --method"
@@ -225,6 +227,7 @@ def read_origin(path: Path, method: Method | None = None) -> Origin:
             "of pictures, or a program has saved it since"
         )
     try:
+        _require(len(text) <= _MAX_TEXT, "its length", len(text), f"at most {_MAX_TEXT} characters")
         values = json.loads(text)
         made_as = values.pop("format", None) if isinstance(values, dict) else None
         require(made_as == FORMAT, "the format", made_as, f"{FORMAT} for this version of attend-excite")

@@ -17,7 +17,7 @@ from PIL import Image
 
 from attend_excite.app.forms import Form
 from attend_excite.app.jobs import Reporter
-from attend_excite.app.limits import KEPT_RUNS, check
+from attend_excite.app.limits import KEPT_RUNS, MAX_NAME, check, check_additions
 from attend_excite.app.models import Models
 from attend_excite.app.words import subjects_of, words_of
 from attend_excite.cli.drawing import method_label, settings_label, slug
@@ -25,7 +25,7 @@ from attend_excite.explain import maps_figure
 from attend_excite.generate import Generation, StepEvent
 from attend_excite.guidance.schedule import Recipe
 from attend_excite.metadata import Origin, Settings, draw_as, read_origin, revision_of, write_png
-from attend_excite.methods import PAPER_METHODS, AttendAndExcite, StableDiffusion, method_named
+from attend_excite.methods import METHODS, PAPER_METHODS, AttendAndExcite, StableDiffusion, method_named
 from attend_excite.models import Model
 from attend_excite.sheets import comparison_sheet, fitted
 from attend_excite.subjects import Prompt, parse, unmarked
@@ -237,6 +237,7 @@ def draw_again(server: Server, picture: Path, report: Report) -> None:
             f"it was made from another picture, '{Path(settings.image.path).name[:40]}', which isn't in it: "
             "use these settings, and begin from that picture again"
         )
+    check_additions(settings)
     model = server.models.get(settings.model)
     check(settings, origin.batch, model)
     before = _pixels(picture, settings)
@@ -271,15 +272,22 @@ def kept(server: Server, folder: str, names: Mapping[str, Sequence[str]]) -> Kep
 
     Args:
         server: what drew them.
-        folder: the name of the run's folder, in whose hands nothing is trusted.
+        folder: the name of the run's folder. Like all else that browsers remember it is not trusted.
         names: a method's label -> its files in it, one a seed.
     """
-    files: dict[str, list[Path]] = {}
-    for label, row in names.items():
-        # Names alone, and no paths: nothing outside the folder can be meant.
-        files[label] = [server.folder / Path(folder).name / Path(name).name for name in row]
-    everything = [path for row in files.values() for path in row]
-    if not everything or not all(path.suffix == ".png" and path.is_file() for path in everything):
+    rows = list(names.values())
+    texts = [folder, *names, *(name for row in rows for name in row)]
+    fine = len(names) <= len(METHODS) and len(set(map(len, rows))) == 1 and all(rows)
+    if not fine or not all(len(text) <= MAX_NAME and text.isprintable() for text in texts):
+        return None
+    root = server.folder / folder
+    files = {label: [root / name for name in row] for label, row in names.items()}
+    # Nothing outside the folder can be meant.
+    if root.resolve().parent != server.folder.resolve() or not all(
+        path.resolve().parent == root.resolve() and path.suffix == ".png" and path.is_file()
+        for row in files.values()
+        for path in row
+    ):
         return None
     try:
         origins = {label: [read_origin(path) for path in row] for label, row in files.items()}

@@ -13,13 +13,13 @@ from typing import Any
 
 import gradio as gr
 from gradio.events import api
-from gradio.utils import get_upload_folder
 
 from attend_excite.app.actions import Drawn, Progress, Redrawn, Report, Server, compare, draw, draw_again
 from attend_excite.app.forms import RECOMMENDED, Form, checked_form
 from attend_excite.app.guard import Endpoints, Listeners
 from attend_excite.app.jobs import Line, Waiting, heard, in_turn
 from attend_excite.app.limits import SILENCE, check_prompt
+from attend_excite.app.parts import is_uploaded
 from attend_excite.app.words import words_document, words_of
 from attend_excite.pictures import STRENGTH
 from attend_excite.subjects import Subject
@@ -225,10 +225,9 @@ def _uploaded(picture: Any) -> Path:
         path = picture.get("path") if isinstance(picture, dict) else None
         if not isinstance(path, str):
             raise ValueError("the picture is no file: send it with gradio_client's handle_file")
-        path = Path(path).resolve()
-        if not path.is_relative_to(Path(get_upload_folder()).resolve()):
+        if not is_uploaded(path):
             raise ValueError("the picture was not uploaded: send it with gradio_client's handle_file")
-    return path
+    return Path(path).resolve()
 
 
 def _file(path: Path) -> dict[str, Any]:

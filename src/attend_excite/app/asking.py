@@ -13,6 +13,7 @@ from attend_excite.app.api import failures_as_errors
 from attend_excite.app.events import AT_ONCE
 from attend_excite.app.forms import RECOMMENDED, Form, checked_form
 from attend_excite.app.opening import about, examples, opening_form
+from attend_excite.app.parts import picked
 from attend_excite.app.views import sentence
 from attend_excite.app.words import subjects_of, words_document, words_from, words_of
 from attend_excite.guidance.recipes import recipe_names
@@ -55,6 +56,7 @@ class Asking:
         self._examples = gr.Dataset(
             components=[self.prompt],
             samples=examples(model.name),
+            type="index",
             label="Prompts of the paper",
             elem_id="ae-examples",
         )
@@ -326,9 +328,8 @@ class Asking:
             # Behind another visitor's run it would come after the click on Draw, which reads what it fills.
             **AT_ONCE,
         )
-        # Another prompt, and so none of the clicks on the words of the one before.
         self._examples.click(
-            lambda sample, model: (sample[0], self._read_words(sample[0], None, model)),
+            self._take_example,
             [self._examples, self._model],
             [self.prompt, self._chips],
             **AT_ONCE,
@@ -341,6 +342,12 @@ class Asking:
             return words_document(*words, prompt)
         except ValueError as error:
             return words_document((), sentence(error))
+
+    def _take_example(self, index: int, model: str) -> tuple[str, dict[str, Any]]:
+        with failures_as_errors():
+            (prompt,) = picked(examples(model), index, "example")
+        # Another prompt, and so none of the clicks on the words of the one before.
+        return prompt, self._read_words(prompt, None, model)
 
     def _follow_model(self, prompt: str, chips: Any, name: str, recipe: str) -> dict[Any, Any]:
         with failures_as_errors():

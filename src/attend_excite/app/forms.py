@@ -188,9 +188,10 @@ class Form:
         """The form that draws what settings say, as far as it can say it.
 
         Raises:
-            ValueError: the recipe isn't one of the form's with other numbers, or the prompt is in A1111's
-                syntax.
+            ValueError: the recipe isn't one of the form's with other numbers, the prompt is in A1111's
+                syntax, or the picture was drawn with more than its model.
         """
+        limits.check_additions(settings)
         if settings.syntax != "plain":
             raise ValueError("its prompt is written as A1111 reads it, and the form reads plain text")
         form = Form(
@@ -228,12 +229,14 @@ def says_something(query: str) -> bool:
     """Whether the query part of a link has anything for the form.
 
     Raises:
-        ValueError: it has too many fields.
+        ValueError: it is too long, or has too many fields.
     """
     return bool(_fields(query).keys() & (_TEXTS | _NUMBERS | {"subject": str}).keys())
 
 
 def _fields(query: str) -> dict[str, list[str]]:
+    if len(query) > limits.MAX_QUERY:
+        raise ValueError(f"the link has {len(query)} characters: at most {limits.MAX_QUERY} are read here")
     return parse_qs(query, keep_blank_values=True, max_num_fields=40)
 
 

@@ -21,8 +21,13 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from attend_excite.app.limits import LOGINS, MAX_BODY, MAX_SESSION, UPLOADS
+from attend_excite.app.parts import Function
 
-_RATES = {"/login": RateLimitItemPerMinute(LOGINS), "/upload": RateLimitItemPerMinute(UPLOADS)}
+_UPLOAD = "/gradio_api/upload"
+_RATES = {"/login": RateLimitItemPerMinute(LOGINS), _UPLOAD: RateLimitItemPerMinute(UPLOADS)}
+# What Gradio has for parts that this page hasn't: one of them cuts videos, another hands values to a run that
+# nobody has looked at.
+_UNUSED = re.compile(r"/gradio_api/(?:process_recording|component_server|stream)(?:/|$)")
 _LISTENING = re.compile(r"/queue/data/?$|/call/(?:v2/)?[^/]+/(?P<event>[^/]+)/?$")
 _JOINED = re.compile(r"/queue/join$|/(?:run|api)/(?P<name>[^/]+)$")
 _CALLED = re.compile(r"/call/(?P<by_name>v2/)?(?P<name>[^/]+)$")
@@ -49,8 +54,8 @@ _POLICY = (
 Endpoints = Mapping[str, Mapping[str, bool]]
 """What programs may call -> its parameters by name, and whether each has to be given."""
 
-Functions = Mapping[int, int]
-"""The number of each of the page's functions -> how many values it takes."""
+Functions = Mapping[int, Function]
+"""The page's functions by number."""
 
 
 class Listeners:
@@ -87,7 +92,7 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        path = scope["path"].rstrip("/")
+        path = scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/")
         if scope["method"] == "GET" and (found := _LISTENING.search(path)):
             session = (
                 found["event"]
@@ -97,13 +102,12 @@ class Guard:
                 return await self._app(scope, receive, send)
         if scope["method"] != "POST":
             return await self._app(scope, receive, send)
-        for place, rate in _RATES.items():
-            if path.endswith(place) and not self._rates.hit(rate, place, _address(scope)):
-                refusal = _refused(
-                    429, "that was too often: wait a minute and try again", {"Retry-After": "60"}
-                )
-                return await refusal(scope, receive, send)
-        if path.endswith("/upload"):  # which Gradio limits, as it comes
+        if _UNUSED.match(path):
+            return await _refused(404, "this page has no such thing")(scope, receive, send)
+        if path in _RATES and not self._rates.hit(_RATES[path], path, _address(scope)):
+            refusal = _refused(429, "that was too often: wait a minute and try again", {"Retry-After": "60"})
+            return await refusal(scope, receive, send)
+        if path == _UPLOAD:  # which Gradio limits, as it comes
             return await self._app(scope, receive, send)
         body = await _body(receive)
         if body is None:
@@ -186,6 +190,12 @@ def _problem(path: str, body: bytes, endpoints: Endpoints, functions: Functions)
         values: Any = json.loads(body)
     except (ValueError, RecursionError):
         return ""
+    try:
+        json.dumps(values, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError:
+        return "a text has half a character, which is none: leave it out"
+    except (ValueError, RecursionError):
+        return "a number is none, as NaN, or too large, or lists lie too deep in one another"
     called = _CALLED.search(path)
     if not isinstance(values, dict):
         return "a call is an object" if called or _JOINED.search(path) else ""
@@ -219,9 +229,10 @@ def _join_problem(values: Mapping[str, Any], functions: Functions) -> str:
     number, data = values.get("fn_index"), values.get("data")
     if type(number) is not int or number not in functions:
         return "the page has no such function: load the page again, or call one by name, at call/NAME"
-    if not isinstance(data, list) or len(data) != functions[number]:
-        return f"this function takes a list of {functions[number]} values as its data: load the page again"
-    return ""
+    function = functions[number]
+    if not isinstance(data, list) or len(data) != len(function.kinds):
+        return f"this function takes a list of {len(function.kinds)} values as its data: load the page again"
+    return function.problem(data, values.get("event_data"))
 
 
 def _refused(status: int, why: str, headers: dict[str, str] | None = None) -> JSONResponse:

@@ -52,8 +52,8 @@ class Line:
     """Who waits for the model, in their order; the first one has it.
 
     Args:
-        most: how many may wait.
-        most_each: how many of one address.
+        most: how many may wait, 1 or more.
+        most_each: how many of one address, likewise.
     """
 
     def __init__(self, most: int, most_each: int) -> None:
@@ -68,9 +68,11 @@ class Line:
         Raises:
             ValueError: the line is too long, or too many in it are from there.
         """
-        if len(self._places) > self._most:
+        # The first one runs.
+        waiting = [other for _, other in self._places[1:]]
+        if len(waiting) >= self._most:
             raise ValueError("too many runs are waiting: try again in a minute")
-        if sum(other == address for _, other in self._places) > self._most_each:
+        if waiting.count(address) >= self._most_each:
             raise ValueError("too many runs from your address are waiting: let them end, or stop them")
         mine = (next(self._count), address)
         self._places.append(mine)

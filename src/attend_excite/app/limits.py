@@ -38,7 +38,8 @@ MAX_SEARCH = 200
 """Passes of a recipe's search for the noise."""
 
 MAX_PARTS = 8
-"""Thresholds of a recipe, concepts of Composable Diffusion, phrases of StructureDiffusion."""
+"""Thresholds of a recipe and terms of its loss, attributes of a subject, concepts of Composable Diffusion,
+phrases of StructureDiffusion."""
 
 MAX_SUBJECTS = 16
 """Whose maps are kept for a closer look."""
@@ -58,6 +59,12 @@ MAX_BODY = 2 * 2**20
 MAX_NAME = 200
 """Characters of a model's, a method's or a recipe's name."""
 
+MAX_QUERY = 100_000
+"""Characters of the part of a link that fills the form in."""
+
+MAX_TICKET = 20
+"""Digits of the number of a run."""
+
 MAX_SESSION = 64
 """Characters of the name that a browser gives its session."""
 
@@ -74,9 +81,10 @@ SENTENCES = (
     f"Prompts of up to {MAX_PROMPT} characters and {MAX_SUBJECTS} subjects, {MAX_PICTURES} pictures a run, "
     f"{MAX_STEPS} steps, {MAX_NOISES} noises a picture or a search of {MAX_SEARCH} passes, guidance of up to "
     f"{MAX_GUIDANCE:g}, {MAX_REFINEMENTS} refinements a threshold, "
-    f"{MAX_PARTS} thresholds, concepts or phrases, sides from {MIN_SIDE} pixels on and pictures of up to "
-    f"{MAX_PIXELS:g} times the model's own pixels, uploads of up to {MAX_UPLOAD // 2**20} MB, "
-    f"{MAX_WAITING} waiting runs, {MAX_WAITING_EACH} from one address. The server keeps the files of its "
+    f"{MAX_PARTS} thresholds, terms, attributes, concepts or phrases, sides from {MIN_SIDE} pixels on and "
+    f"pictures of up to {MAX_PIXELS:g} times the model's own pixels, "
+    f"uploads of up to {MAX_UPLOAD // 2**20} MB, {MAX_WAITING} waiting runs, {MAX_WAITING_EACH} from one "
+    "address. The server keeps the files of its "
     f"latest {KEPT_RUNS} runs, and loads only the models that it was started with."
 )
 """The limits for people."""
@@ -105,13 +113,15 @@ def check(settings: Settings, seeds: tuple[int, ...], model: Model) -> None:
 
 
 def check_prompt(text: str, what: str = "the prompt") -> None:
-    """Refuse a text that is too long to be looked at.
+    """Refuse a text that is too long to be looked at, or that no tokenizer reads.
 
     Raises:
         ValueError: it is.
     """
     if len(text) > MAX_PROMPT:
         raise ValueError(f"{what} has {len(text)} characters: at most {MAX_PROMPT} are read here")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"{what} has half a character, which is none: leave it out")
 
 
 def check_subjects(subjects: Sequence[Subject]) -> None:
@@ -124,6 +134,27 @@ def check_subjects(subjects: Sequence[Subject]) -> None:
     _require(number <= MAX_SUBJECTS, "the number of subjects", number, f"at most {MAX_SUBJECTS}")
     for subject in subjects:
         check_prompt(subject.text, "a subject")
+        _check_parts("attributes", subject.attributes or ())
+        for attribute in subject.attributes or ():
+            check_prompt(attribute, "an attribute")
+
+
+def check_additions(settings: Settings) -> None:
+    """Refuse settings of a picture that was drawn with more than its model, which is all that is served.
+
+    Raises:
+        ValueError: it was.
+    """
+    added = {
+        "LoRAs": settings.loras,
+        "words of textual inversion": settings.embeddings,
+        "another autoencoder": settings.vae,
+    }
+    if named := " and ".join(what for what, there in added.items() if there):
+        raise ValueError(
+            f"it was drawn with {named}, which the page does without: attend-excite generate --from draws it "
+            "again"
+        )
 
 
 def check_numbers(steps: int | None, guidance: float | None, seeds: Sequence[int]) -> None:
@@ -180,19 +211,23 @@ def check_name(name: str) -> None:
 def _check_method(method: Method, prompt: str) -> None:
     if isinstance(method, AttendAndExcite):
         if isinstance(method.recipe, Recipe):
-            most, places = method.recipe.max_refinements, len(method.recipe.thresholds)
-            check_refinements(most)
-            _require(places <= MAX_PARTS, "the number of thresholds", places, f"at most {MAX_PARTS}")
+            check_refinements(method.recipe.max_refinements)
+            _check_parts("thresholds", method.recipe.thresholds)
+            _check_parts("terms", method.recipe.terms)
             if (search := method.recipe.search) is not None:
                 most = search.most_passes
                 _require(most <= MAX_SEARCH, "the passes of the search", most, f"at most {MAX_SEARCH}")
+                _check_parts("terms of the search", search.terms)
         _check_method(method.base, prompt)
     if isinstance(method, ComposableDiffusion):
-        parts = len(concepts(prompt))
-        _require(parts <= MAX_PARTS, "the number of concepts", parts, f"at most {MAX_PARTS}")
+        _check_parts("concepts", concepts(prompt))
     if isinstance(method, StructureDiffusion) and method.phrases is not None:
-        phrases = len(method.phrases)
-        _require(phrases <= MAX_PARTS, "the number of phrases", phrases, f"at most {MAX_PARTS}")
+        _check_parts("phrases", method.phrases)
+
+
+def _check_parts(what: str, parts: Sequence[object]) -> None:
+    number = len(parts)
+    _require(number <= MAX_PARTS, f"the number of {what}", number, f"at most {MAX_PARTS}")
 
 
 def _require(fine: bool, what: str, value: object, wanted: str) -> None:

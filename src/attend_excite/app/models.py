@@ -27,8 +27,11 @@ class Models:
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(dict.fromkeys(names))
         self.in_use = Lock()
+        # One each, so that nobody waits for another model than their own ...
+        self._looking = {name: Lock() for name in self.names}
+        # ... unless both are to be loaded, which takes memory.
         self._loading = Lock()
-        self._load = lru_cache(maxsize=_KEPT)(load)
+        self._load = lru_cache(maxsize=_KEPT)(self._load_alone)
         # Without keeping in memory what the other has let go.
         self._latest = WeakValueDictionary[str, Model]()
         self._load_tokenizer = lru_cache(load_tokenizer)
@@ -39,9 +42,9 @@ class Models:
         Raises:
             ValueError: it isn't one of `names`, or cannot be loaded.
         """
-        with self._loading:
-            model = self._load(self._allowed(name))
-            self._latest[self._allowed(name)] = model
+        name = self._allowed(name)
+        with self._looking[name]:
+            model = self._latest[name] = self._load(name)
             return model
 
     def unread(self, name: str) -> Callable[[Sequence[int]], Set[int]]:
@@ -60,6 +63,10 @@ class Models:
             ValueError: as for `get`.
         """
         return self._load_tokenizer(self._allowed(name))
+
+    def _load_alone(self, name: str) -> Model:
+        with self._loading:
+            return load(name)
 
     def _allowed(self, name: str) -> str:
         if name and name not in self.names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
@@ -24,6 +25,7 @@ from attend_excite.app.guard import Endpoints, Listeners, check_address, guards
 from attend_excite.app.jobs import Line, Stops, heard, in_turn
 from attend_excite.app.models import Models
 from attend_excite.app.opening import opening_of
+from attend_excite.app.parts import Function, picked
 from attend_excite.app.showing import Again, Comparison, Pictures
 from attend_excite.metadata import read_origin
 from attend_excite.methods import method_named
@@ -192,11 +194,11 @@ def build(server: Server, listeners: Listeners) -> tuple[gr.Blocks, Endpoints]:
             **RUN,
         )
 
-        def stopped(names: str, *latest: Any) -> dict[Any, Any]:
+        def stopped(names: str | None, *latest: Any) -> dict[Any, Any]:
             shown = dict(zip(stages, latest, strict=True))
             views_of = {
                 stages[name]: views.stopped_view(*(shown[name] or ()))
-                for name in names.split()
+                for name in (names or "").split()
                 if name in stages
             }
             return views_of or gr.skip()
@@ -218,8 +220,8 @@ def build(server: Server, listeners: Listeners) -> tuple[gr.Blocks, Endpoints]:
         buttons = [asking.draw, comparison.button]
         restored = [*asking.filled, *pictures.look_outputs, pictures.drawn, tabs, *buttons]
 
-        def restore(query: str) -> dict[Any, Any]:
-            query = query.removeprefix("?")
+        def restore(query: str | None) -> dict[Any, Any]:
+            query = (query or "").removeprefix("?")
             ready: dict[Any, Any] = {button: gr.Button(interactive=True) for button in buttons}
             try:
                 if not says_something(query):
@@ -234,8 +236,9 @@ def build(server: Server, listeners: Listeners) -> tuple[gr.Blocks, Endpoints]:
                     pictures.stage: views.problem_view(views.sentence(error)),
                 }
 
-        def restore_remembered(text: str, click: gr.EventData) -> dict[Any, Any]:
-            entry = history.entries(text)[click.index]
+        def restore_remembered(text: str | None, click: gr.EventData) -> dict[Any, Any]:
+            with failures_as_errors():
+                entry = picked(history.entries(text), click.index, "earlier run")
             found = kept(server, entry["folder"], entry["files"])
             shown = views.gone_view(entry["title"]) if found is None else views.kept_view(found)
             earlier = {
@@ -268,9 +271,13 @@ def build(server: Server, listeners: Listeners) -> tuple[gr.Blocks, Endpoints]:
     return page, endpoints
 
 
-def _functions(page: gr.Blocks) -> dict[int, int]:
-    """The page's functions by number, and how many values each takes; those of the browser alone are none."""
-    return {number: len(each.inputs) for number, each in page.fns.items() if each.fn is not None}
+def _functions(page: gr.Blocks) -> dict[int, Function]:
+    """The page's functions by number; those of the browser alone are none."""
+    return {
+        number: Function(tuple(part.get_block_name() for part in each.inputs), each.collects_event_data)
+        for number, each in page.fns.items()
+        if each.fn is not None
+    }
 
 
 class _House:
@@ -298,12 +305,13 @@ class _House:
     ) -> Callable[..., AsyncIterator[dict[Any, Any]]]:
         """What a press of a button does: read the form, do as it says, show it step by step."""
 
-        async def run(request: gr.Request, ticket: str, *values: Any) -> AsyncIterator[dict[Any, Any]]:
+        async def run(request: gr.Request, ticket: str | None, *values: Any) -> AsyncIterator[dict[Any, Any]]:
             yield {drawn: None}
             if not self._wanted(request, ticket):
                 return
             try:
-                form = asking.read(*values)
+                # It may have to load a model, while other visitors wait for their answers.
+                form = await asyncio.to_thread(asking.read, *values)
             except ValueError as error:
                 yield {stage: views.problem_view(views.sentence(error))}
                 return
@@ -325,7 +333,9 @@ class _House:
     ) -> Callable[..., AsyncIterator[dict[Any, Any]]]:
         """What a dropped picture does."""
 
-        async def run(request: gr.Request, ticket: str, path: str | None) -> AsyncIterator[dict[Any, Any]]:
+        async def run(
+            request: gr.Request, ticket: str | None, path: str | None
+        ) -> AsyncIterator[dict[Any, Any]]:
             if path is None or not self._wanted(request, ticket):
                 return
             work = partial(draw_again, self._server, Path(path))
@@ -338,12 +348,14 @@ class _House:
 
         return run
 
-    def _wanted(self, request: gr.Request, ticket: str) -> bool:
-        number = int(ticket) if ticket.isdecimal() else 0
+    def _wanted(self, request: gr.Request, ticket: str | None) -> bool:
+        ticket = ticket or ""
+        # Python reads no number of thousands of digits.
+        number = int(ticket) if ticket.isdecimal() and len(ticket) <= limits.MAX_TICKET else 0
         return self._stops.wanted(str(request.session_hash), number)
 
     async def _watched(
-        self, work: Callable[[Report], None], seeds: Sequence[int], request: gr.Request, ticket: str
+        self, work: Callable[[Report], None], seeds: Sequence[int], request: gr.Request, ticket: str | None
     ) -> AsyncIterator[tuple[str, Any]]:
         session, address = visitor_of(request, tunnelled=self._server.tunnelled)
         listened = heard(lambda: session in self._listeners, limits.SILENCE)

@@ -8,8 +8,10 @@ import gradio as gr
 
 from attend_excite.app import limits, views
 from attend_excite.app.actions import Drawn, overlays
+from attend_excite.app.api import failures_as_errors
 from attend_excite.app.events import AT_ONCE
 from attend_excite.app.opening import Opening
+from attend_excite.app.parts import picked
 from attend_excite.explain import curves_figure
 
 _SECONDS_KEPT = 3600
@@ -63,7 +65,7 @@ class Pictures:
         if drawn is None:
             return {self._closer: gr.Column(visible=False)}
         paths = [str(row[chosen]) for row in drawn.files.values()]
-        last = len(next(iter(drawn.generations.values())).trace[chosen].steps) - 1
+        last = _last_step(drawn, chosen)
         labels = list(drawn.files)
         nursed = any(run.prompts[0].groups for run in drawn.with_maps.values())
         return {
@@ -80,10 +82,17 @@ class Pictures:
         }
 
     def _choose(self, drawn: Drawn | None, click: gr.EventData) -> dict[Any, Any]:
-        return self.look(drawn, click.index)
+        with failures_as_errors():
+            if drawn is not None:
+                picked(drawn.seeds, click.index, "picture")
+            return self.look(drawn, click.index)
 
-    def _show_maps(self, drawn: Drawn | None, chosen: int, step: int) -> str:
-        return "" if drawn is None else views.overlays_view(drawn.prompt, overlays(drawn, chosen, step))
+    def _show_maps(self, drawn: Drawn | None, chosen: int, step: float) -> str:
+        if drawn is None:
+            return ""
+        # The slider may still be that of a run of more steps.
+        step = min(int(step), _last_step(drawn, chosen))
+        return views.overlays_view(drawn.prompt, overlays(drawn, chosen, step))
 
 
 class Comparison:
@@ -123,6 +132,10 @@ class Again:
         )
         self.use = gr.Button("Fill the form in like this", size="sm", elem_id="ae-use", interactive=False)
         self.stage = gr.HTML(apply_default_css=False, elem_id="ae-again-stage")
+
+
+def _last_step(drawn: Drawn, chosen: int) -> int:
+    return len(next(iter(drawn.generations.values())).trace[chosen].steps) - 1
 
 
 def _paths(drawn: Drawn) -> list[str]:

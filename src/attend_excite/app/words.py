@@ -72,21 +72,27 @@ def words_of(
         if word.name and word.clicked_in and _is_edited(word.clicked_in, parsed.text)
     }
     with turn_of(tokenizer):
-        read = tokenizer(parsed.text, truncation=True, return_offsets_mapping=True)
-    ids, spans = read["input_ids"][1:-1], read["offset_mapping"][1:-1]
+        read = tokenizer(
+            parsed.text, truncation=True, return_offsets_mapping=True, return_special_tokens_mask=True
+        )
+    ids = read["input_ids"]
+    # Some tokenizers put a token before the text and behind it, others one of the two, or none.
+    marked = zip(read["offset_mapping"], read["special_tokens_mask"], strict=True)
+    spans = [(0, 0) if special else span for span, special in marked]
     strangers = unread_of(ids)
     words: list[Word] = []
     for match in WORD.finditer(parsed.text):
         text, (start, end) = match[0], match.span()
-        positions = [at for at, (first, last) in enumerate(spans, 1) if first < end and last > start]
-        pieces = tuple(parsed.text[slice(*spans[at - 1])] for at in positions)
+        positions = [at for at, (first, last) in enumerate(spans) if first < end and last > start]
+        # Without the space that some tokenizers count among a word.
+        pieces = tuple(parsed.text[max(spans[at][0], start) : min(spans[at][1], end)] for at in positions)
         name = _name(text, words) if text[0].isalnum() and pieces else ""
         word = Word(
             text,
             name,
             pieces,
             clicked_in=parsed.text if name and subjects is not None else "",
-            unread=bool(name) and any(ids[at - 1] in strangers for at in positions),
+            unread=bool(name) and any(ids[at] in strangers for at in positions),
         )
         for group in parsed.groups:
             if name and not set(positions).isdisjoint(group.positions):
@@ -112,7 +118,7 @@ def words_from(values: Any) -> tuple[Word, ...]:
     """
     try:
         return tuple(map(_word_from, islice(values["words"], MAX_PROMPT)))
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, OverflowError, TypeError, ValueError):
         raise ValueError("the chosen words cannot be read: load the page again") from None
 
 

@@ -227,7 +227,7 @@ def read_origin(path: Path, method: Method | None = None) -> Origin:
             "of pictures, or a program has saved it since"
         )
     try:
-        _require(len(text) <= _MAX_TEXT, "its length", len(text), f"at most {_MAX_TEXT} characters")
+        require(len(text) <= _MAX_TEXT, "its length", len(text), f"at most {_MAX_TEXT} characters")
         values = json.loads(text)
         made_as = values.pop("format", None) if isinstance(values, dict) else None
         require(made_as == FORMAT, "the format", made_as, f"{FORMAT} for this version of attend-excite")

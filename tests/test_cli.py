@@ -231,6 +231,11 @@ def test_bad_input_is_one_sentence(arguments: list[str], message: str, tmp_path:
         ("unet/config.json", b"", "unet/config.json' is not JSON"),
         ("attend_excite.json", b'{"attention_downsampling": "x"}', "attention_downsampling is 'x'"),
         ("attend_excite.json", b'{"layers": 5}', "layers must be a list of names"),
+        (
+            "attend_excite.json",
+            b'{"recipe": {"base": "official", "tuned": {"sygen": {}}}}',
+            "unknown recipe 'sygen'",
+        ),
         ("tokenizer/tokenizer.json", b"{}", "is not whole: something in it is of the wrong kind"),
         ("tokenizer/tokenizer.json", None, "it has no tokenizer"),
     ],

@@ -26,6 +26,7 @@ from attend_excite.guidance.objective import (
 from attend_excite.guidance.objectives.most_neglected import MostNeglected
 from attend_excite.guidance.recipes import method_recipes
 from attend_excite.guidance.schedule import StepPlan
+from attend_excite.metadata import as_plain_data
 
 OFFICIAL, PAPER = Recipe.named("official"), Recipe.named("paper")
 
@@ -201,6 +202,17 @@ def test_the_published_methods_are_recipes_in_the_models_measure() -> None:
     assert [
         i for i, step in enumerate(Recipe.named("conform", OFFICIAL).plan(50)) if step.threshold == 1
     ] == [0, 10, 20]
+
+
+def test_a_model_may_know_what_suits_other_methods() -> None:
+    own = replace(OFFICIAL, step_size=3.0, tuned={"syngen": {"step_size": 7.0, "altered": 0.3}})
+    assert own == replace(OFFICIAL, step_size=3.0)
+    tuned, other = Recipe.named("syngen", own), Recipe.named("ebama", own)
+    assert (tuned.step_size, tuned.altered, tuned.terms) == (7.0, 0.3, Recipe.named("syngen", OFFICIAL).terms)
+    assert other == Recipe.named("ebama", replace(OFFICIAL, step_size=3.0))
+    assert "tuned" not in as_plain_data(tuned)
+    with pytest.raises(ValueError, match="tuned is 5: it must be objects of numbers by the names of recipes"):
+        replace(OFFICIAL, tuned=5)
 
 
 def test_terms_have_their_steps_and_say_what_they_need() -> None:

@@ -289,7 +289,8 @@ def as_plain_data(value: Any) -> Any:
     name = {"name": getattr(value, "name", None)} if type(value) in METHODS.values() else {}
     if not name and (callable(value) or hasattr(value, "attach")):
         name = {"name": _place(type(value))}
-    return name | {member.name: as_plain_data(getattr(value, member.name)) for member in fields(value)}
+    told = [member.name for member in fields(value) if member.compare]
+    return name | {member: as_plain_data(getattr(value, member)) for member in told}
 
 
 def _place(named: Any) -> str:

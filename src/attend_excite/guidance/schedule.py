@@ -217,6 +217,9 @@ class Recipe:
         method: the name of the method that it is, on the command line.
         title: its name for people.
         summary: one line for people.
+        tuned: what suits other recipes on the model that recommends this one: by a recipe's name the numbers
+            in which it is to differ from itself. They count where `named` makes it of this one; what a recipe
+            does itself doesn't depend on them, so they are neither compared nor written down.
 
     Raises:
         ValueError: a number is out of its range.
@@ -243,6 +246,7 @@ class Recipe:
     method: str = "attend-excite"
     title: str = "Attend-and-Excite"
     summary: str = ""
+    tuned: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         optional = [what for what in ("max_shift", "rest_at", "rest_lead") if getattr(self, what) is not None]
@@ -278,6 +282,9 @@ class Recipe:
         for what in ("method", "title", "summary"):
             value = getattr(self, what)
             require(isinstance(value, str), what, value, "a text")
+        known = self.tuned.values() if isinstance(self.tuned, Mapping) else (None,)
+        fine = all(isinstance(numbers, Mapping) for numbers in known)
+        require(fine, "tuned", self.tuned, "objects of numbers by the names of recipes")
         object.__setattr__(self, "terms", _terms(self.terms))
         object.__setattr__(self, "search", _search(self.search))
         object.__setattr__(self, "thresholds", _pairs(self.thresholds))
@@ -306,7 +313,8 @@ class Recipe:
             return recommended
         if not isinstance(name, str) or name not in recipes:
             raise ValueError(f"unknown recipe {name!r}: choose one of recommended, {', '.join(recipes)}")
-        return Recipe.from_dict(recipes[name], recommended)
+        tuned = {} if recommended is None else recommended.tuned.get(name, {})
+        return replace(Recipe.from_dict({**recipes[name], **tuned}, recommended), tuned={})
 
     @staticmethod
     def from_dict(values: Mapping[str, Any], recommended: Recipe | None = None) -> Recipe:

@@ -297,6 +297,8 @@ def _read_settings(source: str | Path, revision: str | None) -> dict[str, Any]:
             raise ValueError("layers must be a list of names")
         if "recipe" in settings:
             settings["recipe"] = Recipe.from_dict(settings["recipe"])
+            for name in settings["recipe"].tuned:
+                Recipe.named(name, settings["recipe"])
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"'{path}' cannot be used: {error}") from error
     return settings

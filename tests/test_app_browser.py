@@ -362,8 +362,8 @@ def test_the_bundled_model_opens_with_what_it_is_and_tells_what_came(browser: Br
         page = _visitor(browser).new_page()
         page.goto(served.local_url)
         expect(page.locator(".ae-about")).to_contain_text("24 subjects and 11 colours")
-        # The plain picture of the opening lacks a subject: that is how it is chosen.
-        expect(page.locator("#ae-stage figure").first.locator("[data-fits=no]")).not_to_have_count(0)
+        # A plain picture of the opening lacks a subject: that is how it is chosen.
+        expect(page.locator("#ae-stage figure").locator("[data-fits=no]")).not_to_have_count(0)
         _open(page, served.local_url, prompt="a cat and a wombat", steps=2, pictures=2, best=1)
         expect(_chip(page, "wom|bat")).to_have_attribute("data-unread", "")
         expect(page.locator("#ae-words .ae-note")).to_contain_text("never read “wombat”")

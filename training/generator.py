@@ -281,7 +281,7 @@ def main() -> None:
     trained = [*parts.unet.parameters(), *parts.text_encoder.parameters()]
     embeddings = parts.text_encoder.get_input_embeddings().parameters()
     optimiser = Muon(trained, lr=arguments.rate, sparse=embeddings, dtype=dtype)
-    average = Average([parts.unet, parts.text_encoder], decay=0.998)
+    average = Average([parts.unet, parts.text_encoder], decay=0.995)
     folder = arguments.runs / "generator"
     batch = arguments.batch
     loaded: dict[int, Chunk] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -22,13 +22,14 @@ class Opening:
 
     Attributes:
         prompt: parsed.
-        seed: of the pictures.
-        pictures: of each its label, a URL that needs no file, and which subjects it shows.
+        seeds: of the pictures.
+        pictures: by a method's label its picture of each seed: a URL that needs no file, and which subjects
+            it shows.
     """
 
     prompt: Prompt
-    seed: int
-    pictures: Sequence[tuple[str, str, Verdict]]
+    seeds: Sequence[int]
+    pictures: Mapping[str, Sequence[tuple[str, Verdict]]]
 
 
 def opening_form(model: Model) -> Form:
@@ -36,24 +37,27 @@ def opening_form(model: Model) -> Form:
     opening = _data()["opening"]
     if opening["model"] != model.name:
         return Form().on(model)
-    return Form(prompt=opening["prompt"], seed=opening["seed"], steps=opening["steps"]).on(model)
+    first, *_ = seeds = opening["seeds"]
+    return Form(prompt=opening["prompt"], seed=first, pictures=len(seeds), steps=opening["steps"]).on(model)
 
 
 def opening_of(model: Model) -> Opening | None:
     """The example of a model; None: it has none.
 
-    It is the first prompt of the benchmark, and of its seeds 0 to 3 the lowest, whose plain picture lacks a
-    subject by the bundled judge: `python docs/make_pictures.py opening` looks for it.
+    It is the first prompt of the benchmark for which one of the plain pictures of the seeds 0 to 3 lacks a
+    subject by the bundled judge, with all four seeds: `python docs/make_pictures.py opening` looks for it.
     """
     opening = _data()["opening"]
     if opening["model"] != model.name:
         return None
-    pictures = []
-    for label, verdict in opening["verdicts"].items():
-        content = files("attend_excite").joinpath(f"data/opening-{len(pictures)}.webp").read_bytes()
-        url = "data:image/webp;base64," + base64.b64encode(content).decode()
-        pictures.append((label, url, verdict))
-    return Opening(parse(opening["prompt"], model.tokenizer), opening["seed"], pictures)
+    seeds = opening["seeds"]
+    pictures = {
+        label: [
+            (_url(f"opening-{row}-{seed}.webp"), verdict) for seed, verdict in zip(seeds, told, strict=True)
+        ]
+        for row, (label, told) in enumerate(opening["verdicts"].items())
+    }
+    return Opening(parse(opening["prompt"], model.tokenizer), seeds, pictures)
 
 
 def examples(model: str) -> list[list[str]]:
@@ -67,6 +71,11 @@ def about(model: str) -> tuple[str, dict[str, Sequence[str]]]:
     entry, judge = catalogue().get(model), judge_of(model)
     sentence = f"Drawn by {model}, {entry.summary}." if entry else f"Drawn by {model}."
     return sentence, {} if judge is None else {"subjects": judge.subjects, "colours": judge.colours}
+
+
+def _url(name: str) -> str:
+    content = files("attend_excite").joinpath(f"data/{name}").read_bytes()
+    return "data:image/webp;base64," + base64.b64encode(content).decode()
 
 
 @cache

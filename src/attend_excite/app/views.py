@@ -58,14 +58,16 @@ def empty_view(opening: Opening | None = None) -> str:
     """Before the first run: an example, where there is one of the model's."""
     if opening is None:
         return '<p class="ae-empty">Press Draw: the pictures appear here as they form.</p>'
-    cells = [
-        _Cell(
-            label, f'<img src="{escape(url)}" alt="{escape(opening.prompt.text)}, {escape(label)}">', verdict
-        )
-        for label, url, verdict in opening.pictures
+    alt = escape(opening.prompt.text)
+    rows = [
+        [
+            _Cell(label, f'<img src="{escape(url)}" alt="{alt}, {escape(label)}">', verdict)
+            for url, verdict in row
+        ]
+        for label, row in opening.pictures.items()
     ]
     return (
-        f"{_title(opening.prompt)}{_sets(opening.prompt, [opening.seed], [[cell] for cell in cells])}"
+        f"{_title(opening.prompt)}{_sets(opening.prompt, opening.seeds, rows)}"
         '<p class="ae-note">An example that was drawn beforehand. Press Draw to see it come about, or ask '
         "for something else.</p>"
     )

@@ -5,7 +5,9 @@ viewer, who looked at 400 of its pictures, plain and nursed, with their prompts 
 knowing which was which, and asked of each whether all its subjects can be recognised.
 Pictures that an earlier judge found wanting were drawn more often than others; how many
 pictures each one stands for is in `data/seen.csv`. `--run stickers-20-steps` does so for 200
-pictures, a hundred from the same noise each way, of the later benchmark (`data/seen_20_steps.csv`).
+pictures, a hundred from the same noise each way, of the later benchmark (`data/seen_20_steps.csv`), and
+`--run stickers-second` for 300, a hundred from the same noise each of three ways, of the second generation of
+the weights (`data/seen_second.csv`).
 """
 
 from __future__ import annotations
@@ -21,7 +23,12 @@ import numpy as np
 from training.glyphs import DATA
 
 RECORDED = Path("docs/results")
-ANSWERS = {"stickers": "seen.csv", "stickers-20-steps": "seen_20_steps.csv"}
+ANSWERS = {
+    "stickers": "seen.csv",
+    "stickers-20-steps": "seen_20_steps.csv",
+    "stickers-second": "seen_second.csv",
+}
+PLAIN = "stable-diffusion"
 RESAMPLES = 5000
 
 
@@ -29,6 +36,8 @@ RESAMPLES = 5000
 class Seen:
     """One picture: how many it stands for, and whether a subject is missing, by eye and by the judge."""
 
+    prompt: str
+    seed: str
     stands_for: float
     by_eye: bool
     by_judge: bool
@@ -53,6 +62,23 @@ def interval(pictures: list[Seen]) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def changed(plain: list[Seen], other: list[Seen]) -> str | None:
+    """What became by eye of the pictures that were seen both ways; None: there are none."""
+    before = {(picture.prompt, picture.seed): picture.by_eye for picture in plain}
+    after = {(picture.prompt, picture.seed): picture.by_eye for picture in other}
+    both = sorted(before.keys() & after.keys())
+    if len(both) < len(before):
+        return None
+    fewer = np.array([before[each] - after[each] for each in both], dtype=float)
+    means = np.random.default_rng(0).choice(fewer, (RESAMPLES, len(fewer))).mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    mended, lacking = int((fewer > 0).sum()), sum(before.values())
+    return (
+        f"  {mended} of {lacking} mended, {int((fewer < 0).sum())} of {len(both) - lacking} spoiled, "
+        f"{100 * fewer.mean():.0f} points fewer ({100 * low:.0f} to {100 * high:.0f})"
+    )
+
+
 def read_seen(run: str, without: str | None) -> dict[str, list[Seen]]:
     """The pictures that were looked at, by system, but for prompts that name the subject `without`."""
     with (RECORDED / run / "numbers/images.csv").open(newline="") as lines:
@@ -64,7 +90,11 @@ def read_seen(run: str, without: str | None) -> dict[str, list[Seen]]:
             if without is not None and without in row["prompt"].split():
                 continue
             picture = Seen(
-                float(seen["stands_for"]), seen["lacking"] == "1", row["presence neglected"] != "0"
+                seen["prompt"],
+                seen["seed"],
+                float(seen["stands_for"]),
+                seen["lacking"] == "1",
+                row["presence neglected"] != "0",
             )
             pictures[row["system"]].append(picture)
     return pictures
@@ -78,7 +108,8 @@ def main() -> None:
     parser.add_argument("--run", choices=list(ANSWERS), default="stickers", help="which recorded benchmark")
     parser.add_argument("--without", help="a subject: leave out the prompts that name it")
     arguments = parser.parse_args()
-    for system, pictures in read_seen(arguments.run, arguments.without).items():
+    seen = read_seen(arguments.run, arguments.without)
+    for system, pictures in seen.items():
         eye = [picture.by_eye for picture in pictures]
         judge = [picture.by_judge for picture in pictures]
         low, high = interval(pictures)
@@ -89,6 +120,8 @@ def main() -> None:
         print(f"  by the judge, in the same pictures: {share(pictures, judge):.1%}")
         print(f"  the two agree on {agreed:.1%}")
         print(f"  of the pictures that lack one by eye the judge names {both / share(pictures, eye):.1%}")
+        if system != PLAIN and (told := changed(seen[PLAIN], pictures)):
+            print(told)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler
 
+from training.generator import Batch
 from training.glyphs import SUBJECTS, GlyphBox, generator_glyphs
 from training.joint import FlowBatch, KeepJointMaps, new_transformer, taught, words_and_rest
 from training.scenes import HELD_OUT_PAIRS, draw_scene
@@ -82,8 +83,8 @@ def test_a_teacher_who_knows_the_noise_teaches_the_flow() -> None:
     latents, noise = torch.randn(3, 4, 16, 16), torch.randn(3, 4, 16, 16)
     sigma = torch.tensor([0.1, 0.6, 0.99])  # the last is noisier than the teacher ever saw
     at = sigma[:, None, None, None]
-    nothing = torch.zeros(3, dtype=torch.bool)
-    batch = FlowBatch((1 - at) * latents + at * noise, sigma, noise - latents, *[nothing] * 6)
+    scenes = Batch(latents, noise, *[torch.zeros(3, dtype=torch.bool)] * 8)
+    batch = FlowBatch(scenes, (1 - at) * latents + at * noise, sigma, noise - latents)
 
     def unet(noisy: torch.Tensor, times: torch.Tensor, text: torch.Tensor) -> SimpleNamespace:
         kept = scheduler.alphas_cumprod[times][:, None, None, None]

@@ -90,10 +90,11 @@ def load_parts(folder: Path, vae: Path) -> Parts:
 class Batch:
     """B noisy scenes, drawn from a chunk by the number of the step alone.
 
-    `noise` and `noisy` are B x 4 x 16 x 16; `ids` B x T, `places`, `nearest` and `roles` as in
+    `latents`, `noise` and `noisy` are B x 4 x 16 x 16; `ids` B x T, `places`, `nearest` and `roles` as in
     `latents.Chunk`; `times` B indices into the noise schedule; `captioned` and `masked` B bool.
     """
 
+    latents: Tensor
     noise: Tensor
     noisy: Tensor
     times: Tensor
@@ -124,7 +125,7 @@ def draw_batch(chunk: Chunk, n: int, size: int, parts: Parts) -> Batch:
     places, nearest, roles = layouts
     several = nearest.flatten(1).amax(dim=1) > 1
     masked = several & ~dropped & (torch.rand(size, generator=rng) < MASKED)
-    drawn = (noise, noisy, times, ids, ~dropped, masked, places, nearest, roles)
+    drawn = (latents, noise, noisy, times, ids, ~dropped, masked, places, nearest, roles)
     return Batch(*(part.to(parts.unet.device) for part in drawn))
 
 

@@ -21,13 +21,13 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from training.generator import (
-    CAPTION_DROPOUT,
     GROUNDING,
-    MASKED,
     SHARES,
     SHEET_EVERY,
     SHEET_PROMPTS,
+    Batch,
     Parts,
+    draw_batch,
     fade,
     load_parts,
     rate_at,
@@ -168,38 +168,22 @@ def words_and_rest(attention: Tensor, roles: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class FlowBatch:
-    """B scenes on their way from noise: `noisy` is (1 - sigma) latents + sigma noise, `flow` noise - latents;
-    the rest as in `generator.Batch`."""
+    """B scenes on their way from noise: `noisy` is (1 - sigma) latents + sigma noise, `flow` the noise less
+    the latents."""
 
+    scenes: Batch
     noisy: Tensor
     sigma: Tensor
     flow: Tensor
-    ids: Tensor
-    captioned: Tensor
-    masked: Tensor
-    places: Tensor
-    nearest: Tensor
-    roles: Tensor
 
 
-def draw_flow(chunk: Chunk, n: int, size: int, parts: Parts) -> FlowBatch:
-    """The batch of step `n`; noise levels are logit-normal, as Stable Diffusion 3's, and evenly spread."""
-    rows = np.arange(n * size, (n + 1) * size) % CHUNK
-    rng = torch.Generator().manual_seed(SEED * 1_000_000 + n)
-    latents = torch.from_numpy(chunk.latents[rows]).float()
-    ids = torch.from_numpy(chunk.ids[rows])
-    dropped = torch.rand(size, generator=rng) < CAPTION_DROPOUT
-    ids[dropped] = torch.from_numpy(token_ids(parts.tokenizer, [""]))
-    spread = (torch.randperm(size, generator=rng) + torch.rand(size, generator=rng)) / size
-    sigma = torch.special.ndtri(spread.clamp(1e-4, 1 - 1e-4)).sigmoid()
-    noise = torch.randn(latents.shape, generator=rng)
+def as_flow(scenes: Batch, times: int) -> FlowBatch:
+    """The generator's batch, of so many times, on the straight way: noise levels are logit-normal, as Stable
+    Diffusion 3's, and as evenly spread as the times."""
+    sigma = torch.special.ndtri((scenes.times + 0.5) / times).sigmoid()
     at = sigma[:, None, None, None]
-    places, nearest, roles = (
-        torch.from_numpy(part[rows]) for part in (chunk.places, chunk.nearest, chunk.roles)
-    )
-    masked = (nearest.flatten(1).amax(dim=1) > 1) & ~dropped & (torch.rand(size, generator=rng) < MASKED)
-    noisy = (1 - at) * latents + at * noise
-    return FlowBatch(noisy, sigma, noise - latents, ids, ~dropped, masked, places, nearest, roles)
+    noisy = (1 - at) * scenes.latents + at * scenes.noise
+    return FlowBatch(scenes, noisy, sigma, scenes.noise - scenes.latents)
 
 
 @torch.no_grad()
@@ -217,7 +201,7 @@ def taught(batch: FlowBatch, teacher: Parts, known: Tensor) -> Tensor:
     scale = ((1 - at).square() + at.square()).sqrt()
     noise = teacher.unet(batch.noisy / scale, times, known).sample
     latents = (batch.noisy - at * noise) / (1 - at)
-    own = (batch.masked | (ratio > noisiness[-1]))[:, None, None, None]
+    own = (batch.scenes.masked | (ratio > noisiness[-1]))[:, None, None, None]
     return torch.where(own, batch.flow, noise - latents)
 
 
@@ -225,18 +209,18 @@ def losses(
     transformer: SD3Transformer2DModel, words: Words, teacher: Parts, maps: list[Tensor], batch: FlowBatch
 ) -> tuple[Tensor, Tensor]:
     """The flow's loss and the grounding loss; `maps` is the list that the processors fill."""
-    target = taught(batch, teacher, teacher.text_encoder(batch.ids).last_hidden_state)
+    target = taught(batch, teacher, teacher.text_encoder(batch.scenes.ids).last_hidden_state)
     maps.clear()
-    states, pooled = words(batch.ids)
+    states, pooled = words(batch.scenes.ids)
     side = batch.noisy.shape[-1] // PATCH
-    allowed = own_phrases(batch.nearest, batch.roles, batch.masked)[side * side]
+    allowed = own_phrases(batch.scenes.nearest, batch.scenes.roles, batch.scenes.masked)[side * side]
     kwargs = {"allowed": allowed}
     times = 1000 * batch.sigma
     guess = transformer(batch.noisy, states, pooled, times, joint_attention_kwargs=kwargs).sample
     flow = (guess - target).square().mean()
-    seen = [words_and_rest(attention, batch.roles) for attention in maps]
-    trust = (1 - batch.sigma) * batch.captioned
-    grounding = trust * grounding_loss(seen, batch.places, batch.roles, SHARES)
+    seen = [words_and_rest(attention, batch.scenes.roles) for attention in maps]
+    trust = (1 - batch.sigma) * batch.scenes.captioned
+    grounding = trust * grounding_loss(seen, batch.scenes.places, batch.scenes.roles, SHARES)
     return flow, grounding.mean()
 
 
@@ -299,7 +283,9 @@ def main() -> None:
         number = block * batch // CHUNK % arguments.chunks
         if number not in loaded:
             loaded[number] = load_chunk(arguments.latents, number, teacher.vae, teacher.tokenizer)
-        drawn = draw_flow(loaded[number], block, batch, teacher)
+        drawn = as_flow(
+            draw_batch(loaded[number], block, batch, teacher), len(teacher.scheduler.alphas_cumprod)
+        )
         optimiser.zero_grad(set_to_none=True)
         flow, grounding = losses(transformer, words, teacher, maps, drawn)
         (flow + GROUNDING * fade(over) * grounding).backward()

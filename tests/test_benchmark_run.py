@@ -603,6 +603,8 @@ def test_the_program_draws_tells_and_goes_on(tiny_folder: Path, tmp_path: Path) 
     again = _run(*options, "--seeds", "3")
     assert "12 of 18 images are there" in again.stderr
     assert store.read_rows(out).num_rows == 18
+    assert "12 of 12 images are there" in _run(*options, "--first-seed", "1").stderr
+    assert "seeds are 0 to" in _run(*options, "--first-seed", "-1", status=2).stderr
     assert "reweight has no recipes" in _run(*options, "--system", "reweight bare", status=2).stderr
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a cat and a frog\nquickly\n")

@@ -13,7 +13,7 @@ from attend_excite.benchmark.names import FULL_METHOD
 from attend_excite.benchmark.prompts import BenchmarkPrompt
 from attend_excite.benchmark.store import name_of
 from attend_excite.guidance.schedule import Recipe, read_recipe
-from attend_excite.metadata import MAX_GUIDANCE, MAX_STEPS, as_plain_data, digest_of, revision_of
+from attend_excite.metadata import MAX_GUIDANCE, MAX_SEED, MAX_STEPS, as_plain_data, digest_of, revision_of
 from attend_excite.methods import PAPER_METHODS, AttendAndExcite, Method, StableDiffusion
 from attend_excite.methods.noise import MAX_NOISES
 from attend_excite.methods.own import code_digest, find_method
@@ -243,8 +243,8 @@ def plan(
     Raises:
         ValueError: an argument is out of its range.
     """
-    if not seeds or min(seeds) < 0:
-        raise ValueError("the benchmark needs at least one seed, and none below 0")
+    if not seeds or min(seeds) < 0 or max(seeds) > MAX_SEED:
+        raise ValueError(f"the benchmark needs at least one seed, and its seeds are 0 to {MAX_SEED}")
     if batch_size < 1:
         raise ValueError(f"the batch size is {batch_size}: it must be 1 or more")
     prompts_a_batch = max(1, batch_size // len(seeds))

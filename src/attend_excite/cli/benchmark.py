@@ -33,7 +33,10 @@ def run(
     per_subset: Annotated[
         int | None, typer.Option(help="Take so many prompts of each subset, at random.", show_default="all")
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Draw the seeds 0 to N-1 of each prompt.", metavar="N")] = 4,
+    seeds: Annotated[int, typer.Option(help="Draw so many seeds of each prompt.", metavar="N")] = 4,
+    first_seed: Annotated[
+        int, typer.Option(help="And begin with this one: what is tuned needs other seeds than what is told.")
+    ] = 0,
     system: Annotated[
         list[str] | None,
         typer.Option(
@@ -101,7 +104,7 @@ def run(
                 out=out,
                 prompts=prompts,
                 per_subset=per_subset,
-                seeds=seeds,
+                seeds=range(first_seed, first_seed + seeds),
                 systems=tuple(system or ()),
                 sweeps=tuple(sweep or ()),
                 steps=steps,

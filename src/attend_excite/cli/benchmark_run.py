@@ -37,7 +37,7 @@ class Request:
     out: str
     prompts: Path | None
     per_subset: int | None
-    seeds: int
+    seeds: range
     systems: tuple[str, ...]
     sweeps: tuple[str, ...]
     steps: int | None
@@ -79,7 +79,7 @@ def draw_benchmark(request: Request) -> bool:
         with MESSAGES.status(plain(f"loading {request.model}")):
             conditions, recommended = executor.describe(request.steps, request.guidance)
         systems = systems_named(names, recommended)
-        seeds = range(request.seeds)
+        seeds = request.seeds
         batches = plan(prompts, seeds, systems, conditions, request.batch_size)
         if isinstance(executor, Here) and request.dry_run:
             settings_of(

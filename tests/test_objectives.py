@@ -349,8 +349,7 @@ def test_total_variation_and_its_divergence() -> None:
 
 
 def test_existence_and_correspondence_in_fuzzy_logic() -> None:
-    """Temperature and words chosen so that the sharpened map is 0.5 where there are two words alike."""
-    cross = _placed([[0.3, 0.3], [0.3, 0.3]], [[0.3, 0.3], [0.3, 0.3]])
+    cross = _placed([[0.5, 0.5], [0.5, 0.5]], [[0.5, 0.5], [0.5, 0.5]])
     half = Recorded(cross)
     one = SubjectTokens.stack([[[1]]], [2])
     exists = term_named("existence")(half, one).item()

@@ -1,8 +1,9 @@
 """Pictures of a benchmark for a viewer who doesn't know which system drew them.
 
 `python -m training.blind RUN --out FOLDER` takes jobs of the run at random, each a prompt and a seed, and
-writes the pictures of all its systems, shuffled, to numbered sheets `sheet-01.png` …, under their prompts.
-`key.csv` says what is what: the viewer is given the sheets alone, and writes `answers.csv`, a row
+writes the pictures of all its systems, or of those that `--system` names, shuffled, to numbered sheets
+`sheet-01.png` …, under their prompts. `key.csv` says what is what: the viewer is given the sheets alone, and
+writes `answers.csv`, a row
 `number,lacking,miscoloured` for each picture: 1 where a subject that the prompt names can't be recognised,
 and where a colour is on the wrong thing or missing, else 0. The same command with `--join FILE` then puts
 key and answers together, for `training.seen`.
@@ -97,12 +98,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--count", type=int, default=100, help="prompts and seeds")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--system", action="append", help="of these systems alone; again for each")
     parser.add_argument("--join", type=Path, help="write key and answers to this table instead")
     arguments = parser.parse_args()
     if arguments.join is not None:
         join(arguments.out, arguments.join)
         return
-    pictures = chosen(read_rows(arguments.run).to_pylist(), arguments.count, arguments.seed)
+    rows = read_rows(arguments.run).to_pylist()
+    if arguments.system is not None:
+        rows = [row for row in rows if row["system"] in arguments.system]
+    pictures = chosen(rows, arguments.count, arguments.seed)
     write_sheets(arguments.run, pictures, arguments.out)
 
 

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from attend_excite.guidance.objective import SubjectTokens
-from attend_excite.guidance.objectives.base import Recorded, Sharpened
+from attend_excite.guidance.objectives.base import Need, Recorded, raw_maps
 
 
 @dataclass(frozen=True)
-class Correspondence(Sharpened):
+class Correspondence:
     """Sum over nouns P and their modifiers Q, and over patches, of -log(1 - P(1 - Q)) - log(1 - Q(1 - P)),
     "every P is Q and every Q is P"; and over the other nouns P' of -log(1 - P'Q), "no P' is Q": Sueyoshi and
-    Matsubara, CVPR 2024, arXiv 2311.16117. Sharpened maps.
+    Matsubara, CVPR 2024, arXiv 2311.16117. Raw maps.
 
     Attributes:
         apart: the weight of what other nouns are not, 0 or more.
@@ -24,10 +24,11 @@ class Correspondence(Sharpened):
     apart: float = 0.3
 
     name = "correspondence"
+    needs = frozenset[Need]()
 
     def __call__(self, recorded: Recorded, subjects: SubjectTokens) -> Tensor:
-        nouns = self.maps(recorded, subjects).flatten(-2)
-        modifiers = self.maps(recorded, subjects, subjects.attributes, subjects.attributes_valid).flatten(-2)
+        nouns = raw_maps(recorded, subjects.positions, subjects.valid).flatten(-2)
+        modifiers = raw_maps(recorded, subjects.attributes, subjects.attributes_valid).flatten(-2)
         shown = subjects.shown
         real = shown[..., None] & subjects.attributes_valid.any(dim=-1)
         own = nouns[:, :, None]

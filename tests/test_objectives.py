@@ -237,11 +237,11 @@ def test_binding_by_divergence_is_its_sum_over_phrases() -> None:
         a, b = maps[first], maps[second]
         return float((a * (a / b).log()).sum() + (b * (b / a).log()).sum()) / 2
 
-    # "a yellow bowl and cat": 1 2 3 4 5.
-    subjects = SubjectTokens.stack([[[3], [5]]], [9], attributes=[[[[2]], []]], others=[[1, 4]])
-    bowl = d(3, 2) - (sum(d(3, o) for o in (1, 4, 5)) / 3 + sum(d(2, o) for o in (1, 4, 5)) / 3) / 2
-    cat = -sum(d(5, o) for o in (1, 2, 3, 4)) / 4 / 2
-    assert term_named("binding-divergence")(recorded, subjects).item() == pytest.approx(bowl + cat)
+    # "a large yellow bowl and cat": 1 2 3 4 5 6. A cat without modifiers is what a bowl is kept apart from.
+    subjects = SubjectTokens.stack([[[4], [6]]], [9], attributes=[[[[2], [3]], []]], others=[[1, 5]])
+    away = {word: sum(d(word, other) for other in (1, 5, 6)) / 3 for word in (2, 3, 4)}
+    bowl = sum(d(4, own) - (away[4] + away[own]) / 2 for own in (2, 3))
+    assert term_named("binding-divergence")(recorded, subjects).item() == pytest.approx(bowl)
 
 
 def test_contrast_of_known_vectors_and_of_their_scale() -> None:
@@ -349,21 +349,20 @@ def test_total_variation_and_its_divergence() -> None:
 
 
 def test_existence_and_correspondence_in_fuzzy_logic() -> None:
-    cross = _placed([[0.5, 0.5], [0.5, 0.5]], [[0.5, 0.5], [0.5, 0.5]])
-    half = Recorded(cross)
+    """Words alike in every patch, so that the sharpened map is 0.5 everywhere."""
+    half = Recorded(_placed([[0.3, 0.3], [0.3, 0.3]], [[0.3, 0.3], [0.3, 0.3]]))
     one = SubjectTokens.stack([[[1]]], [2])
-    exists = term_named("existence")(half, one).item()
-    assert exists == pytest.approx(-math.log(1 - 0.5**4))
+    assert term_named("existence")(half, one).item() == pytest.approx(math.log(2))
     no = SubjectTokens.stack([[[1]]], [2], negated=[[True]])
-    assert term_named("existence")(half, no).item() == pytest.approx(-4 * math.log(0.5))
-    bound = SubjectTokens.stack([[[1]]], [2], attributes=[[[[2]]]])
-    assert term_named("correspondence")(half, bound).item() == pytest.approx(-2 * 4 * math.log(1 - 0.25))
+    assert term_named("existence")(half, no).item() == pytest.approx(math.log(2))
+    # Scaled to 0..1, row by row: 1 0.5 0 0, 1 1 0 0 and 0 1 1 0.
+    cross = _placed([[0.4, 0.2], [0, 0]], [[0.2, 0.2], [0, 0]], [[0, 0.1], [0.1, 0]])
+    bound = SubjectTokens.stack([[[1]]], [3], attributes=[[[[2]]]])
+    assert term_named("correspondence")(Recorded(cross), bound).item() == pytest.approx(math.log(2) / 4)
     # What is another's modifier, no noun is.
-    both = SubjectTokens.stack([[[1], [2]]], [2], attributes=[[[[1]], []]])
-    own = -2 * 4 * math.log(1 - 0.25)
-    assert term_named("correspondence")(half, both).item() == pytest.approx(
-        own - 0.3 * 4 * math.log(1 - 0.25)
-    )
+    both = SubjectTokens.stack([[[1], [3]]], [3], attributes=[[[[1]], []]])
+    expected = (-2 * math.log(0.75) + 0.3 * math.log(2)) / 4
+    assert term_named("correspondence")(Recorded(cross), both).item() == pytest.approx(expected)
 
 
 def test_the_best_patches_are_the_peak_if_there_is_one() -> None:

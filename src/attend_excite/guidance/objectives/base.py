@@ -1,10 +1,10 @@
 """What a term is, and what it is made of: the record of one pass, and the maps of words in it.
 
-The papers read a record in three ways. *Sharpened*: the attention of each patch re-weighed among the prompt's
+The papers read a record in two ways. *Sharpened*: the attention of each patch re-weighed among the prompt's
 tokens (softmax of temperature x attention, <sot> left out) and smoothed, as Attend-and-Excite does it: a
 word's map says how much each patch belongs to it. *Over patches*: a word's raw attention divided by its sum,
-as SynGen does it: a word's map says where it lies, however little it has. *Raw*: the attention itself, as a
-chance. A term's docstring says which one it takes.
+as SynGen does it: a word's map says where it lies, however little it has. A term's docstring says which one
+it takes.
 """
 
 from __future__ import annotations
@@ -131,21 +131,6 @@ class Sharpened:
         valid = subjects.valid if valid is None else valid
         maps = _gathered(_shares(recorded, subjects, self.temperature), positions)
         return smooth(maps, self.sigma).masked_fill(~valid[..., None, None], 0).amax(dim=-3)
-
-
-def raw_maps(recorded: Recorded, positions: Tensor, valid: Tensor) -> Tensor:
-    """How much each patch attends to each word, as it was recorded: 0 to 1.
-
-    Args:
-        recorded: of b images.
-        positions: (b, ..., K) the tokens of each word; the largest attention among them is the word's.
-        valid: (b, ..., K) which of them are real.
-
-    Returns:
-        (b, ..., H, W); 0 for filler.
-    """
-    maps = _gathered(wide(recorded.cross), positions)
-    return maps.masked_fill(~valid[..., None, None], 0).amax(dim=-3)
 
 
 def over_patches(recorded: Recorded, positions: Tensor, valid: Tensor) -> Tensor:

@@ -15,11 +15,11 @@ _LEAST = 1e-8
 
 @dataclass(frozen=True)
 class BindingDivergence:
-    """Sum over subjects of: distances of the modifiers to the noun, less half of (the noun's mean distance to
-    all words outside the phrase + the mean of the modifiers' distances to them). The distance is the
-    symmetric Kullback-Leibler divergence of maps over patches.
+    """Sum over nouns and their modifiers of: the distance of the two, less half of the sum of either's mean
+    distance to all words outside the phrase. The distance is the symmetric Kullback-Leibler divergence of
+    maps over patches.
 
-    Rassin et al., NeurIPS 2023, arXiv 2306.08877. A noun without modifiers has the negative part.
+    Rassin et al., NeurIPS 2023, arXiv 2306.08877. A noun without modifiers has no part in it.
     A word of several tokens has the attention of all together, where the authors take the largest distance of
     any.
     """
@@ -30,7 +30,8 @@ class BindingDivergence:
     def __call__(self, recorded: Recorded, subjects: SubjectTokens) -> Tensor:
         words = Words.of(recorded, subjects)
         to_own, noun_away, modifiers_away = bound_and_apart(divergences(words.maps), words, subjects)
-        return (to_own - (noun_away + modifiers_away) / 2).sum(dim=1)
+        modifiers = (subjects.shown[..., None] & subjects.attributes_valid.any(dim=-1)).sum(dim=2)
+        return (to_own - modifiers * (noun_away + modifiers_away) / 2).sum(dim=1)
 
 
 def divergences(maps: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ Pictures that an earlier judge found wanting were drawn more often than others; 
 pictures each one stands for is in `data/seen.csv`. `--run stickers-20-steps` does so for 200
 pictures, a hundred from the same noise each way, of the later benchmark (`data/seen_20_steps.csv`), and
 `--run stickers-second` for 300, a hundred from the same noise each of three ways, of the second generation of
-the weights (`data/seen_second.csv`).
+the weights (`data/seen_second.csv`). `--run objectives` and `--run objectives-hard` are 300 each of the
+comparison of methods: plain, Attend-and-Excite and `excite`.
 """
 
 from __future__ import annotations
@@ -27,20 +28,24 @@ ANSWERS = {
     "stickers": "seen.csv",
     "stickers-20-steps": "seen_20_steps.csv",
     "stickers-second": "seen_second.csv",
+    "objectives": "seen_objectives.csv",
+    "objectives-hard": "seen_objectives_hard.csv",
 }
-PLAIN = "stable-diffusion"
+PLAIN, NURSED = "stable-diffusion", "attend-excite"
 RESAMPLES = 5000
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One picture: how many it stands for, and whether a subject is missing, by eye and by the judge."""
+    """One picture: how many it stands for, whether a subject is missing, by eye and by the judge, and whether
+    a colour is wrong by eye; None: that wasn't asked."""
 
     prompt: str
     seed: str
     stands_for: float
     by_eye: bool
     by_judge: bool
+    miscoloured: bool | None
 
 
 def share(pictures: list[Seen], values: list[bool]) -> float:
@@ -62,9 +67,9 @@ def interval(pictures: list[Seen]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def changed(plain: list[Seen], other: list[Seen]) -> str | None:
+def changed(first: list[Seen], other: list[Seen]) -> str | None:
     """What became by eye of the pictures that were seen both ways; None: there are none."""
-    before = {(picture.prompt, picture.seed): picture.by_eye for picture in plain}
+    before = {(picture.prompt, picture.seed): picture.by_eye for picture in first}
     after = {(picture.prompt, picture.seed): picture.by_eye for picture in other}
     both = sorted(before.keys() & after.keys())
     if len(both) < len(before):
@@ -74,7 +79,7 @@ def changed(plain: list[Seen], other: list[Seen]) -> str | None:
     low, high = np.quantile(means, [0.025, 0.975])
     mended, lacking = int((fewer > 0).sum()), sum(before.values())
     return (
-        f"  {mended} of {lacking} mended, {int((fewer < 0).sum())} of {len(both) - lacking} spoiled, "
+        f"{mended} of {lacking} mended, {int((fewer < 0).sum())} of {len(both) - lacking} spoiled, "
         f"{100 * fewer.mean():.0f} points fewer ({100 * low:.0f} to {100 * high:.0f})"
     )
 
@@ -95,6 +100,7 @@ def read_seen(run: str, without: str | None) -> dict[str, list[Seen]]:
                 float(seen["stands_for"]),
                 seen["lacking"] == "1",
                 row["presence neglected"] != "0",
+                seen["miscoloured"] == "1" if seen.get("miscoloured") else None,
             )
             pictures[row["system"]].append(picture)
     return pictures
@@ -120,8 +126,13 @@ def main() -> None:
         print(f"  by the judge, in the same pictures: {share(pictures, judge):.1%}")
         print(f"  the two agree on {agreed:.1%}")
         print(f"  of the pictures that lack one by eye the judge names {both / share(pictures, eye):.1%}")
-        if system != PLAIN and (told := changed(seen[PLAIN], pictures)):
-            print(told)
+        wrong = [picture.miscoloured for picture in pictures]
+        if None not in wrong:
+            print(f"  a colour is wrong by eye: {share(pictures, list(map(bool, wrong))):.1%}")
+        for first in (PLAIN, NURSED):
+            others = first in seen and system not in (PLAIN, first)
+            if others and (told := changed(seen[first], pictures)):
+                print(f"  beside {first}: {told}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Draw the pictures of the docs: python docs/make_pictures.py gallery, methods, explain, opening, or web.
+"""Draw the pictures of the docs: python docs/make_pictures.py gallery, methods, excite, explain, opening, web.
 
 `opening` looks for what the web page opens with, and writes it into the package's data: of the benchmark's
 prompts in their order the first where one of the plain pictures of the seeds 0 to 3 lacks a subject by the
@@ -21,6 +21,7 @@ from pathlib import Path
 from PIL import Image
 
 from attend_excite import AttendAndExcite, Generation, Model, StableDiffusion, load
+from attend_excite.benchmark.prompt_sets import draw_set
 from attend_excite.benchmark.prompts import one, paper_prompts
 from attend_excite.explain import curves_figure, evolution_figure, maps_figure
 from attend_excite.methods import METHODS
@@ -145,7 +146,7 @@ def save(path: Path, picture: Image.Image) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("picture", choices=("gallery", "methods", "explain", "opening", "web"))
+    parser.add_argument("picture", choices=("gallery", "methods", "excite", "explain", "opening", "web"))
     parser.add_argument("--model", default="stickers", help="name, folder or Hub id")
     parser.add_argument("--steps", type=int, help="denoising steps; the model's own number by default")
     arguments = parser.parse_args()
@@ -165,6 +166,11 @@ def main() -> None:
     path = HERE / "methods" / "sheet.webp"
     if arguments.picture == "gallery":
         prompts, names, path = gallery_prompts(), ("stable-diffusion", "attend-excite"), HERE / "gallery.webp"
+    elif arguments.picture == "excite":
+        # Another seed than those of the tuning prompts and of the comparison.
+        drawn_sets = (draw_set(name, 2, seed=3) for name in ("three-subjects", "swapped-colours"))
+        prompts = [prompt.text for drawn in drawn_sets for prompt in drawn]
+        names, path = ("stable-diffusion", "attend-excite", "excite"), HERE / "methods" / "excite.webp"
 
     drawn = {
         # The bundled model's own pictures are not Stable Diffusion's.

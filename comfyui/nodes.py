@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from attend_excite.attention.maps import overlay
-from attend_excite.guidance.recipes import method_recipes, recipe_names
+from attend_excite.guidance.recipes import method_recipes, packaged_recipes, recipe_names
 
 from .architectures import TokenTable
 from .nursing import KEY, nursed
@@ -181,12 +181,18 @@ class AttendExciteExtension(ComfyExtension):
 
 
 def recipes() -> list[str]:
-    """What can be chosen: the model's own advice, the paper's recipes, and the methods that came after."""
-    return ["recommended", *recipe_names(), *method_recipes()]
+    """What can be chosen: the model's own advice, the paper's recipes, and the methods that came after, but for
+    those that search for a noise, which the sampler has drawn before."""
+    known = packaged_recipes()
+    return [
+        "recommended",
+        *(name for name in (*recipe_names(), *method_recipes()) if "search" not in known[name]),
+    ]
 
 
 def _recipes_help() -> str:
-    named = "; ".join(f"{name}: {title}" for name, title in method_recipes().items())
+    offered = recipes()
+    named = "; ".join(f"{name}: {title}" for name, title in method_recipes().items() if name in offered)
     return f"recommended: what suits the architecture; the rest by name. {named}"
 
 

@@ -139,6 +139,8 @@ def test_what_it_cannot_do_is_refused() -> None:
     model = model_of("stable-diffusion-xl")
     with pytest.raises(ValueError, match="it's the pipeline that denoises"):
         nursing_callback(model.pipeline, PROMPT, method=StableDiffusion())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="InitNO searches for its noise before the first step"):
+        nursing_callback(model.pipeline, PROMPT, method=AttendAndExcite("initno-search"))
     pipeline = copy.copy(model.pipeline)
     options = {"num_inference_steps": 2, "height": 128, "width": 128}
     with pytest.raises(ValueError, match="3 pictures of 2 prompts: tell the callback"):

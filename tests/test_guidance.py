@@ -211,6 +211,9 @@ def test_a_model_may_know_what_suits_other_methods() -> None:
     assert (tuned.step_size, tuned.altered, tuned.terms) == (7.0, 0.3, Recipe.named("syngen", OFFICIAL).terms)
     assert other == Recipe.named("ebama", replace(OFFICIAL, step_size=3.0))
     assert "tuned" not in as_plain_data(tuned)
+    # What a user asks for comes first.
+    users = Recipe.from_dict({"base": "recommended", "step_size": 9.0}, own)
+    assert (Recipe.named("syngen", users).step_size, Recipe.named("syngen", users).altered) == (9.0, 0.3)
     with pytest.raises(ValueError, match="tuned is 5: it must be objects of numbers by the names of recipes"):
         replace(OFFICIAL, tuned=5)
 

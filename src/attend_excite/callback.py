@@ -15,6 +15,7 @@ from torch import Tensor
 from attend_excite.generate import parse_all, traces_of, warn_of_findings
 from attend_excite.methods.attend_excite import AttendAndExcite
 from attend_excite.methods.base import Run, Step
+from attend_excite.methods.noise import refuse_search
 from attend_excite.methods.stable_diffusion import StableDiffusion
 from attend_excite.models.families import is_served
 from attend_excite.models.loading import load
@@ -74,6 +75,7 @@ def nursing_callback(
         )
     method = replace(method, word_tokens="max")
     model = load(_from_text(pipeline))
+    refuse_search(model, method)
     prompts = parse_all(model, prompt, subjects, method)
     warn_of_cut(model, [parsed.text for parsed in prompts])
     run: Run | None = None

@@ -33,6 +33,7 @@ from torch import Tensor
 from attend_excite.generate import parse_all, traces_of, warn_of_findings
 from attend_excite.methods.attend_excite import AttendAndExcite
 from attend_excite.methods.base import Run, Step
+from attend_excite.methods.noise import refuse_search
 from attend_excite.methods.stable_diffusion import StableDiffusion
 from attend_excite.models.families import Conditioning, Family, family_class
 from attend_excite.models.hindrances import refuse_hindrances
@@ -222,6 +223,7 @@ class Nurse(ModularPipelineBlocks):
             )
         method = replace(method, word_tokens="max")
         model = self._model(components)
+        refuse_search(model, method)
         refuse_hindrances(model.network)
         refuse_correctors(components.scheduler)
         text = _usable(model.family.conditioning_of_blocks(vars(state)))

@@ -339,7 +339,13 @@ class Recipe:
                 f"unknown in a recipe: {', '.join(unknown)}; known are {', '.join(sorted(known))}"
             )
         if base is not None:
-            return replace(Recipe.named(base, recommended), **values)
+            origin = Recipe.named(base, recommended)
+            # What is told here holds for the methods that are made of it, too.
+            tuned = {
+                name: {key: value for key, value in numbers.items() if key not in values}
+                for name, numbers in origin.tuned.items()
+            }
+            return replace(origin, **{"tuned": tuned, **values})
         if missing := sorted(needed - values.keys()):
             raise ValueError(f'missing in a recipe: {", ".join(missing)}; or give it a base, say "official"')
         return Recipe(**values)

@@ -53,6 +53,19 @@ def check_noise(model: Model, method: Method, noises: int, *, from_picture: bool
     _nursing(method)
 
 
+def refuse_search(model: Model, method: Method) -> None:
+    """Refuse a recipe that searches for its noise where somebody else has drawn that.
+
+    Raises:
+        ValueError: it does.
+    """
+    if _searches(model, method):
+        raise ValueError(
+            f"{method.title} searches for its noise before the first step, which generate alone can do: take a "
+            'recipe without a search, as "initno"'
+        )
+
+
 def chooses_noise(model: Model, method: Method, noises: int) -> bool:
     """Whether a noise is chosen or searched for, which takes its time before the first step."""
     return noises > 1 or _searches(model, method)

@@ -181,7 +181,7 @@ class AttendExciteExtension(ComfyExtension):
 
 
 def recipes() -> list[str]:
-    """What can be chosen: the model's own advice, the paper's recipes, and the methods that came after, but for
+    """What can be chosen: the model's own advice, the paper's recipes, and the methods that came after. Not
     those that search for a noise, which the sampler has drawn before."""
     known = packaged_recipes()
     return [

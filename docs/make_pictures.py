@@ -1,4 +1,4 @@
-"""Draw the pictures of the docs: python docs/make_pictures.py gallery, methods, excite, explain, opening, web.
+"""Draw the pictures of the docs: docs/make_pictures.py gallery, methods, excite, explain, opening, web.
 
 `opening` looks for what the web page opens with, and writes it into the package's data: of the benchmark's
 prompts in their order the first where one of the plain pictures of the seeds 0 to 3 lacks a subject by the

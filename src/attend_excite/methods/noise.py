@@ -61,8 +61,8 @@ def refuse_search(model: Model, method: Method) -> None:
     """
     if _searches(model, method):
         raise ValueError(
-            f"{method.title} searches for its noise before the first step, which generate alone can do: take a "
-            'recipe without a search, as "initno"'
+            f"{method.title} searches for its noise before the first step, which generate alone can do: take "
+            'a recipe without a search, as "initno"'
         )
 
 

@@ -47,6 +47,13 @@ def _recorded(images: int = 3, seed: int = 0, dtype: torch.dtype = torch.float64
     )
 
 
+def _rows(recorded: Recorded, rows: list[int]) -> Recorded:
+    """The record of some images of the batch."""
+    assert recorded.self_attention is not None
+    before = None if recorded.before is None else Recorded(recorded.before.cross[rows])
+    return Recorded(recorded.cross[rows], recorded.self_attention[rows], before)
+
+
 def _with_gradients(
     term: Term, recorded: Recorded, subjects: SubjectTokens
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -81,14 +88,14 @@ def test_a_batch_is_its_images_and_filler_changes_nothing(term: Term) -> None:
     )
     alone = [
         term(
-            recorded.rows(torch.tensor([row])),
+            _rows(recorded, [row]),
             SubjectTokens.stack([positions], [last], attributes=[modifiers], others=[others]),
         )
         for row, (positions, last, modifiers, others) in enumerate(images)
     ]
     torch.testing.assert_close(term(recorded, PHRASES), torch.cat(alone))
     torch.testing.assert_close(
-        term(recorded.rows(torch.tensor([2, 0])), PHRASES.rows(torch.tensor([2, 0]))),
+        term(_rows(recorded, [2, 0]), PHRASES.rows(torch.tensor([2, 0]))),
         torch.cat([alone[2], alone[0]]),
     )
     # Nor does a subject that another table of tokens has.
@@ -324,8 +331,7 @@ def test_alignment_is_the_mean_difference_from_the_step_before() -> None:
     )
     expected = (now - before).abs().mean()
     torch.testing.assert_close(term(recorded, SubjectTokens.stack([[[2], [5]]], [9]))[0], expected)
-    assert term(replace(recorded, before=recorded.past()), TWO).item() == 0
-    assert recorded.past().self_attention is None
+    assert term(replace(recorded, before=Recorded(recorded.cross)), TWO).item() == 0
 
 
 def test_total_variation_and_its_divergence() -> None:

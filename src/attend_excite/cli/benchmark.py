@@ -35,7 +35,7 @@ def run(
     ] = None,
     seeds: Annotated[int, typer.Option(help="Draw so many seeds of each prompt.", metavar="N")] = 4,
     first_seed: Annotated[
-        int, typer.Option(help="And begin with this one: what is tuned needs other seeds than what is told.")
+        int, typer.Option(help="The first of them. Tune on other seeds than those of the result.")
     ] = 0,
     system: Annotated[
         list[str] | None,

@@ -50,19 +50,6 @@ class Recorded:
     before: Recorded | None = None
     left_out: Tensor | None = None
 
-    def past(self) -> Recorded:
-        """What the next step is given as `before`."""
-        return Recorded(self.cross.detach(), left_out=self.left_out)
-
-    def rows(self, rows: Tensor) -> Recorded:
-        """The record of some images of the batch."""
-        return Recorded(
-            self.cross[rows],
-            None if self.self_attention is None else self.self_attention[rows],
-            None if self.before is None else self.before.rows(rows),
-            None if self.left_out is None else self.left_out[rows],
-        )
-
 
 class Term(Protocol):
     """One thing that is asked of the attention.

@@ -44,7 +44,7 @@ GROUNDING = 0.03
 # What a noun and its colour should have of the attention of the patches that they are drawn on.
 SHARES = 0.12, 0.05
 CAPTION_DROPOUT = 0.12
-MASKED = 0.25  # of the scenes of several stickers
+MASKED = 0.4  # of the scenes of several stickers
 # Captions that always tell the truth pull hard: at guidance 7.5 blue turned to cyan and brown
 # to black, at 4 they were right. Scaled by this, the pull at 7.5 is what it was at 4.
 KEPT_PULL = 4 / 7.5

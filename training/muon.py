@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 # A quintic iteration that drives singular values towards 1 (Jordan et al., 2024).
 QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -44,6 +44,26 @@ def orthogonalised(matrix: Tensor, dtype: torch.dtype = torch.float32, iteration
     return x.T if tall else x
 
 
+def shared_out(matrices: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """`orthogonalised` of each matrix. Processes that train together have the same ones, so that each works
+    out a share of them and gets the rest from the others."""
+    if not distributed.is_initialized():
+        return [orthogonalised(matrix, dtype) for matrix in matrices]
+    loads = [0] * distributed.get_world_size()
+    flat = matrices[0].new_zeros(sum(matrix.numel() for matrix in matrices))
+    parts = [
+        part.view_as(matrix)
+        for part, matrix in zip(flat.split([m.numel() for m in matrices]), matrices, strict=True)
+    ]
+    for k in sorted(range(len(matrices)), key=lambda k: -matrices[k].numel() * min(matrices[k].shape)):
+        least = loads.index(min(loads))
+        loads[least] += matrices[k].numel() * min(matrices[k].shape)
+        if least == distributed.get_rank():
+            parts[k].copy_(orthogonalised(matrices[k], dtype))
+    distributed.all_reduce(flat)
+    return parts
+
+
 class Muon(torch.optim.Optimizer):
     """Weights of two or more dimensions are matrices of (outputs, everything else)."""
 
@@ -73,23 +93,23 @@ class Muon(torch.optim.Optimizer):
     def step(self) -> None:
         """One update of every parameter that has a gradient."""
         for group in self.param_groups:
-            update = self._matrix_update if group["matrix"] else self._adam_update
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                change = update(parameter, group)
-                if group["matrix"]:
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.sub_(change, alpha=group["lr"])
+            updated = [p for p in group["params"] if p.grad is not None]
+            if not group["matrix"]:
+                for parameter in updated:
+                    parameter.sub_(self._adam_update(parameter, group), alpha=group["lr"])
+                continue
+            ahead = [self._momentum(parameter, group).flatten(1) for parameter in updated]
+            for parameter, change in zip(updated, shared_out(ahead, self.dtype), strict=True):
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                # Adam's updates have a root mean square of about 0.2 to 0.4; so shall these.
+                scale = 0.2 * math.sqrt(max(change.shape))
+                parameter.sub_(change.view(parameter.shape), alpha=group["lr"] * scale)
 
-    def _matrix_update(self, parameter: Tensor, group: dict) -> Tensor:
+    def _momentum(self, parameter: Tensor, group: dict) -> Tensor:
         state = self.state[parameter]
         momentum = state.setdefault("momentum", torch.zeros_like(parameter))
         momentum.lerp_(parameter.grad, 1 - group["momentum"])
-        ahead = parameter.grad.lerp(momentum, group["momentum"]).flatten(1)
-        # Adam's updates have a root mean square of about 0.2 to 0.4; so shall these.
-        scale = 0.2 * math.sqrt(max(ahead.shape))
-        return scale * orthogonalised(ahead, self.dtype).view(parameter.shape)
+        return parameter.grad.lerp(momentum, group["momentum"])
 
     def _adam_update(self, parameter: Tensor, group: dict) -> Tensor:
         state = self.state[parameter]

@@ -1,6 +1,8 @@
 """Writes the trained parts as a model folder in diffusers layout, in half precision.
 
-`python -m training.export --generator FOLDER --vae FOLDER --init FOLDER --out FOLDER`
+`python -m training.export --generator FOLDER --vae FOLDER --init FOLDER --out FOLDER`; with `--joint FOLDER`
+in place of `--generator`, a `StableDiffusion3Pipeline` of the transformer in that folder and of the text
+encoder of `--init`, by which it was trained.
 """
 
 from __future__ import annotations
@@ -14,17 +16,21 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
 
 from attend_excite.models.catalogue import SETTINGS_FILE
 from training.captions import every_word
 from training.glyphs import DATA, read_data
+from training.joint import projecting, second_encoder
 
 
-def silence_unseen(text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer) -> int:
+def silence_unseen(text_encoder: PreTrainedModel, tokenizer: CLIPTokenizer) -> int:
     """Zero the embeddings of tokens that no caption has; the number of those kept.
 
     They were never trained: as zeros they cost nothing in a compressed package.
@@ -38,35 +44,71 @@ def silence_unseen(text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer) -> int
     return int(kept.sum())
 
 
+def unet_pipeline(
+    generator: Path, init: Path, tokenizer: CLIPTokenizer, vae: AutoencoderKL
+) -> StableDiffusionPipeline:
+    """The UNet and text encoder in the folder `generator`, with the scheduler of the model folder `init`."""
+    text_encoder = CLIPTextModel.from_pretrained(generator / "text_encoder", dtype=torch.float16)
+    print("embeddings kept:", silence_unseen(text_encoder, tokenizer))
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=UNet2DConditionModel.from_pretrained(generator / "unet", torch_dtype=torch.float16),
+        scheduler=DPMSolverMultistepScheduler.from_pretrained(init, subfolder="scheduler"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def joint_pipeline(
+    joint: Path, init: Path, tokenizer: CLIPTokenizer, vae: AutoencoderKL
+) -> StableDiffusion3Pipeline:
+    """The transformer in the folder `joint`, the text encoder of the model folder `init`, and the second that
+    `training.joint` adds."""
+    first = projecting(CLIPTextModel.from_pretrained(init, subfolder="text_encoder", dtype=torch.float32))
+    second = second_encoder(first)
+    for encoder in (first, second):
+        silence_unseen(encoder, tokenizer)
+    vae.register_to_config(shift_factor=0.0)  # which the class adds, and Stable Diffusion's has none
+    return StableDiffusion3Pipeline(
+        vae=vae,
+        text_encoder=first.half(),
+        tokenizer=tokenizer,
+        text_encoder_2=second.half(),
+        tokenizer_2=tokenizer,
+        text_encoder_3=None,
+        tokenizer_3=None,
+        transformer=SD3Transformer2DModel.from_pretrained(joint / "transformer", torch_dtype=torch.float16),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    )
+
+
 def main() -> None:
     """Gather, convert and write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--generator", type=Path, required=True, help="unet and text_encoder")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--generator", type=Path, help="unet and text_encoder")
+    what.add_argument("--joint", type=Path, help="transformer")
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--init", type=Path, required=True, help="tokenizer and scheduler")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--card", type=Path, help="the model card to put beside the weights")
     arguments = parser.parse_args()
 
-    half = torch.float16
     tokenizer = CLIPTokenizer.from_pretrained(arguments.init, subfolder="tokenizer")
-    text_encoder = CLIPTextModel.from_pretrained(arguments.generator / "text_encoder", dtype=half)
-    print("embeddings kept:", silence_unseen(text_encoder, tokenizer))
-    pipeline = StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(arguments.vae, torch_dtype=half),
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=UNet2DConditionModel.from_pretrained(arguments.generator / "unet", torch_dtype=half),
-        scheduler=DPMSolverMultistepScheduler.from_pretrained(arguments.init, subfolder="scheduler"),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    for part in (pipeline.vae, pipeline.unet):
+    vae = AutoencoderKL.from_pretrained(arguments.vae, torch_dtype=torch.float16)
+    if arguments.joint:
+        pipeline = joint_pipeline(arguments.joint, arguments.init, tokenizer, vae)
+    else:
+        pipeline = unet_pipeline(arguments.generator, arguments.init, tokenizer, vae)
+    for part in (pipeline.vae, getattr(pipeline, "transformer", None) or pipeline.unet):
         part.register_to_config(_name_or_path="stickers")  # not the folder it was read from
     pipeline.save_pretrained(arguments.out)
-    settings = json.dumps(read_data("recommended.json"), indent=2) + "\n"
-    (arguments.out / SETTINGS_FILE).write_text(settings)
+    if arguments.generator:
+        settings = json.dumps(read_data("recommended.json"), indent=2) + "\n"
+        (arguments.out / SETTINGS_FILE).write_text(settings)
     shutil.copy(DATA / "SOURCES.md", arguments.out / "SOURCES.md")
     if arguments.card:
         shutil.copy(arguments.card, arguments.out / "README.md")

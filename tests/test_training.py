@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler
+from transformers import CLIPTextModel, CLIPTokenizer
 
+from attend_excite.models.catalogue import source_of
+from training.export import joint_pipeline
 from training.generator import Batch
 from training.glyphs import SUBJECTS, GlyphBox, generator_glyphs
-from training.joint import FlowBatch, KeepJointMaps, new_transformer, taught, words_and_rest
+from training.joint import (
+    SECOND_WIDTH,
+    FlowBatch,
+    KeepJointMaps,
+    Words,
+    new_transformer,
+    projecting,
+    second_encoder,
+    taught,
+    words_and_rest,
+)
 from training.scenes import HELD_OUT_PAIRS, draw_scene
 from training.vae import widened
+from training.words import token_ids
 
 
 def test_a_widened_autoencoder_computes_the_same_with_copies_that_can_part() -> None:
@@ -58,9 +73,11 @@ def test_joint_attention_that_is_kept_is_diffusers_own_and_masks_bar_words() -> 
     images, states, pooled = torch.randn(2, 4, 16, 16), torch.randn(2, 6, 24), torch.randn(2, 24)
     times = torch.tensor([300.0, 900.0])
     with torch.no_grad():
-        expected = transformer(images, states, pooled, times).sample
+        empty = torch.zeros(2, 256, 24)
+        expected = transformer(images, torch.cat([states, empty], dim=1), pooled, times).sample
         maps: list[torch.Tensor] = []
         transformer.set_attn_processor(KeepJointMaps(maps))
+        states = torch.cat([states, empty[:, :1]], dim=1)  # which counts for all of them
         assert torch.allclose(transformer(images, states, pooled, times).sample, expected, atol=1e-5)
         maps.clear()
         allowed = torch.ones(2, 64, 3, dtype=torch.bool)
@@ -86,11 +103,33 @@ def test_a_teacher_who_knows_the_noise_teaches_the_flow() -> None:
     scenes = Batch(latents, noise, *[torch.zeros(3, dtype=torch.bool)] * 8)
     batch = FlowBatch(scenes, (1 - at) * latents + at * noise, sigma, noise - latents)
 
-    def unet(noisy: torch.Tensor, times: torch.Tensor, text: torch.Tensor) -> SimpleNamespace:
+    def unet(
+        noisy: torch.Tensor, times: torch.Tensor, text: torch.Tensor, cross_attention_kwargs: dict
+    ) -> SimpleNamespace:
         kept = scheduler.alphas_cumprod[times][:, None, None, None]
         told = kept.sqrt() * latents + (1 - kept).sqrt() * noise
         assert torch.allclose(noisy[:2], told[:2], atol=0.05)
         return SimpleNamespace(sample=torch.cat([noise[:2], torch.full_like(noise[2:], 9.0)]))
 
+    unet.dtype = torch.float32
     teacher = SimpleNamespace(unet=unet, scheduler=scheduler)
-    assert torch.allclose(taught(batch, teacher, torch.zeros(3)), batch.flow, atol=1e-4)
+    assert torch.allclose(taught(batch, teacher, torch.zeros(3), None), batch.flow, atol=1e-4)
+
+
+def test_words_for_joint_attention_are_the_pipelines_own(tmp_path: Path) -> None:
+    stickers = source_of("stickers")
+    joint, vae = tmp_path / "joint", AutoencoderKL.from_pretrained(stickers, subfolder="vae")
+    text_encoder = CLIPTextModel.from_pretrained(stickers, subfolder="text_encoder", dtype=torch.float32)
+    first = projecting(text_encoder)
+    words = Words(first, second_encoder(first))
+    new_transformer(first.config.hidden_size + SECOND_WIDTH).save_pretrained(joint / "transformer")
+    tokenizer = CLIPTokenizer.from_pretrained(stickers, subfolder="tokenizer")
+    pipeline = joint_pipeline(joint, stickers, tokenizer, vae).to(torch.float32)
+    states, _, pooled, _ = pipeline.encode_prompt(
+        "a cat and a frog", None, None, do_classifier_free_guidance=False
+    )
+    own, own_pooled = words(torch.from_numpy(token_ids(tokenizer, ["a cat and a frog"])))
+    # As one column of zeros counts for all of them.
+    own = torch.cat([own, own[:, -1:].expand(-1, states.shape[1] - own.shape[1], -1)], dim=1)
+    assert torch.allclose(states, own, atol=0.02)  # half precision has been between
+    assert torch.allclose(pooled, own_pooled, atol=0.02)

@@ -24,6 +24,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -192,8 +193,8 @@ def faster_dtype(device: str) -> torch.dtype:
 class Copy:
     """A copy of a network in another precision, in which passes are made."""
 
-    def __init__(self, network: UNet2DConditionModel, dtype: torch.dtype) -> None:
-        self.network = copy.deepcopy(network).to(dtype)
+    def __init__(self, network: torch.nn.Module, dtype: torch.dtype) -> None:
+        self.network: Any = copy.deepcopy(network).to(dtype)
         self._pairs = list(zip(network.parameters(), self.network.parameters(), strict=True))
 
     @torch.no_grad()

@@ -10,7 +10,8 @@ attention is grounded as the UNet's is, and now and then each sticker's patches 
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +27,13 @@ from training.generator import (
     SHEET_EVERY,
     SHEET_PROMPTS,
     Batch,
+    Copy,
     Parts,
     draw_batch,
     fade,
+    faster_dtype,
     load_parts,
+    predict,
     rate_at,
 )
 from training.grounding import KeepMaps, grounding_loss, own_phrases
@@ -41,6 +45,9 @@ from training.vae import to_images
 from training.words import token_ids
 
 BLOCKS, HEADS, HEAD_WIDTH, PATCH = 8, 4, 48, 2
+# The pipeline's columns of zeros for a T5 that isn't there. Equal columns stay equal through all blocks, so
+# that one is computed and counts for all of them.
+NO_T5 = 256
 SECOND_WIDTH = 16  # of the second text encoder, which the class asks for: as small as can be
 SEED = 7
 GUIDANCE = 7.0
@@ -50,7 +57,7 @@ def projecting(encoder: CLIPTextModel) -> CLIPTextModelWithProjection:
     """The text encoder as Stable Diffusion 3 wants it: its pooled output is its own, projected by nothing."""
     config = CLIPTextConfig(**{**encoder.config.to_dict(), "projection_dim": encoder.config.hidden_size})
     projected = CLIPTextModelWithProjection(config)
-    projected.load_state_dict(encoder.state_dict(), strict=False)
+    projected.text_model.load_state_dict(encoder.state_dict())
     torch.nn.init.eye_(projected.text_projection.weight)
     return projected.requires_grad_(False).eval()
 
@@ -99,23 +106,23 @@ class Words:
 
     @torch.no_grad()
     def __call__(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """B x 2T x C states and B x C pooled, as `StableDiffusion3Pipeline` makes them without a T5: the
-        states before the last layer, and as many columns of zeros for the T5 that isn't there."""
+        """B x (T + 1) x C states and B x C pooled, as `StableDiffusion3Pipeline` makes them without a T5: the
+        states before the last layer, and one column of zeros for its `NO_T5`."""
         told = [encoder(ids, output_hidden_states=True) for encoder in (self.first, self.second)]
         states = torch.cat([each.hidden_states[-2] for each in told], dim=-1)
         pooled = torch.cat([each.text_embeds for each in told], dim=-1)
-        return torch.cat([states, torch.zeros_like(states)], dim=1), pooled
+        return torch.cat([states, torch.zeros_like(states[:, :1])], dim=1), pooled
 
 
 class KeepJointMaps:
     """A joint attention processor that also hands the image's attention to the words to `maps`.
 
-    `allowed`, one of the transformer's `joint_attention_kwargs`, is B x patches x T bool: the words that an
-    image's patches may attend to.
+    The last column of the words counts for `repeats` that are like it. `allowed`, one of the transformer's
+    `joint_attention_kwargs`, is B x patches x T bool: the words that an image's patches may attend to.
     """
 
-    def __init__(self, maps: list[Tensor] | None) -> None:
-        self.maps = maps
+    def __init__(self, maps: list[Tensor] | None, repeats: int = NO_T5) -> None:
+        self.maps, self.repeats = maps, repeats
 
     def __call__(
         self,
@@ -140,12 +147,12 @@ class KeepJointMaps:
             )
         )
         scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+        bias = torch.zeros_like(scores[:, :1])
+        bias[..., -1] = math.log(self.repeats)
         if allowed is not None:
             words = slice(patches, patches + allowed.shape[-1])
-            barred = torch.zeros_like(scores[:, :1])
-            barred[:, 0, :patches, words].masked_fill_(~allowed, -torch.inf)
-            scores = scores + barred
-        attention = scores.softmax(dim=-1)
+            bias[:, 0, :patches, words].masked_fill_(~allowed, -torch.inf)
+        attention = (scores + bias).softmax(dim=-1)
         if self.maps is not None:
             self.maps.append(attention[:, :, :patches, patches:].mean(dim=1, dtype=torch.float32))
         mixed = (attention @ value).transpose(1, 2).flatten(2)
@@ -187,11 +194,12 @@ def as_flow(scenes: Batch, times: int) -> FlowBatch:
 
 
 @torch.no_grad()
-def taught(batch: FlowBatch, teacher: Parts, known: Tensor) -> Tensor:
-    """What to predict: the flow as the UNet sees it, which `known`, its B x T x C text, tells what is there.
+def taught(batch: FlowBatch, teacher: Parts, known: Tensor, allowed: dict[int, Tensor] | None) -> Tensor:
+    """What to predict: the flow as the UNet sees it, which `known`, its B x T x C text, tells what is there,
+    under the masks `allowed`.
 
     Its noise schedule is another, so its input is scaled, and its time is the one with as much noise in it.
-    Where a scene is masked, or noisier than the UNet ever saw one, the flow is the scene's own.
+    Where a scene is noisier than the UNet ever saw one, the flow is the scene's own.
     """
     kept = teacher.scheduler.alphas_cumprod
     noisiness = ((1 - kept) / kept).sqrt()
@@ -199,25 +207,28 @@ def taught(batch: FlowBatch, teacher: Parts, known: Tensor) -> Tensor:
     times = torch.searchsorted(noisiness, ratio).clamp(max=len(kept) - 1)
     at = batch.sigma[:, None, None, None]
     scale = ((1 - at).square() + at.square()).sqrt()
-    noise = teacher.unet(batch.noisy / scale, times, known).sample
+    noise = predict(
+        teacher.unet, replace(batch.scenes, noisy=batch.noisy / scale, times=times), known, allowed
+    )
     latents = (batch.noisy - at * noise) / (1 - at)
-    own = (batch.scenes.masked | (ratio > noisiness[-1]))[:, None, None, None]
+    own = (ratio > noisiness[-1])[:, None, None, None]
     return torch.where(own, batch.flow, noise - latents)
 
 
 def losses(
     transformer: SD3Transformer2DModel, words: Words, teacher: Parts, maps: list[Tensor], batch: FlowBatch
 ) -> tuple[Tensor, Tensor]:
-    """The flow's loss and the grounding loss; `maps` is the list that the processors fill."""
-    target = taught(batch, teacher, teacher.text_encoder(batch.scenes.ids).last_hidden_state)
+    """The flow's loss and the grounding loss; `transformer` may be of another precision, `maps` is the list
+    that its processors fill."""
+    allowed = own_phrases(batch.scenes.nearest, batch.scenes.roles, batch.scenes.masked)
+    target = taught(batch, teacher, teacher.text_encoder(batch.scenes.ids).last_hidden_state, allowed)
     maps.clear()
     states, pooled = words(batch.scenes.ids)
-    side = batch.noisy.shape[-1] // PATCH
-    allowed = own_phrases(batch.scenes.nearest, batch.scenes.roles, batch.scenes.masked)[side * side]
-    kwargs = {"allowed": allowed}
+    kwargs = {"allowed": allowed[(batch.noisy.shape[-1] // PATCH) ** 2]}
     times = 1000 * batch.sigma
-    guess = transformer(batch.noisy, states, pooled, times, joint_attention_kwargs=kwargs).sample
-    flow = (guess - target).square().mean()
+    told = (part.to(transformer.dtype) for part in (batch.noisy, states, pooled))
+    guess = transformer(*told, times, joint_attention_kwargs=kwargs).sample
+    flow = (guess.float() - target).square().mean()
     seen = [words_and_rest(attention, batch.scenes.roles) for attention in maps]
     trust = (1 - batch.sigma) * batch.scenes.captioned
     grounding = trust * grounding_loss(seen, batch.scenes.places, batch.scenes.roles, SHARES)
@@ -262,16 +273,22 @@ def main() -> None:
     first = projecting(teacher.text_encoder)
     words = Words(first, second_encoder(first))
     transformer = new_transformer(first.config.hidden_size + SECOND_WIDTH)
+    transformer.set_attn_processor(KeepJointMaps(None))
+    dtype = faster_dtype("cpu")
+    teacher.unet.to(dtype)
+    teaching = replace(teacher, unet=torch.compile(teacher.unet))
+    swift = Copy(transformer, dtype)
     maps: list[Tensor] = []
     # The first blocks haven't heard yet what the words mean to the picture.
-    transformer.set_attn_processor(
+    swift.network.set_attn_processor(
         {
             name: KeepJointMaps(maps if int(name.split(".")[1]) >= BLOCKS // 4 else None)
             for name in transformer.attn_processors
         }
     )
+    compiled = torch.compile(swift.network)
     trained = list(transformer.parameters())
-    optimiser = Muon(trained, lr=arguments.rate)
+    optimiser = Muon(trained, lr=arguments.rate, dtype=dtype)
     average = Average([transformer], decay=0.998)
     folder, batch = arguments.runs / "joint", arguments.batch
     loaded: dict[int, Chunk] = {}
@@ -286,9 +303,11 @@ def main() -> None:
         drawn = as_flow(
             draw_batch(loaded[number], block, batch, teacher), len(teacher.scheduler.alphas_cumprod)
         )
+        swift.update()
         optimiser.zero_grad(set_to_none=True)
-        flow, grounding = losses(transformer, words, teacher, maps, drawn)
+        flow, grounding = losses(compiled, words, teaching, maps, drawn)
         (flow + GROUNDING * fade(over) * grounding).backward()
+        swift.return_gradients()
         average_over_processes(trained)
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()

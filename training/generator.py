@@ -4,9 +4,9 @@
 and `unet` of a model folder; `--latents` names the encoded scenes of that autoencoder.
 The denoising loss is weighted by min-SNR (gamma 5), the grounding loss keeps the
 cross-attention of every subject on its own sticker, and now and then each sticker's patches see
-their own phrase alone. The learning rate is level until the last fifth of the run, so that `--steps` may be
-moved while it is. In that last fifth a caption learns to pull less, so that guidance of 7.5, which
-is right for Stable Diffusion, is right here too.
+their own phrase alone. The learning rate falls in a line from the first fifth of the run to its end. In the
+last fifth a caption learns to pull less, so that guidance of 7.5, which is right for Stable Diffusion, is
+right here too.
 
 Where `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT` are set, as `torchrun` sets them, the processes
 train together, each on a batch of its own.
@@ -229,8 +229,8 @@ def sample(
 
 def rate_at(step: int, progress: float, warmup: int = 100) -> float:
     """The learning rate's factor: rises over the first steps, stays at 1, and falls in a line over the last
-    fifth of the run; `progress` is the share of it that is over."""
-    return min(1.0, (step + 1) / warmup, max(0.02, 5 * (1 - progress)))
+    four fifths of the run; `progress` is the share of it that is over."""
+    return min(1.0, (step + 1) / warmup, max(0.02, 1.25 * (1 - progress)))
 
 
 def fade(progress: float) -> float:

@@ -3,10 +3,13 @@
 `python -m training.blind RUN --out FOLDER` takes jobs of the run at random, each a prompt and a seed, and
 writes the pictures of all its systems, or of those that `--system` names, shuffled, to numbered sheets
 `sheet-01.png` …, under their prompts. `key.csv` says what is what: the viewer is given the sheets alone, and
-writes `answers.csv`, a row
-`number,lacking,miscoloured` for each picture: 1 where a subject that the prompt names can't be recognised,
-and where a colour is on the wrong thing or missing, else 0. The same command with `--join FILE` then puts
-key and answers together, for `training.seen`.
+writes `answers.csv`, a row `number,lacking,miscoloured` for each picture: 1 where a subject that the prompt
+names can't be recognised, and where a colour is on the wrong thing or missing, else 0.
+
+With `--unnamed` the sheets don't tell the prompts, and the answers are `number,subject,colour`: what the
+viewer takes the one thing in a picture for.
+
+The same command with `--join FILE` then puts key and answers together, for `training.seen`.
 """
 
 from __future__ import annotations
@@ -43,8 +46,8 @@ def chosen(rows: list[Mapping[str, Any]], count: int, seed: int) -> list[Mapping
     return [{**row, "stands_for": round(len(whole) / min(count, len(whole)), 3)} for row in pictures]
 
 
-def write_sheets(run: str, pictures: list[Mapping[str, Any]], folder: Path) -> None:
-    """The sheets, and the key."""
+def write_sheets(run: str, pictures: list[Mapping[str, Any]], folder: Path, unnamed: bool) -> None:
+    """The sheets, with or without the prompts, and the key."""
     for start in range(0, len(pictures), A_SHEET):
         part = pictures[start : start + A_SHEET]
         images = [read_image(run, row["image"]).convert("RGB") for row in part]
@@ -52,7 +55,9 @@ def write_sheets(run: str, pictures: list[Mapping[str, Any]], folder: Path) -> N
             np.asarray(image.resize([SCALE * side for side in image.size], Image.Resampling.BICUBIC))
             for image in images
         ]
-        captions = [f"{start + k}: {row['prompt']}" for k, row in enumerate(part, 1)]
+        captions = [
+            f"{start + k}" if unnamed else f"{start + k}: {row['prompt']}" for k, row in enumerate(part, 1)
+        ]
         save_sheet(folder / f"sheet-{start // A_SHEET + 1:02}.png", large, captions, columns=COLUMNS)
 
     def write(path: Path) -> None:
@@ -71,18 +76,17 @@ def join(folder: Path, to: Path) -> None:
         ValueError: a picture has no answer.
     """
     with (folder / "answers.csv").open(newline="") as lines:
-        answers = {row["number"].strip(): row for row in csv.DictReader(lines)}
+        answers = {row.pop("number").strip(): row for row in csv.DictReader(lines)}
     with (folder / "key.csv").open(newline="") as lines:
         key = list(csv.DictReader(lines))
     if missing := [row["number"] for row in key if row["number"] not in answers]:
         raise ValueError(f"no answer for the pictures {', '.join(missing)}")
-    rows = [
-        {**row, **{name: answers[row["number"]][name] for name in ("lacking", "miscoloured")}} for row in key
-    ]
+    rows = [{**row, **answers[row["number"]]} for row in key]
+    asked = next(iter(answers.values()), {})
 
     def write(path: Path) -> None:
         with path.open("w", newline="") as lines:
-            table = csv.DictWriter(lines, (*KEY[1:], "lacking", "miscoloured"), extrasaction="ignore")
+            table = csv.DictWriter(lines, (*KEY[1:], *asked), extrasaction="ignore")
             table.writeheader()
             table.writerows(rows)
 
@@ -99,6 +103,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100, help="prompts and seeds")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--system", action="append", help="of these systems alone; again for each")
+    parser.add_argument("--unnamed", action="store_true", help="don't show the prompts")
     parser.add_argument("--join", type=Path, help="write key and answers to this table instead")
     arguments = parser.parse_args()
     if arguments.join is not None:
@@ -108,7 +113,7 @@ def main() -> None:
     if arguments.system is not None:
         rows = [row for row in rows if row["system"] in arguments.system]
     pictures = chosen(rows, arguments.count, arguments.seed)
-    write_sheets(arguments.run, pictures, arguments.out)
+    write_sheets(arguments.run, pictures, arguments.out, arguments.unnamed)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,9 @@ pictures, a hundred from the same noise each way, of the later benchmark (`data/
 `--run stickers-second` for 300, a hundred from the same noise each of three ways, of the second generation of
 the weights (`data/seen_second.csv`). `--run objectives` and `--run objectives-hard` are 300 each of the
 comparison of methods: plain, Attend-and-Excite and `excite`.
+
+`--singles FILE` is about pictures of one subject, of which a viewer said what they show without knowing what
+they should: in how many it was recognised, of each subject and of all, and in how many its colour.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.glyphs import DATA
+from training.glyphs import COLOURS, DATA
 
 RECORDED = Path("docs/results")
 ANSWERS = {
@@ -106,6 +109,23 @@ def read_seen(run: str, without: str | None) -> dict[str, list[Seen]]:
     return pictures
 
 
+def print_recognised(path: Path) -> None:
+    """How many pictures of one subject were taken for it, and had the colour that their prompt names."""
+    with path.open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    found: dict[str, list[bool]] = defaultdict(list)
+    coloured = []
+    for row in rows:
+        *before, subject = row["prompt"].split()
+        found[subject].append(row["subject"] == subject)
+        if before[-1] in COLOURS:
+            coloured.append(row["colour"] == before[-1])
+    for subject, told in sorted(found.items(), key=lambda item: np.mean(item[1])):
+        print(f"{subject}: {sum(told)} of {len(told)}")
+    print(f"recognised: {np.mean([known for told in found.values() for known in told]):.1%} of {len(rows)}")
+    print(f"in the right colour: {np.mean(coloured):.1%} of {len(coloured)}")
+
+
 def main() -> None:
     """Print the figures of each system."""
     parser = argparse.ArgumentParser(
@@ -113,7 +133,11 @@ def main() -> None:
     )
     parser.add_argument("--run", choices=list(ANSWERS), default="stickers", help="which recorded benchmark")
     parser.add_argument("--without", help="a subject: leave out the prompts that name it")
+    parser.add_argument("--singles", type=Path, help="such a table, in place of --run")
     arguments = parser.parse_args()
+    if arguments.singles is not None:
+        print_recognised(arguments.singles)
+        return
     seen = read_seen(arguments.run, arguments.without)
     for system, pictures in seen.items():
         eye = [picture.by_eye for picture in pictures]

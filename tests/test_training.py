@@ -109,7 +109,8 @@ def test_a_teacher_who_knows_the_noise_teaches_the_flow() -> None:
         kept = scheduler.alphas_cumprod[times][:, None, None, None]
         told = kept.sqrt() * latents + (1 - kept).sqrt() * noise
         assert torch.allclose(noisy[:2], told[:2], atol=0.05)
-        return SimpleNamespace(sample=torch.cat([noise[:2], torch.full_like(noise[2:], 9.0)]))
+        beyond = (noisy - kept.sqrt() * latents) / (1 - kept).sqrt()
+        return SimpleNamespace(sample=torch.cat([noise[:2], beyond[2:]]))
 
     unet.dtype = torch.float32
     teacher = SimpleNamespace(unet=unet, scheduler=scheduler)

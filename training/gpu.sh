@@ -15,12 +15,14 @@ minutes=${2:-6.5}
 device=${DEVICE:-cuda}
 chunks=${CHUNKS:-32}
 work=$(mktemp -d)
+cores=$(nproc) # which OMP_NUM_THREADS would make one
 trap 'rm -rf "$work"' EXIT
 export PYTHONPATH=src${PYTHONPATH:+:$PYTHONPATH} OMP_NUM_THREADS=1
 model=src/attend_excite/models/stickers
 
-seq 0 $((chunks - 1)) | xargs -P "$(nproc)" -I{} \
-  python3 -m training.latents --init $model --vae $model/vae --latents "$work" --first {} --chunks 1 --device "$device"
+seq 0 $((chunks - 1)) | xargs -P "$cores" -I{} \
+  python3 -m training.latents --init $model --vae $model/vae --latents "$work" --first {} --chunks 1 --device "$device" ||
+  echo "not all scenes are rendered: training renders what it lacks" >&2
 python3 -m training.generator --init $model --vae $model/vae --latents "$work" --chunks "$chunks" --runs "$work" \
   --device "$device" --batch "${BATCH:-1024}" --rate "${RATE:-2e-3}" --minutes "$minutes" --save-seconds 60 &
 trainer=$!

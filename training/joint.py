@@ -2,9 +2,9 @@
 
 `python -m training.joint --init FOLDER` learns from the UNet of a model folder, on latents of its
 autoencoder (`--latents`) and through its text encoder, which stays as it is. What the UNet takes for the
-noise tells the way from noise to picture, with less noise in it than the scene's own; where the UNet was
-never trained, in nearly pure noise, the scene's own is learnt. From the image's patches to the words
-attention is grounded as the UNet's is, and now and then each sticker's patches see their own phrase alone.
+noise tells the way from noise to picture, with less noise in it than the scene's own. From the image's patches
+to the words attention is grounded as the UNet's is, and now and then each sticker's patches see their own
+phrase alone.
 """
 
 from __future__ import annotations
@@ -186,8 +186,10 @@ class FlowBatch:
 
 def as_flow(scenes: Batch, times: int) -> FlowBatch:
     """The generator's batch, of so many times, on the straight way: noise levels are logit-normal, as Stable
-    Diffusion 3's, and as evenly spread as the times."""
-    sigma = torch.special.ndtri((scenes.times + 0.5) / times).sigmoid()
+    Diffusion 3's, and as evenly spread as the times; one in five is uniform, since pictures begin where
+    hardly any of the others is."""
+    even = (scenes.times + 0.5) / times
+    sigma = torch.where(scenes.times % 5 == 0, even, torch.special.ndtri(even).sigmoid())
     at = sigma[:, None, None, None]
     noisy = (1 - at) * scenes.latents + at * scenes.noise
     return FlowBatch(scenes, noisy, sigma, scenes.noise - scenes.latents)
@@ -199,7 +201,7 @@ def taught(batch: FlowBatch, teacher: Parts, known: Tensor, allowed: dict[int, T
     under the masks `allowed`.
 
     Its noise schedule is another, so its input is scaled, and its time is the one with as much noise in it.
-    Where a scene is noisier than the UNet ever saw one, the flow is the scene's own.
+    Where a scene is noisier than the UNet ever saw one, it is asked what picture it expects at its last time.
     """
     kept = teacher.scheduler.alphas_cumprod
     noisiness = ((1 - kept) / kept).sqrt()
@@ -207,12 +209,12 @@ def taught(batch: FlowBatch, teacher: Parts, known: Tensor, allowed: dict[int, T
     times = torch.searchsorted(noisiness, ratio).clamp(max=len(kept) - 1)
     at = batch.sigma[:, None, None, None]
     scale = ((1 - at).square() + at.square()).sqrt()
-    noise = predict(
-        teacher.unet, replace(batch.scenes, noisy=batch.noisy / scale, times=times), known, allowed
-    )
+    seen = replace(batch.scenes, noisy=batch.noisy / scale, times=times)
+    noise = predict(teacher.unet, seen, known, allowed)
     latents = (batch.noisy - at * noise) / (1 - at)
-    own = (ratio > noisiness[-1])[:, None, None, None]
-    return torch.where(own, batch.flow, noise - latents)
+    expected = seen.noisy / kept[-1].sqrt() - noisiness[-1] * noise
+    beyond = (ratio > noisiness[-1])[:, None, None, None]
+    return torch.where(beyond, (batch.noisy - expected) / at, noise - latents)
 
 
 def losses(
@@ -224,7 +226,10 @@ def losses(
     target = taught(batch, teacher, teacher.text_encoder(batch.scenes.ids).last_hidden_state, allowed)
     maps.clear()
     states, pooled = words(batch.scenes.ids)
-    kwargs = {"allowed": allowed[(batch.noisy.shape[-1] // PATCH) ** 2]}
+    own = allowed[(batch.noisy.shape[-1] // PATCH) ** 2]
+    # The zeros hear all the words in the first block.
+    empty = ~batch.scenes.masked[:, None, None].expand(-1, own.shape[1], 1)
+    kwargs = {"allowed": torch.cat([own, empty], dim=-1)}
     times = 1000 * batch.sigma
     told = (part.to(transformer.dtype) for part in (batch.noisy, states, pooled))
     guess = transformer(*told, times, joint_attention_kwargs=kwargs).sample

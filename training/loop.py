@@ -87,7 +87,7 @@ class Average:
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a neighbour of `path`, then rename: no reader sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.draft")
+    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
     write(draft)
     os.replace(draft, path)
 

@@ -461,6 +461,10 @@ def test_a_picture_fills_the_form_in(server: Server, drawn: Drawn) -> None:
     assert Form.from_settings(changed.settings(model), 1, model) == changed
     assert isinstance(origin.settings.method, AttendAndExcite)
     assert isinstance(origin.settings.method.recipe, Recipe)
+    named = Form(method="conform", sigma=0.25)
+    back = Form.from_settings(named.settings(model), 0, model)
+    assert (back.method, back.recipe, back.sigma, back.step_size) == ("conform", "recommended", 0.25, None)
+    assert back.settings(model) == named.settings(model)
     other = replace(origin.settings.method, recipe=replace(origin.settings.method.recipe, temperature=3.0))
     with pytest.raises(ValueError, match="no place for"):
         Form.from_settings(replace(origin.settings, method=other), 1, model)
@@ -807,6 +811,10 @@ def test_only_uploads_may_be_as_large_as_a_picture(address: str, path: str) -> N
     assert httpx.post(call, json={"data": [], "fn_index": 9999}).status_code == 400
     picture = {"files": ("large.png", b"x" * (MAX_BODY + 1))}
     assert httpx.post(f"{address}gradio_api/upload", files=picture).status_code == 200
+    many = [("files", (f"{k}.png", b"x" * (11 * MAX_BODY // 2))) for k in range(2)]
+    assert httpx.post(f"{address}gradio_api/upload", files=many).status_code == 413
+    chunks = iter([b"x"])
+    assert httpx.post(f"{address}gradio_api/upload", content=chunks).status_code == 413
 
 
 @pytest.mark.parametrize("path", ["process_recording", "process_recording/", "component_server", "stream/1"])

@@ -18,7 +18,7 @@ from attend_excite.app.actions import Drawn, Progress, Redrawn, Report, Server, 
 from attend_excite.app.forms import RECOMMENDED, Form, checked_form
 from attend_excite.app.guard import Endpoints, Listeners
 from attend_excite.app.jobs import Line, Waiting, heard, in_turn
-from attend_excite.app.limits import SILENCE, check_prompt
+from attend_excite.app.limits import SILENCE, check_picture, check_prompt
 from attend_excite.app.parts import is_uploaded
 from attend_excite.app.words import words_document, words_of
 from attend_excite.pictures import STRENGTH
@@ -227,6 +227,7 @@ def _uploaded(picture: Any) -> Path:
             raise ValueError("the picture is no file: send it with gradio_client's handle_file")
         if not is_uploaded(path):
             raise ValueError("the picture was not uploaded: send it with gradio_client's handle_file")
+        check_picture(path)
     return Path(path).resolve()
 
 

@@ -144,9 +144,8 @@ class Form:
         Raises:
             ValueError: there is no such recipe, or a number is out of its range.
         """
-        recipe = Recipe.named(self.recipe, model.recipe)
-        knobs = {name: getattr(self, name) for name in KNOBS}
-        return replace(recipe, **{name: value for name, value in knobs.items() if value is not None})
+        knobs = {name: value for name in KNOBS if (value := getattr(self, name)) is not None}
+        return Recipe.from_dict({"base": self.recipe, **knobs}, model.recipe)
 
     def settings(self, model: Model, method: Method | None = None) -> Settings:
         """All that the pictures depend on besides their seeds.
@@ -161,6 +160,8 @@ class Form:
         method = method or method_named(self.method)
         if isinstance(method, AttendAndExcite):
             method = method.on(self.recipe_of(model))
+        for picture in filter(None, (self.image, self.mask)):
+            limits.check_picture(picture)
         height, width = model.default_size
         steps, guidance = self._numbers_on(model)
         return Settings(
@@ -213,15 +214,22 @@ class Form:
         wanted = settings.method.recipe
         if not isinstance(wanted, Recipe):
             return replace(form, recipe=wanted or RECOMMENDED)
+
+        def drawn_by(form: Form) -> Recipe:
+            return settings.method.on(form.recipe_of(model)).recipe
+
         for name in (RECOMMENDED, *recipe_names()):
-            recipe = Recipe.named(name, model.recipe)
+            named = replace(form, recipe=name)
+            recipe = drawn_by(named)
             knobs = {
                 knob: getattr(wanted, knob)
                 for knob in KNOBS
                 if getattr(wanted, knob) != getattr(recipe, knob)
             }
-            if replace(recipe, **knobs, summary="") == replace(wanted, summary=""):
-                return replace(form, recipe=name, **knobs)
+            changed = replace(named, **knobs)
+            # What a recipe says of itself and of other methods changes no picture.
+            if replace(drawn_by(changed), summary="", tuned={}) == replace(wanted, summary="", tuned={}):
+                return changed
         raise ValueError("its recipe has numbers that the form has no place for")
 
 

@@ -16,11 +16,12 @@ from limits.storage import MemoryStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 from secure import ContentSecurityPolicy, ReferrerPolicy, Secure, XContentTypeOptions, XFrameOptions
 from secure.middleware import SecureASGIMiddleware
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from attend_excite.app.limits import LOGINS, MAX_BODY, MAX_SESSION, UPLOADS
+from attend_excite.app.limits import LOGINS, MAX_BODY, MAX_SESSION, MAX_UPLOAD, UPLOADS
 from attend_excite.app.parts import Function
 
 _UPLOAD = "/gradio_api/upload"
@@ -107,8 +108,11 @@ class Guard:
         if path in _RATES and not self._rates.hit(_RATES[path], path, _address(scope)):
             refusal = _refused(429, "that was too often: wait a minute and try again", {"Retry-After": "60"})
             return await refusal(scope, receive, send)
-        if path == _UPLOAD:  # which Gradio limits, as it comes
-            return await self._app(scope, receive, send)
+        if path == _UPLOAD:
+            if _is_one_picture(scope):  # whose file Gradio limits, as it comes
+                return await self._app(scope, receive, send)
+            told = f"an upload is one picture of at most {MAX_UPLOAD // 2**20} MB"
+            return await _refused(413, told)(scope, receive, send)
         body = await _body(receive)
         if body is None:
             refusal = _refused(413, f"the request is too large: at most {MAX_BODY} bytes are read here")
@@ -156,6 +160,14 @@ def check_address(host: str, port: int | None) -> None:
             raise ValueError(
                 f"the page cannot listen on {where}: {error.strerror}. Choose another --port or --host"
             ) from error
+
+
+def _is_one_picture(scope: Scope) -> bool:
+    """Whether an upload can be no more than a picture and what stands around it. A body in chunks has no
+    length that could be held against it."""
+    headers = Headers(scope=scope)
+    length = headers.get("content-length", "")
+    return "transfer-encoding" not in headers and length.isdecimal() and int(length) <= MAX_UPLOAD + 2**16
 
 
 async def _body(receive: Receive) -> bytes | None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
 
 from attend_excite.guidance.schedule import Recipe
 from attend_excite.metadata import Settings
@@ -47,6 +50,9 @@ MAX_SUBJECTS = 16
 MAX_UPLOAD = 20 * 2**20
 """Bytes of an uploaded picture."""
 
+MAX_UPLOADED_PIXELS = 32_000_000
+"""Of it, however few bytes they take."""
+
 MAX_WAITING = 20
 """Runs that wait for the model."""
 
@@ -83,7 +89,8 @@ SENTENCES = (
     f"{MAX_GUIDANCE:g}, {MAX_REFINEMENTS} refinements a threshold, "
     f"{MAX_PARTS} thresholds, terms, attributes, concepts or phrases, sides from {MIN_SIDE} pixels on and "
     f"pictures of up to {MAX_PIXELS:g} times the model's own pixels, "
-    f"uploads of up to {MAX_UPLOAD // 2**20} MB, {MAX_WAITING} waiting runs, {MAX_WAITING_EACH} from one "
+    f"uploads of up to {MAX_UPLOAD // 2**20} MB and {MAX_UPLOADED_PIXELS // 10**6} million pixels, "
+    f"{MAX_WAITING} waiting runs, {MAX_WAITING_EACH} from one "
     "address. The server keeps the files of its "
     f"latest {KEPT_RUNS} runs, and loads only the models that it was started with."
 )
@@ -137,6 +144,23 @@ def check_subjects(subjects: Sequence[Subject]) -> None:
         _check_parts("attributes", subject.attributes or ())
         for attribute in subject.attributes or ():
             check_prompt(attribute, "an attribute")
+
+
+def check_picture(path: str | Path) -> None:
+    """Refuse a picture that is too large to be decoded; what can't be read is left to what reads it.
+
+    Raises:
+        ValueError: it is.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+    except (OSError, ValueError):
+        return
+    except Image.DecompressionBombError:  # beyond what Pillow opens
+        width = height = 2**16
+    fine = width * height <= MAX_UPLOADED_PIXELS
+    _require(fine, "the picture", "too large", f"at most {MAX_UPLOADED_PIXELS // 10**6} million pixels")
 
 
 def check_additions(settings: Settings) -> None:

@@ -12,6 +12,7 @@ import torch
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img import (
     StableDiffusionXLImg2ImgPipeline,
 )
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from torch import Tensor
@@ -113,6 +114,45 @@ def test_schedulers_with_two_stages_a_step_keep_what_is_nursed() -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
 
 
+def test_half_precision_stays_what_it_is_in_a_second_stage() -> None:
+    pipeline = copy.deepcopy(model_of("stable-diffusion").pipeline).to(torch.bfloat16)
+    pipeline.scheduler = HeunDiscreteScheduler(**LATENT_DIFFUSION)
+    dtypes = []
+
+    def kept(pipe: Any, index: int, timestep: Tensor, state: dict[str, Any]) -> dict[str, Any]:
+        state = nursing_callback_of(pipe, index, timestep, state)
+        dtypes.append(state["latents"].dtype)
+        return state
+
+    nursing_callback_of = nursing_callback(pipeline, PROMPT, method=METHOD)
+    pipeline(PROMPT, num_inference_steps=3, output_type="latent", callback_on_step_end=kept)
+    assert set(dtypes) == {torch.bfloat16}
+
+
+def test_a_run_that_ends_before_its_last_timestep_is_nursed_at_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a base model's, whose pictures a refiner finishes."""
+    pipeline = copy.copy(model_of("stable-diffusion-xl").pipeline)
+    pipeline.scheduler = DDIMScheduler(**LATENT_DIFFUSION)
+    told, nursing = [], AttendAndExcite.nursing
+
+    def heard(method: AttendAndExcite, run: Run, iterations: int) -> Callable[[Tensor, Step], Tensor]:
+        nurse = nursing(method, run, iterations)
+
+        def and_heard(latents: Tensor, step: Step) -> Tensor:
+            told.append(int(step.timestep))
+            return nurse(latents, step)
+
+        return and_heard
+
+    monkeypatch.setattr(AttendAndExcite, "nursing", heard)
+    callback = nursing_callback(pipeline, PROMPT, method=METHOD)
+    options = {"height": 128, "width": 128, "num_inference_steps": 5, "denoising_end": 0.6}
+    pipeline(PROMPT, output_type="latent", callback_on_step_end=callback, **options)
+    assert told == pipeline.scheduler.timesteps[1:3].tolist()
+
+
 def test_it_nurses_in_image_to_image_too() -> None:
     parts = model_of("stable-diffusion-xl").pipeline.components
     pipeline = StableDiffusionXLImg2ImgPipeline(**parts)
@@ -141,6 +181,8 @@ def test_what_it_cannot_do_is_refused() -> None:
         nursing_callback(model.pipeline, PROMPT, method=StableDiffusion())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="InitNO searches for its noise before the first step"):
         nursing_callback(model.pipeline, PROMPT, method=AttendAndExcite("initno-search"))
+    with pytest.raises(ValueError, match="PixArtSigmaPipeline calls nothing at the end of a step: draw with"):
+        nursing_callback(model_of("pixart").pipeline, PROMPT)
     pipeline = copy.copy(model.pipeline)
     options = {"num_inference_steps": 2, "height": 128, "width": 128}
     with pytest.raises(ValueError, match="3 pictures of 2 prompts: tell the callback"):

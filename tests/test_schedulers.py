@@ -142,6 +142,12 @@ def test_a_scheduler_keeps_the_noise_schedule_and_cuts_nothing() -> None:
     assert scheduler_for_run(own, "ddim").config["clip_sample"] is False
     for name in scheduler_names():
         torch.testing.assert_close(scheduler_for_run(own, name).alphas_cumprod, own.alphas_cumprod)
+    karras = DPMSolverMultistepScheduler.from_config(
+        own.config, use_karras_sigmas=True, algorithm_type="sde-dpmsolver++"
+    )
+    for name in ("euler", "heun", "lms", "dpm++"):
+        assert scheduler_for_run(karras, name).config["use_karras_sigmas"] is False
+    assert scheduler_for_run(karras, "dpm++-karras").config["algorithm_type"] == "dpmsolver++"
     with pytest.raises(ValueError, match="unknown scheduler 'magic': choose one of ddim, "):
         scheduler_for_run(own, "magic")
     with pytest.raises(

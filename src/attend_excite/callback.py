@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from inspect import signature
 from typing import Any
 
 import torch
@@ -73,6 +74,11 @@ def nursing_callback(
         raise ValueError(
             "the method must be an AttendAndExcite without a base: it's the pipeline that denoises"
         )
+    if "callback_on_step_end" not in signature(type(pipeline).__call__).parameters:
+        raise ValueError(
+            f"{type(pipeline).__name__} calls nothing at the end of a step: draw with "
+            "load(pipeline).generate(...) instead"
+        )
     method = replace(method, word_tokens="max")
     model = load(_from_text(pipeline))
     refuse_search(model, method)
@@ -80,16 +86,16 @@ def nursing_callback(
     warn_of_cut(model, [parsed.text for parsed in prompts])
     run: Run | None = None
     nurse: Callable[[Tensor, Step], Tensor]
+    timesteps: Tensor
 
     @torch.inference_mode(False)  # a caller's would forbid the gradients
     @torch.no_grad()
     def after_step(pipe: Any, index: int, timestep: Tensor, kept: dict[str, Any]) -> dict[str, Any]:
-        nonlocal run, nurse
-        # In image-to-image the first are left out.
-        timesteps = pipe.scheduler.timesteps[-pipe.num_timesteps :]
+        nonlocal run, nurse, timesteps
         latents = kept["latents"]
         if index == 0:
             refuse_correctors(pipe.scheduler)
+            timesteps = _made(pipe, timestep)
             size = _latent_size(model, latents, height, width)
             run = _run(model, prompts, pipe, size, len(latents))
             nurse = method.nursing(run, len(timesteps))
@@ -99,16 +105,41 @@ def nursing_callback(
             times = [float(each) for each in timesteps]
             warn_of_findings(traces_of(run, times, [0.0] * len(times)))
             return kept
-        family = model.family
-        before = family.from_its_loop(latents, run.size).to(run.latents_dtype)
-        with turn_of(family.network), prepared(family.network):
-            after = nurse(before, Step(index + 1, timesteps[index + 1]))
-        if after is not before:
-            shift_carrier(pipe.scheduler)(after - before)
-            kept["latents"] = family.as_its_loop_has_them(after).to(latents.dtype)
+        kept["latents"] = nursed_in_its_loop(run, nurse, latents, Step(index + 1, timesteps[index + 1]))
         return kept
 
     return after_step
+
+
+def nursed_in_its_loop(
+    run: Run, nurse: Callable[[Tensor, Step], Tensor], latents: Tensor, step: Step
+) -> Tensor:
+    """What becomes of the latents of a loop of diffusers' own, as it has them; its scheduler is told.
+
+    Args:
+        run: the batch, with that loop's scheduler.
+        nurse: as `AttendAndExcite.nursing` gives it.
+        latents: packed or not, of any precision. They are left as they are.
+        step: for which they are nursed.
+    """
+    family = run.model.family
+    before = family.from_its_loop(latents, run.size).to(run.latents_dtype)
+    with turn_of(family.network), prepared(family.network):
+        after = nurse(before, step)
+    if after is before:
+        return latents
+    shifted = family.as_its_loop_has_them(after)
+    shift_carrier(run.scheduler)(shifted - family.as_its_loop_has_them(before))
+    return shifted.to(latents.dtype)
+
+
+def _made(pipe: Any, first: Tensor) -> Tensor:
+    """The timesteps of a run whose first step is made: image-to-image leaves out those before, and a base
+    model before a refiner those after."""
+    timesteps = pipe.scheduler.timesteps
+    at = getattr(pipe.scheduler, "step_index", None)
+    begin = int((timesteps == first).nonzero()[0]) if at is None else at - 1
+    return timesteps[begin : begin + pipe.num_timesteps]
 
 
 def _from_text(pipeline: Any) -> Any:

@@ -30,6 +30,7 @@ from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, In
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from torch import Tensor
 
+from attend_excite.callback import nursed_in_its_loop
 from attend_excite.generate import parse_all, traces_of, warn_of_findings
 from attend_excite.methods.attend_excite import AttendAndExcite
 from attend_excite.methods.base import Run, Step
@@ -38,11 +39,10 @@ from attend_excite.methods.stable_diffusion import StableDiffusion
 from attend_excite.models.families import Conditioning, Family, family_class
 from attend_excite.models.hindrances import refuse_hindrances
 from attend_excite.models.loading import ready, unusable
-from attend_excite.models.model import Model, prepared
+from attend_excite.models.model import Model
 from attend_excite.models.reading import warn_of_cut
-from attend_excite.schedulers import refuse_correctors, shift_carrier
+from attend_excite.schedulers import refuse_correctors
 from attend_excite.subjects import Prompt
-from attend_excite.turns import turn_of
 
 PIPELINES: Mapping[str, str] = {
     "stable-diffusion-xl": "StableDiffusionXLPipeline",
@@ -197,14 +197,9 @@ class Nurse(ModularPipelineBlocks):
         if i == 0:
             state.nursing = self._begin(components, state)
         nursing: _Nursing = state.nursing
-        run, family = nursing.run, nursing.run.model.family
+        run = nursing.run
         began = time.perf_counter()
-        latents = family.from_its_loop(state.latents, run.size).to(run.latents_dtype)
-        with turn_of(family.network), prepared(family.network):
-            shifted = nursing.nurse(latents, Step(i, t))
-        if shifted is not latents:
-            shift_carrier(run.scheduler)(shifted - latents)
-            state.latents = family.as_its_loop_has_them(shifted).to(state.latents.dtype)
+        state.latents = nursed_in_its_loop(run, nursing.nurse, state.latents, Step(i, t))
         nursing.seconds.append(time.perf_counter() - began)
         if i == len(state.timesteps) - 1:
             state.trace = traces_of(run, [float(each) for each in state.timesteps], nursing.seconds)

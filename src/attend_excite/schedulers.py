@@ -99,7 +99,8 @@ def shift_carrier(scheduler: Any) -> Callable[[Tensor | None], None]:
         scheduler: a run's own; from now on it must be told of every step.
 
     Returns:
-        To be called before each step with what the latents (B, C, H, W) were shifted by, or None.
+        To be called before each step with what the latents were shifted by, in the shape in which the
+        scheduler has them, or None.
     """
     from torch import Tensor
 
@@ -110,7 +111,7 @@ def shift_carrier(scheduler: Any) -> Callable[[Tensor | None], None]:
 
         def correct_and_shift(*args: Any, **kwargs: Any) -> Tensor:
             corrected = correct(*args, **kwargs)
-            return corrected if shift is None else corrected + shift
+            return corrected if shift is None else corrected + shift.to(corrected.dtype)
 
         setattr(scheduler, name, correct_and_shift)
 
@@ -119,7 +120,7 @@ def shift_carrier(scheduler: Any) -> Callable[[Tensor | None], None]:
         shift = by
         kept = getattr(scheduler, "sample", None)
         if by is not None and isinstance(kept, Tensor):
-            scheduler.sample = kept + by
+            scheduler.sample = kept + by.to(kept.dtype)
 
     return carry
 

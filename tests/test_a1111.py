@@ -201,9 +201,9 @@ def test_what_lies_beyond_the_first_chunk_is_nursed(model: Model) -> None:
 
 
 def test_the_marks_between_chunks_are_compared_with_no_word(model: Model) -> None:
-    def left_out(prompt: str, *, words_alone: bool) -> list[int] | None:
+    def left_out(prompt: str, *, words_alone: bool, negative: str = "") -> list[int] | None:
         run, recipe = (
-            _encoded(model, prompt),
+            _encoded(model, prompt, negative=negative),
             replace(Recipe.named("official"), prompt_tokens_only=words_alone),
         )
         between = tables_of(run.prompts, run.streams, recipe)[0].between
@@ -213,6 +213,8 @@ def test_the_marks_between_chunks_are_compared_with_no_word(model: Model) -> Non
     kept = {1, 2, 78, 79, 80}
     assert left_out("a cat BREAK a green frog", words_alone=True) == sorted({*range(154)} - kept)
     assert left_out("a (cat:1.3)", words_alone=True) is None
+    # The longer negative prompt has given it an empty chunk more.
+    assert left_out("a cat", words_alone=False, negative="a dog BREAK a frog") == [0, 76, 77, 153]
 
 
 def test_what_is_not_read_is_told(tiny: Model) -> None:

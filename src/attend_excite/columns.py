@@ -74,12 +74,13 @@ def tables_of(
 
 
 def _between_chunks(prompts: Sequence[Prompt], stream: Stream, words_alone: bool) -> torch.Tensor | None:
-    """(B, tokens) what is no word between the words of a prompt of several chunks; None: there is nothing.
+    """(B, tokens) what is no word between the words of a text of several chunks; None: there is nothing.
 
-    That are the chunks' first tokens, which draw most of the attention, and their last; where the words alone
-    are compared, what fills the chunks up, too.
+    A prompt of one chunk has as many as the longest text beside it, the negative prompt say. That are the
+    chunks' first tokens, which draw most of the attention, and their last; where the words alone are
+    compared, what fills the chunks up, too.
     """
-    if not any(len(prompt.chunks) > 1 for prompt in prompts):
+    if not any(prompt.chunks for prompt in prompts) or stream.width <= stream.tokenizer.model_max_length:
         return None
     length = stream.tokenizer.model_max_length
     between = torch.zeros(len(prompts), stream.width, dtype=torch.bool)

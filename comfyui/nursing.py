@@ -401,7 +401,7 @@ def vp_scale(sampling: Any, sigma: Tensor) -> float:
         sampling: the host's `model_sampling`.
         sigma: (B,) the noise level, the same for all.
     """
-    level = sigma.flatten()[:1].double()
+    level = sigma.flatten()[:1].cpu().double()  # which MPS doesn't have
     one, nought = level.new_ones(1, 1, 1, 1), level.new_zeros(1, 1, 1, 1)
     picture = float(sampling.noise_scaling(level, nought.clone(), one)) * getattr(sampling, "sigma_data", 1.0)
     noise = float(sampling.noise_scaling(level, one.clone(), nought))

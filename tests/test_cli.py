@@ -299,6 +299,11 @@ def test_an_empty_path_is_not_the_current_folder(arguments: list[str]) -> None:
         (["generate", PROMPT, "--negative", "a\udcff"], "the negative prompt is no text in UTF-8"),
         (["benchmark", "run", "--out", "run", "--sweep", "sigma=" + "9" * 5000 + ",1"], "sigma is '999"),
         (["benchmark", "prompts", "--out", "nowhere/at/all.csv"], "there is no folder 'nowhere/at'"),
+        (["benchmark", "prompts", "--out", "set.txt"], "name the file 'set.csv', not 'set.txt'"),
+        (
+            ["benchmark", "prompts", "--out", "a.csv", "--set", "two-subjects", "--pairs", "p"],
+            "--pairs is for",
+        ),
     ],
 )
 def test_what_no_command_can_mean_is_one_sentence(arguments: list[str], message: str) -> None:

@@ -69,6 +69,8 @@ def test_prompts_of_different_lengths_share_one_pass_a_step(tiny: Model) -> None
 def test_without_guidance_the_default_weights_are_the_scale(tiny: Model) -> None:
     default = _run(tiny, "a cat and a dog", ComposableDiffusion(), guidance_scale=1.0)
     ones = _run(tiny, "a cat and a dog", ComposableDiffusion([1, 1]), guidance_scale=7.5)
+    # Where there is none at all, as with Z-Image Turbo, they are no less.
+    assert torch.equal(default, _run(tiny, "a cat and a dog", ComposableDiffusion(), guidance_scale=0.0))
     assert torch.equal(default, ones)
 
 

@@ -89,6 +89,11 @@ def test_every_methods_own_loss_compares(tiny: Model, name: str) -> None:
     assert losses[_start(trace).chosen] == min(losses)
 
 
+def test_a_loss_that_says_nothing_of_a_noise_is_told(tiny: Model) -> None:
+    with pytest.warns(UserWarning, match="all noises for 'a cat and a frog' have the same loss"):
+        _drawn(tiny, [0], best_of=2, method=method_named("syngen"), steps=2)
+
+
 def test_no_noise_that_is_tried_is_added_later(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """What stochastic schedulers add has nothing to do with what a run may begin from."""
     tried: list[Tensor] = []

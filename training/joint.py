@@ -2,9 +2,9 @@
 
 `python -m training.joint --init FOLDER` learns from the UNet of a model folder, on latents of its
 autoencoder (`--latents`) and through its text encoder, which stays as it is. What the UNet takes for the
-noise tells the way from noise to picture, with less noise in it than the scene's own. From the image's patches
-to the words attention is grounded as the UNet's is, and now and then each sticker's patches see their own
-phrase alone.
+noise tells the way from noise to picture, with less noise in it than the scene's own. From the image's
+patches to the words attention is grounded as the UNet's is, and now and then each sticker's patches see
+their own phrase alone.
 """
 
 from __future__ import annotations

@@ -27,5 +27,5 @@ def check_finite(where: str, parts: Mapping[str, Tensor]) -> None:
             raise ValueError(
                 f"the {part} became NaN or infinite {where} (image {images} of the batch): a weight of the "
                 "model is broken, a number of the recipe or of the guidance is far too large, or half "
-                'precision is too narrow (dtype="float32")'
+                'precision is too narrow (dtype="bfloat16" or "float32")'
             )

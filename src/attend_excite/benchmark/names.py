@@ -25,7 +25,7 @@ def is_ablation(system: str) -> bool:
 
 def is_own(system: str) -> bool:
     """Whether a user wrote it: "my_methods:Faded"."""
-    return ":" in system
+    return ":" in system.partition(" ")[0]
 
 
 def recipe_of(system: str) -> str:

@@ -172,6 +172,10 @@ def prompts(
 
         if not out.parent.is_dir():
             raise ValueError(f"there is no folder '{out.parent}' to write '{out.name}' to")
+        if out.suffix != ".csv":
+            raise ValueError(f"prompts are written as CSV: name the file '{out.stem}.csv', not '{out.name}'")
+        if pairs is not None and chosen and LOOK_ALIKES not in chosen:
+            raise ValueError(f"--pairs is for another set: add --set {LOOK_ALIKES}, or leave it out")
         usual = ["three-subjects", "four-subjects", SWAPPED, *([LOOK_ALIKES] if pairs else [])]
         named = None if things is None else read_things(things)
         alike = () if pairs is None else read_pairs(pairs)

@@ -179,7 +179,8 @@ class Run:
 
     def encode_negative(self, images: int) -> Conditioning:
         """The conditioning of the negative prompt, so many times, also where the run has no guidance."""
-        _, encoded = self.model.family.encode([""], self.negative, self.distilled, self.size)
+        with turn_of(*(stream.tokenizer for stream in self.model.family.streams())):
+            _, encoded = self.model.family.encode([""], self.negative, self.distilled, self.size)
         assert encoded is not None
         return encoded[[0] * images]
 

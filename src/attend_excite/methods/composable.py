@@ -104,7 +104,9 @@ class ComposableDiffusion:
         yield denoise
 
     def _weights(self, parts: Sequence[Concept], run: Run) -> Tensor:
-        weights = [run.guidance_scale] * len(parts) if self.weights is None else self.weights
+        # Without classifier-free guidance a concept alone is its conditional pass, and not nothing.
+        usual = max(run.guidance_scale, 1.0)
+        weights = [usual] * len(parts) if self.weights is None else self.weights
         if len(weights) != len(parts):
             named = ", ".join(f"'{part.text}'" for part in parts)
             raise ValueError(

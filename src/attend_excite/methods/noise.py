@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -131,6 +132,12 @@ def _best(
             found = look(latents, Step(index, timesteps[index]), rows)
             losses.append(eye.measure(found, rows, terms).loss)
     table = torch.stack(losses, dim=1)  # (B, noises)
+    for row in (table == table[:, :1]).all(dim=1).nonzero().flatten().tolist():
+        warnings.warn(
+            f"all noises for '{run.prompts[row].text}' have the same loss, so the first is kept: this "
+            "method's loss says nothing of a noise there",
+            stacklevel=2,
+        )
     chosen = table.nan_to_num(nan=torch.inf).argmin(dim=1)
     a_step = 1 if run.empty_text is None else 2
     starts = [

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from attend_excite.methods.base import Denoise, Run, Step
 from attend_excite.nouns import find_phrases
+from attend_excite.turns import turn_of
 
 Align = Literal["values", "keys-and-values"]
 
@@ -84,7 +85,8 @@ class StructureDiffusion:
         def token_ids(text: str) -> list[int]:
             # A learnt word may stand for several tokens.
             written_out: Any = run.model.pipeline.maybe_convert_prompt(text, run.model.tokenizer)
-            return run.model.tokenizer(written_out, truncation=True).input_ids
+            with turn_of(run.model.tokenizer):
+                return run.model.tokenizer(written_out, truncation=True).input_ids
 
         tokens = token_ids(prompt)
         phrases: list[_Phrase] = []

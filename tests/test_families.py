@@ -517,10 +517,14 @@ def test_methods_that_exchange_the_text_work_or_are_refused_with_the_reason(name
         assert (make(method=method).latents - plain).abs().max() > 1e-4
 
 
-def test_some_of_a_batch_have_a_shorter_text_than_all_of_it() -> None:
-    """Z-Image's text is as long as the longest of a pass; who is refined alone may have a shorter one."""
-    model = model_of("z-image")
-    recipe = replace(model.recipe, thresholds=((0.0, 1.0),), max_refinements=2)
+@pytest.mark.parametrize("name", ["z-image", "pixart"])
+def test_some_of_a_batch_have_a_shorter_text_than_all_of_it(name: str) -> None:
+    """Z-Image's text is as long as the longest of a pass; who is refined alone may have a shorter one. PixArt
+    masks what is longer, which the softmax over all tokens must not count either."""
+    model = model_of(name)
+    recipe = replace(
+        model.recipe, thresholds=((0.0, 1.0),), max_refinements=2, prompt_tokens_only=name == "z-image"
+    )
     prompts = [PROMPT, "a lion with a red crown" + " on the grass in the sun by the sea" * 6]
     options = {
         "method": AttendAndExcite(recipe),

@@ -47,9 +47,13 @@ def tables_of(
         words = [prompt.words(at) if prompt.spans else (1, stream.width - 2) for prompt in prompts]
         # The authors leave the context's last position out, whatever is there; so do we.
         prompt_only = compares_prompt_only(recipe, stream, shared)
+        ends = [last if prompt_only else stream.width - 2 for _, last in words]
+        if columns is not None and not prompt_only:
+            # Padding is masked there, and its columns are as many as the batch's longest prompt has.
+            ends = [min(last + 1, stream.width - 2) for _, last in words]
         subjects = SubjectTokens.stack(
             positions=positions_of(prompts, at) if at or first is None else first,
-            last=[last if prompt_only else stream.width - 2 for _, last in words],
+            last=ends,
             first=[first for first, _ in words],
             target=[[group.target for group in prompt.groups] for prompt in prompts],
             negated=[[group.negated for group in prompt.groups] for prompt in prompts],

@@ -194,7 +194,8 @@ class Recipe:
         temperature: factor on the attention before the softmax over the tokens, above 0.
         sigma: the Gaussian filter's standard deviation in patches; 0: no filter.
         prompt_tokens_only: whether the softmax leaves out <eot> and padding. None: as is usual for the
-            architecture: all but Stable Diffusion 1.x leave them out.
+            architecture: all but Stable Diffusion 1.x leave them out. Where image and text share a softmax
+            they are always left out.
         guide_every: alter only every so many of the altered steps, 1 or more; steps with a threshold are
             always guided. Above 1 an approximation that saves time.
         start: where altering begins, as a fraction of the run, 0 to `altered`. What a threshold demands

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -42,6 +43,40 @@ def average_over_processes(parameters: list[Tensor]) -> None:
     parts = flat.split([gradient.numel() for gradient in gradients])
     for gradient, part in zip(gradients, parts, strict=True):
         gradient.copy_(part.view_as(gradient))
+
+
+def check_way_back(network: torch.nn.Module, compiled: Any, loss: Callable[[Any], Tensor]) -> None:
+    """Compare the gradients that a compiled network gives with its own: a compiler may lose them on the way
+    back where what comes forward is right, and then nothing tells but pictures that get worse.
+
+    Args:
+        network: whose parameters get the gradients, none of which is there yet.
+        compiled: the same, compiled.
+        loss: of either.
+
+    Raises:
+        RuntimeError: most parameters get another gradient.
+    """
+
+    def gradients(passes: Any) -> list[Tensor | None]:
+        loss(passes).backward()
+        found = [parameter.grad for parameter in network.parameters()]
+        for parameter in network.parameters():
+            parameter.grad = None
+        return found
+
+    pairs = zip(gradients(network), gradients(compiled), strict=True)
+    alike = [
+        0.0 if other is None else torch.cosine_similarity(own.flatten(), other.flatten(), dim=0).item()
+        for own, other in pairs
+        if own is not None
+    ]
+    middle = statistics.median(alike)
+    if middle < 0.9:
+        raise RuntimeError(
+            f"compiled, the network has other gradients than its own (their cosines: {middle:.2f}): "
+            "train without compiling on this machine, or find what is compiled wrongly"
+        )
 
 
 class Stateful(Protocol):

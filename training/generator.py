@@ -198,8 +198,8 @@ def faster_dtype(device: str) -> torch.dtype:
 
 
 def compiled(network: UNet2DConditionModel) -> Any:
-    """The network compiled, but for its upsampling: of that, in bfloat16 on a CPU, torch 2.13 compiles a way
-    back on which the gradient is lost, without a word."""
+    """The network compiled, but for its upsampling: of that and what stands around it torch 2.13 makes, on a
+    CPU, a way back on which the gradient is lost, without a word. In bfloat16 nearly all of it."""
     for block in network.up_blocks:
         for upsampler in block.upsamplers or ():
             upsampler.forward = torch.compiler.disable(upsampler.forward)

@@ -209,14 +209,17 @@ class Form:
             width=settings.width,
             height=settings.height,
         )
-        if not isinstance(settings.method, AttendAndExcite):
+        method = settings.method
+        if not isinstance(method, AttendAndExcite):
             return form
-        wanted = settings.method.recipe
+        wanted = method.recipe
         if not isinstance(wanted, Recipe):
             return replace(form, recipe=wanted or RECOMMENDED)
 
         def drawn_by(form: Form) -> Recipe:
-            return settings.method.on(form.recipe_of(model)).recipe
+            drawn = method.on(form.recipe_of(model)).recipe
+            assert isinstance(drawn, Recipe)
+            return drawn
 
         for name in (RECOMMENDED, *recipe_names()):
             named = replace(form, recipe=name)

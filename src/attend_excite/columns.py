@@ -48,8 +48,8 @@ def tables_of(
         # The authors leave the context's last position out, whatever is there; so do we.
         prompt_only = compares_prompt_only(recipe, stream, shared)
         ends = [last if prompt_only else stream.width - 2 for _, last in words]
-        if columns is not None and not prompt_only:
-            # Padding is masked there, and its columns are as many as the batch's longest prompt has.
+        if len(kept) < stream.width and not prompt_only:
+            # Padding is masked, and there are as many columns as the batch's longest prompt has.
             ends = [min(last + 1, stream.width - 2) for _, last in words]
         subjects = SubjectTokens.stack(
             positions=positions_of(prompts, at) if at or first is None else first,

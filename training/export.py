@@ -103,7 +103,7 @@ def main() -> None:
         pipeline = joint_pipeline(arguments.joint, arguments.init, tokenizer, vae)
     else:
         pipeline = unet_pipeline(arguments.generator, arguments.init, tokenizer, vae)
-    for part in (pipeline.vae, getattr(pipeline, "transformer", None) or pipeline.unet):
+    for part in (vae, pipeline.transformer if arguments.joint else pipeline.unet):
         part.register_to_config(_name_or_path="stickers")  # not the folder it was read from
     pipeline.save_pretrained(arguments.out)
     if arguments.generator:

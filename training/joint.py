@@ -175,13 +175,11 @@ def words_and_rest(attention: Tensor, roles: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class FlowBatch:
-    """B scenes on their way from noise: `noisy` is (1 - sigma) latents + sigma noise, `flow` the noise less
-    the latents."""
+    """B scenes on their way from noise: `noisy` is (1 - sigma) latents + sigma noise."""
 
     scenes: Batch
     noisy: Tensor
     sigma: Tensor
-    flow: Tensor
 
 
 def as_flow(scenes: Batch, times: int) -> FlowBatch:
@@ -192,7 +190,7 @@ def as_flow(scenes: Batch, times: int) -> FlowBatch:
     sigma = torch.where(scenes.times % 5 == 0, even, torch.special.ndtri(even).sigmoid())
     at = sigma[:, None, None, None]
     noisy = (1 - at) * scenes.latents + at * scenes.noise
-    return FlowBatch(scenes, noisy, sigma, scenes.noise - scenes.latents)
+    return FlowBatch(scenes, noisy, sigma)
 
 
 @torch.no_grad()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import math
 import os
-import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -55,7 +54,7 @@ def check_way_back(network: torch.nn.Module, compiled: Any, loss: Callable[[Any]
         loss: of either.
 
     Raises:
-        RuntimeError: most parameters get another gradient.
+        RuntimeError: a parameter gets another gradient.
     """
 
     def gradients(passes: Any) -> list[Tensor | None]:
@@ -71,10 +70,10 @@ def check_way_back(network: torch.nn.Module, compiled: Any, loss: Callable[[Any]
         for own, other in pairs
         if own is not None
     ]
-    middle = statistics.median(alike)
-    if middle < 0.9:
+    # Rounding to bfloat16 leaves 0.94 and more; one lost gradient is as bad as many.
+    if min(alike) < 0.5:
         raise RuntimeError(
-            f"compiled, the network has other gradients than its own (their cosines: {middle:.2f}): "
+            f"compiled, the network has other gradients than its own (a cosine is {min(alike):.2f}): "
             "train without compiling on this machine, or find what is compiled wrongly"
         )
 

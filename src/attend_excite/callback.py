@@ -74,13 +74,13 @@ def nursing_callback(
         raise ValueError(
             "the method must be an AttendAndExcite without a base: it's the pipeline that denoises"
         )
+    method = replace(method, word_tokens="max")
+    model = load(_from_text(pipeline))
     if "callback_on_step_end" not in signature(type(pipeline).__call__).parameters:
         raise ValueError(
             f"{type(pipeline).__name__} calls nothing at the end of a step: draw with "
             "load(pipeline).generate(...) instead"
         )
-    method = replace(method, word_tokens="max")
-    model = load(_from_text(pipeline))
     refuse_search(model, method)
     prompts = parse_all(model, prompt, subjects, method)
     warn_of_cut(model, [parsed.text for parsed in prompts])

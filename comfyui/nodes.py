@@ -154,7 +154,8 @@ class AttendExciteMaps(io.ComfyNode):
             raise ValueError("this MODEL isn't nursed: connect the one that Attend-and-Excite gave")
         if kept.maps is None:
             raise ValueError("this MODEL has drawn nothing yet: connect the one that the sampler was given")
-        if len(kept.maps.values) != len(samples["samples"]):
+        latents = samples["samples"]
+        if (len(kept.maps.values), *kept.size) != (len(latents), *latents.shape[-2:]):
             raise ValueError(
                 "the last run of this MODEL made other latents: give each sampler a MODEL of its own"
             )

@@ -74,10 +74,12 @@ class Kept:
     Attributes:
         maps: of its subjects, from every step, where it got to its end.
         visits: by the step, what nursing did.
+        size: (height, width) of its latents.
     """
 
     maps: AttentionMaps | None = None
     visits: Mapping[int, Sequence[Visit]] | None = None
+    size: tuple[int, ...] = ()
 
 
 def nursed(model: Any, asked: Asked, recipe: str, strength: float, last_step: int) -> Any:
@@ -113,7 +115,7 @@ def nursed(model: Any, asked: Asked, recipe: str, strength: float, last_step: in
         run = _Run(settings, executor.class_obj)
         samples = executor(noise, latent_image, run.watching(sampler), *args, **kwargs)
         run.report()
-        kept.maps, kept.visits = run.maps(), run.visits
+        kept.maps, kept.visits, kept.size = run.maps(), run.visits, tuple(samples.shape[-2:])
         return samples
 
     own = model.clone()

@@ -24,7 +24,7 @@ from attend_excite import Model, Recipe, Subject
 from attend_excite.cli import app
 from attend_excite.guidance.schedule import NoiseSearch
 from attend_excite.metadata import read_origin, write_png
-from attend_excite.methods import AttendAndExcite
+from attend_excite.methods import AttendAndExcite, ComposableDiffusion
 from attend_excite.models.additions import Addition
 from attend_excite.models.reading import unread_tokens
 from tests import families
@@ -466,8 +466,16 @@ def test_a_picture_fills_the_form_in(server: Server, drawn: Drawn) -> None:
     assert (back.method, back.recipe, back.sigma, back.step_size) == ("conform", "recommended", 0.25, None)
     assert back.settings(model) == named.settings(model)
     other = replace(origin.settings.method, recipe=replace(origin.settings.method.recipe, temperature=3.0))
-    with pytest.raises(ValueError, match="no place for"):
-        Form.from_settings(replace(origin.settings, method=other), 1, model)
+    weighted = ComposableDiffusion(weights=(7.5, 5.0))
+    said = replace(origin.settings, subjects=(Subject("cat", attributes=["red"]),))
+    for settings in (
+        replace(origin.settings, method=other),
+        replace(origin.settings, method=replace(origin.settings.method, word_tokens="max")),
+        replace(origin.settings, method=weighted),
+        said,
+    ):
+        with pytest.raises(ValueError, match="no place for"):
+            Form.from_settings(settings, 1, model)
 
 
 def test_the_server_keeps_only_the_latest_runs(
@@ -823,6 +831,17 @@ def test_what_the_page_does_not_have_is_not_there(address: str, path: str) -> No
 
     answer = httpx.post(f"{address}gradio_api/{path}", files={"video": ("film.mp4", b"x")})
     assert (answer.status_code, answer.json()["error"]) == (404, "this page has no such thing")
+
+
+@pytest.mark.parametrize(
+    "path", ["file=https://example.org/x.png", "file/http://example.org/x.png", "proxy=x"]
+)
+def test_the_page_fetches_nothing_for_anybody(address: str, path: str) -> None:
+    import httpx
+
+    for ask in (httpx.get, httpx.head):
+        assert ask(f"{address}gradio_api/{path}").status_code == 404
+    assert httpx.get(f"{address}gradio_api/{path}").json()["error"] == "this page has no such thing"
 
 
 def test_no_other_page_shows_this_one_in_a_frame(address: str) -> None:

@@ -172,6 +172,8 @@ def test_what_cannot_be_begun_from_is_told(tiny: Model, tmp_path: Any) -> None:
         ({"strength": 0}, "strength is 0: it must be a number above 0, 1 at most"),
         ({"strength": 1.5}, "strength is 1.5"),
         ({"strength": 0.1}, "strength 0.1 of 5 steps is no step at all: give 0.2 or more"),
+        ({"strength": 0.01, "steps": 30}, "no step at all: give 0.034 or more"),
+        ({"height": "128"}, "height is '128': it must be a multiple of 8 pixels"),
         ({"mask": _mask(64, 64)}, "the mask is 64x64 and the picture 128x128 pixels"),
         ({"mask": Image.new("L", (128, 128))}, "the mask is black everywhere"),
         ({"image": tmp_path / "none.png"}, "there is no picture '.*none.png'"),

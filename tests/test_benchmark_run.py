@@ -39,6 +39,7 @@ from attend_excite.benchmark.prompts import (
 )
 from attend_excite.benchmark.run import Here, Queue, begin, broken_images, draw
 from attend_excite.guidance.schedule import Recipe
+from attend_excite.metadata import as_plain_data
 from attend_excite.methods import AttendAndExcite
 from attend_excite.nouns import find_nouns
 
@@ -184,6 +185,17 @@ def test_every_job_has_a_name_of_its_own_that_stays(model: Model, batches: list[
     assert names_with(2, "attend-excite no-refinement") == set(names)
     assert len(names_with(2, "attend-excite bare") & set(names)) == 18
     assert not names_with(3, "attend-excite no-refinement") & set(names)
+    other_maps = replace(model, attention_downsampling=2 * model.attention_downsampling)
+    assert conditions_of(other_maps, 2, 7.5).revision != conditions.revision
+
+
+def test_a_model_in_one_file_is_told_by_what_is_in_it(model: Model, tmp_path: Path) -> None:
+    first, same, other = (tmp_path / f"{name}.safetensors" for name in ("first", "same", "other"))
+    for file, content in ((first, b"a"), (same, b"a"), (other, b"b")):
+        file.write_bytes(content)
+    found = [conditions_of(replace(model, name=str(file)), 2, 7.5).revision for file in (first, same, other)]
+    assert found[0] is not None
+    assert (found[0] == found[1], found[0] == found[2]) == (True, False)
 
 
 def test_a_killed_run_goes_on_and_ends_as_an_undisturbed_one(
@@ -401,7 +413,8 @@ def test_the_number_of_noises_is_part_of_a_systems_name(model: Model) -> None:
     assert bare.method == systems_named(["attend-excite bare"], model.recipe)[0].method
     assert smooth.method.recipe.sigma == 0
     (once,) = systems_named(["stable-diffusion"], model.recipe)
-    assert plain.numbers == once.numbers | {"best_of": 3}
+    chosen_by = {"chosen_by": as_plain_data(replace(model.recipe, summary=""))}
+    assert plain.numbers == once.numbers | {"best_of": 3} | chosen_by
     assert list(titles(names, "stickers").values()) == [
         "stickers, plain, best of 3",
         "Attend-and-Excite, bare best of 2",
@@ -473,12 +486,14 @@ def test_systems_with_recipes_of_ones_own(tmp_path: Path) -> None:
     file = str(tmp_path / "mine.json")
     names = [
         f"attend-excite {file}",
+        f"attend-excite {file} sigma=0",
         "attend-excite paper sigma=0 decay=square-root",
         *sweep("step_size=5, 10"),
     ]
     systems = systems_named(names, official)
     assert [system.name for system in systems] == [
         "attend-excite mine.json",
+        "attend-excite mine.json sigma=0",
         "attend-excite paper sigma=0 decay=square-root",
         "attend-excite step_size=5",
         "attend-excite step_size=10",
@@ -486,6 +501,7 @@ def test_systems_with_recipes_of_ones_own(tmp_path: Path) -> None:
     recipes = [system.method.recipe for system in systems if isinstance(system.method, AttendAndExcite)]
     assert recipes == [
         replace(official, step_size=3),
+        replace(official, step_size=3, sigma=0),
         replace(Recipe.named("paper"), sigma=0, decay="square-root"),
         replace(official, step_size=5),
         replace(official, step_size=10),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img impo
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
+from transformers import CLIPImageProcessor
 
 from attend_excite import (
     AttendAndExcite,
@@ -265,6 +267,8 @@ def test_stable_diffusion_2_normalises_over_the_prompt_only(tiny: Model) -> None
         ({"subjects": 5}, "with several prompts a list of such lists"),
         ({"prompt": ["a cat", "a dog"], "subjects": [2, 5]}, "with several prompts a list of such lists"),
         ({"prompt": ["a cat", "a dog"], "subjects": [["cat"]]}, "2 prompts but subjects for 1"),
+        ({"prompt": ["a cat", "a dog"], "subjects": []}, "2 prompts but subjects for 0"),
+        ({"guidance_scale": "3"}, "guidance_scale is '3'"),
         (
             {"prompt": ["a cat", "a dog"], "subjects": ["cat", "dog"]},
             "with several prompts a list of such lists",
@@ -276,6 +280,19 @@ def test_stable_diffusion_2_normalises_over_the_prompt_only(tiny: Model) -> None
 def test_bad_input_is_refused_at_the_door(tiny: Model, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         _run(tiny, **options)
+
+
+def test_a_model_of_earlier_libraries_is_read(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    CLIPImageProcessor().save_pretrained(folder / "feature_extractor")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["feature_extractor"] = ["transformers", "CLIPFeatureExtractor"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    model = load(folder, device="cpu")
+    assert isinstance(model.pipeline.feature_extractor, CLIPImageProcessor)
+    drawn = model.generate(CAT_AND_FROG, method=StableDiffusion(), seeds=[0, 1], steps=1, progress=False)
+    assert drawn.only(-1).images == drawn.images[1:]
 
 
 @pytest.mark.parametrize("recipe", [{"step_size": 5.0}, 5, ["official"]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -82,6 +83,9 @@ def test_maps_of_other_layers_are_had_by_their_size(tiny: Model) -> None:
     fine = tiny.generate("a cat", maps=(16, 16), **options).maps
     assert torch.equal(own.values, same.values)
     assert fine["cat"].values.shape == (1, 1, 16, 16)
+    named = replace(tiny, layers=tuple(place.name for place in tiny.places()))
+    assert torch.equal(named.generate("a cat", maps=(4, 4), **options).maps.values, own.values)
+    assert torch.equal(named.generate("a cat", maps=(16, 16), **options).maps.values, fine.values)
     with pytest.raises(ValueError, match="the sizes here are 16x16, 8x8, 4x4"):
         tiny.generate("a cat", maps=(5, 5), **options)
 

@@ -57,6 +57,9 @@ def test_no_trace_remains_in_the_model_after_an_exception(
 def test_combinations_without_sense_are_refused() -> None:
     with pytest.raises(ValueError, match="cannot go on top of composable: it raises the attention to the"):
         AttendAndExcite(base=ComposableDiffusion())
+    for no_method in (ComposableDiffusion, None):
+        with pytest.raises(ValueError, match="give a method that is made"):
+            AttendAndExcite(base=no_method)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="on top of itself"):
         AttendAndExcite(base=AttendAndExcite())
 

@@ -111,6 +111,13 @@ def test_the_command_writes_sets_that_run_reads(tmp_path: Path) -> None:
         *draw_set("look-alikes", 2, pairs=pairs),
         *draw_set("swapped-colours", 2),
     ]
+    (tmp_path / "things.txt").write_text("cat\ndog\n")
+    (tmp_path / "pairs.txt").write_text("cat, dog\n")
+    files = [f"--{what}={tmp_path / what}.txt" for what in ("things", "pairs")]
+    both = ["--set", "two-subjects", "--set", "look-alikes", "--count", "1"]
+    told = [CliRunner().invoke(app, [*command[:4], *both, *files, f"--seed={seed}"]) for seed in range(4)]
+    assert {result.exit_code for result in told} == {0, 2}
+    assert "was drawn for two sets" in "".join(result.stderr for result in told)
     (tmp_path / "pairs.txt").write_text("cat dog\n")
     told = CliRunner().invoke(app, [*command, "--pairs", str(tmp_path / "pairs.txt")])
     assert told.exit_code == 2

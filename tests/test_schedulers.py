@@ -145,6 +145,8 @@ def test_a_scheduler_keeps_the_noise_schedule_and_cuts_nothing() -> None:
     karras = DPMSolverMultistepScheduler.from_config(
         own.config, use_karras_sigmas=True, algorithm_type="sde-dpmsolver++"
     )
+    warming_up = PNDMScheduler.from_config(own.config, skip_prk_steps=False)
+    assert scheduler_for_run(warming_up, "pndm").config["skip_prk_steps"] is True
     for name in ("euler", "heun", "lms", "dpm++"):
         assert scheduler_for_run(karras, name).config["use_karras_sigmas"] is False
     assert scheduler_for_run(karras, "dpm++-karras").config["algorithm_type"] == "dpmsolver++"

@@ -658,11 +658,17 @@ def test_a_database_that_is_none_is_named(study_folder: Path, tmp_path: Path) ->
 
 
 _FORM = "Content-Type: application/x-www-form-urlencoded"
+_UNFINISHED = f"POST /start HTTP/1.1\r\nHost: x\r\n{_FORM}\r\nContent-Length: 9\r\n\r\nab"
 
 
 @pytest.mark.parametrize(
     "sent",
-    ["", "GET / HTTP/1.1\r\n", f"POST /start HTTP/1.1\r\nHost: x\r\n{_FORM}\r\nContent-Length: 9\r\n\r\nab"],
+    [
+        "",
+        "GET / HTTP/1.1\r\n",
+        _UNFINISHED,
+        f"GET / HTTP/1.1\r\nHost: x\r\n\r\n{_UNFINISHED}",
+    ],
 )
 def test_connections_that_stall_are_closed(
     study_folder: Path, sqlite: str, monkeypatch: pytest.MonkeyPatch, sent: str
@@ -726,3 +732,4 @@ def test_the_command_line(small_run: Path, tmp_path: Path) -> None:
     run("delete-respondent", folder, "0" * 32)
     assert "no respondent" in run("delete-respondent", folder, "0" * 32, status=2)
     assert "end the name in .csv" in run("export", folder, "votes.txt", status=2)
+    assert "there is no folder" in run("export", folder, str(tmp_path / "none" / "votes.csv"), status=2)

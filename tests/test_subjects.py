@@ -142,6 +142,9 @@ def test_attributes_lie_in_every_table_of_tokens(tokenizer):
     tables = [Stream("long", tokenizer, 0, 77), Stream("short", tokenizer, 77, 6)]
     bowl, cat = parse("a yellow bowl and a red sombrero cat", tables).groups
     assert [(each.positions, each.further) for each in bowl.attributes] == [((2,), ((2,),))]
+    # What stands between positions is none of the subject, in any table.
+    (apart,) = parse("a cat and a frog", [tables[0], Stream("other", tokenizer, 77, 77)], [[2, 5]]).groups
+    assert (apart.positions, apart.further) == ((2, 5), ((2, 5),))
     # The short one cuts the cat and what is said of it.
     assert cat.further == ((),)
     assert [(each.positions, each.further) for each in cat.attributes] == [((6,), ((),)), ((7, 8), ((),))]
@@ -475,3 +478,7 @@ def test_every_word_of_a_text_is_found_by_its_name(tokenizer):
     named = list(words_of(text))
     assert named == ["a", "cat", "a#2", "Cat#2", "and", "a#3", "t-shirt"]
     assert [locate(word, text, tokenizer)[0] for word in named] == [1, 2, 4, 5, 6, 7, 8]
+    # Alone "shirt" may also be a part of another word.
+    text = "a t-shirt and a shirt"
+    assert list(words_of(text))[-1] == "shirt#2"
+    assert [locate(word, text, tokenizer)[0] for word in words_of(text)] == [1, 2, 5, 6, 7]

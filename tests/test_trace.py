@@ -50,6 +50,18 @@ def test_findings(updates: list[tuple[float, float, float]], kinds: list[tuple[s
     assert _kinds(_steps(*updates)) == kinds
 
 
+def test_updates_that_were_left_out_are_said() -> None:
+    steps = _steps(*[(0.07, 0.3, 0.01)] * 8)
+    lost = [
+        replace(step, updates=tuple(replace(update, skipped=True, shift=0.0) for update in step.updates))
+        for step in steps
+    ]
+    (finding,) = findings_of(lost, [CAT, FROG], 0.8)
+    assert finding.kind == "skipped"
+    assert finding.sentence.startswith("8 of 8 updates were left out")
+    assert _kinds([*lost[:3], *steps[3:]]) == [("stuck", "cat")]
+
+
 def test_a_look_without_an_update_is_no_update_in_vain() -> None:
     looked = [
         replace(step, updates=tuple(replace(update, due=False) for update in step.updates))

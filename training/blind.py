@@ -110,6 +110,13 @@ def main() -> None:
         join(arguments.out, arguments.join)
         return
     rows = read_rows(arguments.run).to_pylist()
+    drawn = {row["system"] for row in rows}
+    if unknown := sorted(set(arguments.system or ()) - drawn):
+        parser.error(f"the run has no system '{unknown[0]}': it has {', '.join(sorted(drawn))}")
+    if (arguments.out / "key.csv").exists():
+        parser.error(
+            f"'{arguments.out}' has a key already: choose another folder, so that no answers are mixed"
+        )
     if arguments.system is not None:
         rows = [row for row in rows if row["system"] in arguments.system]
     pictures = chosen(rows, arguments.count, arguments.seed)

@@ -203,6 +203,8 @@ def compiled(network: UNet2DConditionModel) -> Any:
     for block in network.up_blocks:
         for upsampler in block.upsamplers or ():
             upsampler.forward = torch.compiler.disable(upsampler.forward)
+    # Around what isn't compiled each layer is compiled for itself, with and without gradients.
+    torch._dynamo.config.recompile_limit = 64
     return torch.compile(network, dynamic=False)
 
 

@@ -177,13 +177,17 @@ def account(runs: Mapping[str, Generation], image: int = 0) -> list[str]:
             continue
         nursed = [step for step in trace.steps if step.updates]
         updates = [update for step in nursed for update in step.updates]
-        least, word = min((value, word) for word, value in updates[-1].attention.items())
+        negated = {group.text for group in _prompt(runs, image).groups if group.negated}
+        last = {word: value for word, value in updates[-1].attention.items() if word not in negated}
         refined = f", refined at {', '.join(map(str, trace.refinements))}" if trace.refinements else ""
-        sentences.append(
+        told = (
             f"{label}: {sum(update.shift > 0 for update in updates)} updates in {len(nursed)} of "
-            f"{len(trace.steps)} steps{refined}; when it ended, {word} was attended to least, with "
-            f"{least:.2f} as nursing measures it"
+            f"{len(trace.steps)} steps{refined}"
         )
+        if last:
+            least, word = min((value, word) for word, value in last.items())
+            told += f"; when it ended, {word} was attended to least, with {least:.2f} as nursing measures it"
+        sentences.append(told)
     return sentences
 
 

@@ -45,6 +45,7 @@ from attend_excite.schedulers import (
     scheduler_for_run,
     seed_noise,
     shift_carrier,
+    steps_made,
     without_warm_up,
 )
 from attend_excite.subjects import (
@@ -136,7 +137,7 @@ class Generation:
                 words=tuple(words_of(self.prompts[index].text)),
             )
         return Generation(
-            images=self.images[index : index + 1],
+            images=[self.images[index]] if self.images else [],
             prompts=[self.prompts[index]],
             seeds=[self.seeds[index]],
             nsfw=[self.nsfw[index]],
@@ -191,8 +192,8 @@ def generate(
         steps: denoising steps, 1 or more; None: as many as are usual for the model, 50 for Stable Diffusion.
         scheduler: another than the model's own, on the same noise schedule: "ddim", "dpm++", ... (see
             `schedulers.scheduler_names`); None: its own.
-        guidance_scale: of classifier-free guidance, 1 or less: none; or of the guidance that is distilled
-            into the model, as in FLUX. None: what is usual for the model, 7.5 for Stable Diffusion.
+        guidance_scale: of classifier-free guidance, 1 or less (Z-Image: 0): none; or of the guidance that is
+            distilled into the model, as in FLUX. None: what is usual for the model, 7.5 for Stable Diffusion.
         true_cfg_scale: of classifier-free guidance beside distilled guidance, above 1; None: none.
         negative_prompt: what the unconditional half of the guidance sees, for all prompts; None: nothing.
         height: in pixels, a multiple of the autoencoder's factor (8); None: the model's own.
@@ -205,7 +206,7 @@ def generate(
             shades of grey mix pixels. None: everywhere.
         best_of: noises that are tried for each picture, the seed's own first: each is looked at early in
             the run (`Recipe.choose_at`) without a gradient, and the one whose loss is lowest then, by the
-            method's recipe or else the model's, is drawn. 1: the seed's own noise.
+            method's recipe or else the model's, is drawn: not with every method the same. 1: the seed's own.
         batch_size: pictures in one pass; "auto": as many as should fit in memory. A batch that runs out
             of it all the same starts again with half as many.
         maps: keep the attention of every step: see `Generation.maps`. True: of the layers that nursing
@@ -227,19 +228,21 @@ def generate(
     seeds = _seeds(seeds)
     refuse_hindrances(model.network)
     family = model.family
+    size = _latent_size(model, height, width)
     begin = beginning(image, strength, mask, height=height, width=width, multiple=family.size_factor)
-    size = _latent_size(model, *((height, width) if begin is None else begin.size))
+    if begin is not None:
+        size = _latent_size(model, *begin.size)
     steps = model.steps if steps is None else steps
+    require(hasattr(steps, "__index__") and steps >= 1, "steps", steps, "a whole number, 1 or more")
+    for what, scale in (("guidance_scale", guidance_scale or 0), ("true_cfg_scale", true_cfg_scale or 0)):
+        fine = isinstance(scale, Real) and 0 <= scale < math.inf
+        require(fine, what, scale, "a number, 0 or more, and finite")
     if guidance_scale and not family.takes_guidance:
         warnings.warn(
             f"{model.name} has no guidance to set: {guidance_scale:g} changes nothing", stacklevel=2
         )
     guidance_scale = family.defaults.guidance_scale if guidance_scale is None else guidance_scale
-    require(hasattr(steps, "__index__") and steps >= 1, "steps", steps, "a whole number, 1 or more")
-    for what, scale in (("guidance_scale", guidance_scale), ("true_cfg_scale", true_cfg_scale or 0)):
-        fine = isinstance(scale, Real) and 0 <= scale < math.inf
-        require(fine, what, scale, "a number, 0 or more, and finite")
-    made = steps if begin is None else int(steps * begin.strength)
+    made = steps if begin is None else steps_made(steps, begin.strength)
     if isinstance(method, AttendAndExcite) and 0 < made < family.defaults.fewest_steps:
         warnings.warn(
             f"of {made} steps nursing has hardly one in which it could do anything: give "
@@ -450,7 +453,8 @@ def parse_all(
     texts: list[Any] = list(prompt) if several else [prompt]
     fine = len(texts) > 0 and all(isinstance(text, str) for text in texts)
     require(fine, "prompt", prompt, "a text, or several")
-    given: Any = (subjects or [None] * len(texts)) if several else [subjects]
+    everywhere = [None] * len(texts)
+    given: Any = (everywhere if subjects is None else subjects) if several else [subjects]
     wanted: list[Any] = list(given) if isinstance(given, Iterable) else [given]
     fine = isinstance(given, Iterable) and not isinstance(given, str | Mapping)
     if not fine or any(

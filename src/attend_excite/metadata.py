@@ -257,9 +257,11 @@ def revision_of(model: Model) -> str | None:
 def digest_of(folder: Path, files: Iterable[Path]) -> str:
     """16 hex digits of the names and the contents of some of a folder's files, in any order."""
     digest = hashlib.sha256()
-    for path in sorted(files):
+    # One name on every system.
+    names = {path.relative_to(folder).as_posix(): path for path in files}
+    for name, path in sorted(names.items()):
         with path.open("rb") as file:
-            digest.update(f"{path.relative_to(folder)}".encode())
+            digest.update(name.encode())
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
 

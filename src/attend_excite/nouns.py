@@ -17,11 +17,11 @@ Span = tuple[int, int]
 # "t-rex" and "o'clock" are one word; the possessive "'s" is its own word, as in the tagger's model.
 WORD = re.compile(r"\w+(?:-\w+|['\u2019](?!s\b)\w+)*|['\u2019]s\b|[^\w\s]")
 
-# What ties an adjective behind a noun to it: "the bowl is yellow".
 # The tagger's time grows with the square of a word's letters, and it goes by a word's end. English words
 # aren't longer.
 _LETTERS = 50
 
+# What ties an adjective behind a noun to it: "the bowl is yellow".
 _TIES = ("is", "are", "was", "were")
 # What other programs take for instructions. Of "(cat:1.3)" only the weight is one.
 _INSTRUCTION = re.compile(

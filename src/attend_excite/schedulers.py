@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -132,13 +133,11 @@ def without_warm_up(scheduler: Any) -> Any:
     return type(scheduler).from_config(scheduler.config, skip_prk_steps=True)
 
 
-def first_step(scheduler: Any, steps: int, strength: float) -> int:
-    """The index among a scheduler's timesteps at which a run begins that makes a share of its steps.
-
-    As in diffusers' pipelines: of 50 steps at strength 0.8 the last 40.
+def steps_made(steps: int, strength: float) -> int:
+    """How many steps a run makes that begins from a picture, as in diffusers' pipelines: of 50 steps at
+    strength 0.8 the last 40.
 
     Args:
-        scheduler: with so many steps set.
         steps: of a whole run.
         strength: above 0 to 1.
 
@@ -147,10 +146,18 @@ def first_step(scheduler: Any, steps: int, strength: float) -> int:
     """
     made = int(steps * strength)
     if made < 1:
-        raise ValueError(
-            f"strength {strength:g} of {steps} steps is no step at all: give {1 / steps:.2g} or more"
-        )
-    return (steps - made) * getattr(scheduler, "order", 1)
+        enough = math.ceil(1000 / steps) / 1000
+        raise ValueError(f"strength {strength:g} of {steps} steps is no step at all: give {enough:g} or more")
+    return made
+
+
+def first_step(scheduler: Any, steps: int, strength: float) -> int:
+    """The index among a scheduler's timesteps, with so many steps set, at which such a run begins.
+
+    Raises:
+        ValueError: it makes no step.
+    """
+    return (steps - steps_made(steps, strength)) * getattr(scheduler, "order", 1)
 
 
 def begin_at(scheduler: Any, first: int) -> None:

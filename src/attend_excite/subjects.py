@@ -277,12 +277,9 @@ def columns_of(group: TokenGroup, starts: Sequence[int]) -> tuple[int, ...]:
 
 def words_of(text: str) -> Iterator[str]:
     """The words of a text that has no marked subjects, numbered as `locate` finds them: "cat", "cat#2"."""
-    seen = Counter()
     for match in WORD.finditer(text):
         if match[0][0].isalnum():
-            seen[match[0].lower()] += 1
-            number = seen[match[0].lower()]
-            yield f"{match[0]}#{number}" if number > 1 else match[0]
+            yield label_of(match[0], match.start(), text)
 
 
 def cuts_of(text: str, tokenizer: PreTrainedTokenizerBase | Sequence[Stream]) -> list[tuple[str, int, str]]:
@@ -567,13 +564,14 @@ def _automatic(context: _Context, others: Sequence[Span]) -> list[TokenGroup]:
     inside = [noun for noun in nouns if noun.head_span[1] <= end]
     # When every noun was cut, asking for one of them raises the error that names the cut words.
     return [
-        context.group(_label(noun.text, noun.span[0], context), noun.head_span) for noun in inside or nouns
+        context.group(label_of(noun.text, noun.span[0], context.text), noun.head_span)
+        for noun in inside or nouns
     ]
 
 
 def _group_at(span: Span, context: _Context) -> TokenGroup:
     text = " ".join(context.text[slice(*span)].split())
-    return context.group(_label(text, span[0], context), _one_head(span, context))
+    return context.group(label_of(text, span[0], context.text), _one_head(span, context))
 
 
 def _one_head(span: Span, context: _Context) -> Span:
@@ -643,7 +641,7 @@ def _group_of(subject: Subject, context: _Context, listed: Counter[str]) -> Toke
         raise ValueError(f"'{phrase}#{occurrence}' is not in the prompt: it has {phrase!r} {times}, from #1")
     span = found[occurrence - 1]
     target = float(not subject.negated) if subject.target is None else float(subject.target)
-    label, head = _label(phrase, span[0], context), _one_head(span, context)
+    label, head = label_of(phrase, span[0], context.text), _one_head(span, context)
     said = None
     if subject.attributes is not None:
         said = [_nearest(word, head, context) for word in subject.attributes]
@@ -691,12 +689,16 @@ def _group_on(positions: Sequence[int], context: _Context) -> TokenGroup:
     positions = tuple(sorted(set(positions)))
     start, end = context.offsets[positions[0]][0], context.offsets[positions[-1]][1]
     if positions[-1] - positions[0] + 1 == len(positions):
-        text = context.text[start:end]
-    else:
+        text, spans = context.text[start:end], [(start, end)]
+    else:  # without what stands between them
         text = " ".join(context.tokens[position] for position in positions)
-    further = tuple(reading.positions((start, end)) for reading in context.further)
-    attributes = context.attributes(modifiers_of((start, end), context.text))
-    return TokenGroup(_label(text, start, context), positions, further=further, attributes=attributes)
+        spans = [context.offsets[position] for position in positions]
+    further = tuple(
+        tuple(sorted({position for span in spans for position in reading.positions(span)}))
+        for reading in context.further
+    )
+    attributes = context.attributes(modifiers_of(spans[-1], context.text))
+    return TokenGroup(label_of(text, start, context.text), positions, further=further, attributes=attributes)
 
 
 def _refuse_duplicates(groups: Sequence[TokenGroup]) -> None:
@@ -727,9 +729,10 @@ def _occurrences(phrase: str, text: str) -> list[Span]:
     return [match.span() for match in re.finditer(pattern, text, re.IGNORECASE)]
 
 
-def _label(phrase: str, start: int, context: _Context) -> str:
-    """The phrase, numbered unless it is the first of its kind: a text that `parse` understands."""
-    earlier = sum(span[0] < start for span in _occurrences(phrase, context.text))
+def label_of(phrase: str, start: int, text: str) -> str:
+    """A phrase that stands in a text from there on, numbered unless it is the first of its kind, also within
+    "t-shirt": as `parse` understands it."""
+    earlier = sum(span[0] < start for span in _occurrences(phrase, text))
     return f"{phrase}#{earlier + 1}" if earlier else phrase
 
 

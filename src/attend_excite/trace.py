@@ -70,12 +70,13 @@ class Finding:
     Attributes:
         kind: "stuck": most updates were for one subject, whose loss hardly fell; "idle": updates for it moved
             nothing; "torn": an update was larger than the latent; "plain": all updates together were too
-            small for another picture than the plain one.
+            small for another picture than the plain one; "skipped": none was made, or few, since most
+            gradients were NaN or infinite.
         subject: by its text; None: it isn't known which, as with an objective of one's own.
         sentence: the same for people, and what to do.
     """
 
-    kind: Literal["stuck", "idle", "torn", "plain"]
+    kind: Literal["stuck", "idle", "torn", "plain", "skipped"]
     subject: str | None
     sentence: str
 
@@ -185,6 +186,13 @@ def findings_of(steps: Sequence[TraceStep], groups: Sequence[TokenGroup], goal: 
     """
     updates = [update for step in steps for update in step.updates]
     made = [update for update in updates if update.due and not update.skipped]
+    lost = sum(update.skipped for update in updates)
+    if lost > len(made):
+        sentence = (
+            f"{lost} of {lost + len(made)} updates were left out, as their gradient was NaN or infinite: "
+            "load the model in bfloat16 or float32, or take a recipe with a smaller step_size"
+        )
+        return (Finding("skipped", None, sentence),)
     if not made:
         return ()
     last = updates[-1]

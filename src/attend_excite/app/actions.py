@@ -185,7 +185,7 @@ def compare(server: Server, form: Form, report: Report) -> None:
         ValueError: as for `draw`. What a single method refuses stands in `Drawn.refused`.
     """
     model = server.models.get(form.model)
-    form = resolved(form, model.tokenizer).on(model)
+    form = replace(resolved(form, model.tokenizer).on(model), best=False)  # all of them are shown
     wanted = [form.settings(model, method_named(name)) for name in PAPER_METHODS]
     runs: list[_Run] = []
     refused: dict[str, str] = {}
@@ -443,7 +443,7 @@ def _without_folders(settings: Settings) -> Settings:
 
 
 def _file_name(prompt: Prompt, settings: Settings, seed: int) -> str:
-    return f"{slug(prompt.text)}_seed{seed}_{settings.method.name}.png"
+    return f"{slug(prompt.text)}_seed{seed}_{slug(settings.method.name)}.png"
 
 
 def _pixels(picture: Path, settings: Settings) -> NDArray[np.uint8] | None:

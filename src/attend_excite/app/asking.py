@@ -126,6 +126,7 @@ class Asking:
                         label=label,
                         type="filepath",
                         format="png",
+                        image_mode=None,  # as it is: looked at before it is decoded
                         sources=["upload", "clipboard"],
                         height=160,
                         elem_id=elem_id,
@@ -275,7 +276,7 @@ class Asking:
             self.prompt: form.prompt,
             self._model: form.model or self._server.models.names[0],
             self._method: form.method,
-            self._knobs: gr.Accordion(visible=form.method == "attend-excite"),
+            self._knobs: _knobs(form.method),
             self._recipe: form.recipe,
             self._pictures: form.pictures,
             self._best_of: form.best_of,
@@ -286,7 +287,7 @@ class Asking:
             self._strength: form.strength,
             self._mask: form.mask,
             **self._of_model(form, model),
-            self._best: gr.Checkbox(form.best, visible=judge_of(model.name) is not None),
+            self._best: _best(model, form.best),
             self._chips: words_document(*words, form.prompt),
         }
 
@@ -304,7 +305,7 @@ class Asking:
             **AT_ONCE,
         )
         self._method.change(
-            lambda method: gr.Accordion(visible=method == "attend-excite"),
+            _knobs,
             self._method,
             self._knobs,
             **AT_ONCE,
@@ -378,10 +379,22 @@ class Asking:
             self._scheduler: gr.Dropdown(_schedulers(model), value=form.scheduler),
             self._width: gr.Slider(value=form.width or width, **_sides(model)),
             self._height: gr.Slider(value=form.height or height, **_sides(model)),
-            self._best: gr.Checkbox(visible=judge_of(model.name) is not None),
+            self._best: _best(model),
             self._examples: gr.Dataset(samples=examples(model.name)),
             self._about: views.about_view(*about(model.name)),
         }
+
+
+def _knobs(method: str) -> gr.Accordion:
+    """The recipe's numbers, for the methods that go by them."""
+    return gr.Accordion(visible=isinstance(method_named(method), AttendAndExcite))
+
+
+def _best(model: Model, ticked: bool | None = None) -> gr.Checkbox:
+    """The box for the best of the pictures: unticked where nobody can tell, and None as it was."""
+    if judge_of(model.name) is None:
+        return gr.Checkbox(False, visible=False)
+    return gr.Checkbox(visible=True) if ticked is None else gr.Checkbox(ticked, visible=True)
 
 
 def _sides(model: Model) -> dict[str, Any]:

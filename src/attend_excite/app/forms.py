@@ -208,10 +208,17 @@ class Form:
             best_of=settings.best_of,
             width=settings.width,
             height=settings.height,
+            strength=settings.strength or STRENGTH,
         )
-        method = settings.method
+        method, named = settings.method, method_named(settings.method.name)
+        if any(subject.attributes is not None for subject in settings.subjects or ()):
+            raise ValueError("what is said of its subjects was named, which the form has no place for")
         if not isinstance(method, AttendAndExcite):
+            if method != named:
+                raise ValueError("its method has options that the form has no place for")
             return form
+        if not isinstance(named, AttendAndExcite) or replace(method, recipe=named.recipe) != named:
+            raise ValueError("its method has options that the form has no place for")
         wanted = method.recipe
         if not isinstance(wanted, Recipe):
             return replace(form, recipe=wanted or RECOMMENDED)
@@ -222,14 +229,14 @@ class Form:
             return drawn
 
         for name in (RECOMMENDED, *recipe_names()):
-            named = replace(form, recipe=name)
-            recipe = drawn_by(named)
+            filled = replace(form, recipe=name)
+            recipe = drawn_by(filled)
             knobs = {
                 knob: getattr(wanted, knob)
                 for knob in KNOBS
                 if getattr(wanted, knob) != getattr(recipe, knob)
             }
-            changed = replace(named, **knobs)
+            changed = replace(filled, **knobs)
             # What a recipe says of itself and of other methods changes no picture.
             if replace(drawn_by(changed), summary="", tuned={}) == replace(wanted, summary="", tuned={}):
                 return changed

@@ -29,6 +29,8 @@ _RATES = {"/login": RateLimitItemPerMinute(LOGINS), _UPLOAD: RateLimitItemPerMin
 # What Gradio has for parts that this page hasn't: one of them cuts videos, another hands values to a run that
 # nobody has looked at.
 _UNUSED = re.compile(r"/gradio_api/(?:process_recording|component_server|stream)(?:/|$)")
+# Gradio would fetch what stands there, from wherever it is, and hand it out as the page's own.
+_ELSEWHERE = re.compile(r"/(?:file[=/]\s*\w+:/|proxy=)", re.IGNORECASE)
 _LISTENING = re.compile(r"/queue/data/?$|/call/(?:v2/)?[^/]+/(?P<event>[^/]+)/?$")
 _JOINED = re.compile(r"/queue/join$|/(?:run|api)/(?P<name>[^/]+)$")
 _CALLED = re.compile(r"/call/(?P<by_name>v2/)?(?P<name>[^/]+)$")
@@ -101,10 +103,10 @@ class Guard:
             )
             with self._listeners.listening(session):
                 return await self._app(scope, receive, send)
+        if _UNUSED.match(path) if scope["method"] == "POST" else _ELSEWHERE.search(path):
+            return await _refused(404, "this page has no such thing")(scope, receive, send)
         if scope["method"] != "POST":
             return await self._app(scope, receive, send)
-        if _UNUSED.match(path):
-            return await _refused(404, "this page has no such thing")(scope, receive, send)
         if path in _RATES and not self._rates.hit(_RATES[path], path, _address(scope)):
             refusal = _refused(429, "that was too often: wait a minute and try again", {"Retry-After": "60"})
             return await refusal(scope, receive, send)

@@ -51,11 +51,13 @@ def entry_of(drawn: Drawn) -> str:
     )
     # Beside the plain model there is one.
     methods = form.method if len(drawn.generations) <= 2 else f"{len(drawn.generations)} methods"
+    # Which no link carries.
+    begun = f" · from a picture, {form.strength:.0%} made anew" if form.image else ""
     paths = [path for row in drawn.files.values() for path in row]
     entry = {
         "query": form.to_query(),
         "title": drawn.prompt.text,
-        "made": f"{methods} · {form.steps} steps · {seeds}",
+        "made": f"{methods} · {form.steps} steps · {seeds}{begun}",
         "pictures": [data_url(run.images[0]) for run in drawn.generations.values()],
         "folder": paths[0].parent.name,
         "files": {label: [path.name for path in row] for label, row in drawn.files.items()},

@@ -137,14 +137,16 @@ def drawn_view(drawn: Drawn, chosen: int | None = None) -> str:
 def kept_view(kept: Kept) -> str:
     """Pictures of an earlier run."""
     return _pictures_view(kept) + note(
-        "These are the pictures of that run. Press Draw for the maps and curves."
+        "These are the pictures of that run. Press Draw for the maps and curves; where it began from a "
+        "picture, give that again first."
     )
 
 
 def gone_view(title: str) -> str:
     """An earlier run whose pictures the server hasn't any more."""
     return f'<h3 class="ae-title">{escape(title)}</h3>' + note(
-        "The server no longer has these pictures. The form is filled in: press Draw for the same ones again."
+        "The server no longer has these pictures. The form is filled in: press Draw for the same ones again; "
+        "where they began from a picture, give that again first."
     )
 
 
@@ -229,7 +231,7 @@ def _pictures_view(shown: Drawn | Kept, chosen: int | None = None, remark: str =
 
 
 def _best_of(drawn: Drawn) -> str:
-    if not drawn.form.best or len(drawn.seeds) > 1:
+    if not drawn.form.best or len(drawn.form.seeds) == 1 or len(drawn.seeds) > 1:
         return ""
     first, last = drawn.form.seeds[0], drawn.form.seeds[-1]
     return f"Seed {drawn.seeds[0]} shows the most of the seeds {first} to {last}."

@@ -9,7 +9,7 @@ from typing import Any
 
 from attend_excite.app.limits import MAX_PROMPT, check_prompt
 from attend_excite.nouns import WORD
-from attend_excite.subjects import Prompt, Subject, parse
+from attend_excite.subjects import Prompt, Subject, label_of, parse
 from attend_excite.turns import turn_of
 
 
@@ -86,7 +86,7 @@ def words_of(
         positions = [at for at, (first, last) in enumerate(spans) if first < end and last > start]
         # Without the space that some tokenizers count among a word.
         pieces = tuple(parsed.text[max(spans[at][0], start) : min(spans[at][1], end)] for at in positions)
-        name = _name(text, words) if text[0].isalnum() and pieces else ""
+        name = label_of(text, start, parsed.text) if text[0].isalnum() and pieces else ""
         word = Word(
             text,
             name,
@@ -171,9 +171,3 @@ def _parsed(prompt: str, tokenizer: Any, subjects: Sequence[Subject] | None) -> 
     except ValueError:
         # Without subjects only what is wrong with the prompt itself is left to be raised.
         return parse(prompt, tokenizer, ()), "No noun found: choose the words that the picture must show."
-
-
-def _name(text: str, before: Sequence[Word]) -> str:
-    """As `subjects.parse` numbers the words of a prompt."""
-    earlier = sum(word.text.lower() == text.lower() for word in before)
-    return f"{text}#{earlier + 1}" if earlier else text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -35,6 +36,7 @@ class System:
         recipe: what follows the method in the name; None: what the model recommends, or the method has none.
         code: a digest of the code of a method of one's own.
         best_of: noises that are tried for each seed: see `generate`.
+        chosen_by: the recipe that chooses among them, for a method that has none.
     """
 
     name: str
@@ -42,6 +44,7 @@ class System:
     recipe: str | None
     code: str | None = None
     best_of: int = 1
+    chosen_by: Recipe | None = None
 
     @property
     def numbers(self) -> dict[str, Any]:
@@ -59,6 +62,8 @@ class System:
                     del told["recipe"][key]
         if self.best_of > 1:
             told["best_of"] = self.best_of
+        if self.chosen_by is not None:
+            told["chosen_by"] = as_plain_data(replace(self.chosen_by, summary=""))
         return told if self.code is None else told | {"code": self.code}
 
 
@@ -68,7 +73,8 @@ class Conditions:
 
     Attributes:
         model: the name, folder or Hub id for `load`.
-        revision: the commit of a model from the Hub, or a digest of a folder's files; None: neither.
+        revision: the commit of a model from the Hub; or a digest of a file, or of a folder's files and of
+            which maps are read; None: neither.
         dtype: of the weights.
         steps: denoising steps.
         guidance: scale of classifier-free guidance.
@@ -149,12 +155,14 @@ def systems_named(names: Sequence[str], recommended: Recipe) -> list[System]:
             method = _with_recipe(method, recipe, recommended)
         elif recipe:
             raise ValueError(f"'{name}': {method_name} has no recipes: attend-excite has, and its like")
-        if recipe.endswith(".json"):  # wherever it lies
-            recipe = Path(recipe).name
-            name = f"{method_name} {recipe}" + (f" best_of={best_of}" if best_of > 1 else "")
+        if ".json" in recipe:  # wherever it lies
+            name = f"{method_name} {_without_folders(recipe)}" + (
+                f" best_of={best_of}" if best_of > 1 else ""
+            )
         if best_of > 1 and not method.attends_to_prompt:
             raise ValueError(f"'{name}': {method_name} shows the model no prompt by which to compare noises")
-        system = System(name, method, rest or None, code_digest(method_name), best_of)
+        chosen_by = None if best_of == 1 or isinstance(method, AttendAndExcite) else recommended
+        system = System(name, method, rest or None, code_digest(method_name), best_of, chosen_by)
         if any(other.name == name for other in systems):
             raise ValueError(f"two systems are called '{name}': rename one of the files")
         systems.append(system)
@@ -193,6 +201,14 @@ def _with_recipe(method: AttendAndExcite, text: str, recommended: Recipe) -> Att
     if changes:
         recipe = Recipe.from_dict({"base": "recommended"} | dict(map(_change, changes)), recipe)
     return replace(method, recipe=recipe)
+
+
+def _without_folders(recipe: str) -> str:
+    """A recipe as it is called, with its file's name alone."""
+    if recipe.endswith(".json"):  # perhaps with spaces in its path
+        return Path(recipe).name
+    named, file, numbers = recipe.partition(".json ")
+    return f"{Path(named).name}{file}{numbers}"
 
 
 def _without_noises(text: str) -> tuple[str, int]:
@@ -268,9 +284,12 @@ def _unsummarised(method: Any) -> Any:
 
 
 def _revision(model: Model) -> str | None:
-    folder = Path(source_of(model.name))
-    if not folder.is_dir():
+    source = Path(source_of(model.name))
+    if source.is_file():
+        with source.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    if not source.is_dir():
         return revision_of(model)
     # What the model recommends is part of each job that follows it, and changes no other.
-    files = {path for path in folder.rglob("*") if path.suffix in _WEIGHT_FILES} - {folder / SETTINGS_FILE}
-    return digest_of(folder, files)
+    files = {path for path in source.rglob("*") if path.suffix in _WEIGHT_FILES} - {source / SETTINGS_FILE}
+    return name_of(digest_of(source, files), model.attention_downsampling, model.layers)

@@ -70,10 +70,10 @@ def similarities(results: Results, comparisons: Mapping[str, Comparison]) -> Sec
     if FULL not in results.values:
         return None
     systems = comparisons["systems"]
-    judged_by = (
-        f"By {results.judges['clip']}. The minimum is over the parts of the prompt, one part for each "
-        "subject."
-    )
+    parts = "one part for each subject"
+    if not results.judges["clip"].endswith("paper wording"):
+        parts = 'before and behind its first "and" or "with"'
+    judged_by = f"By {results.judges['clip']}. The minimum is over the parts of the prompt, {parts}."
     return Section(
         "CLIP image-text similarity (Figure 8)",
         [judged_by],

@@ -23,7 +23,7 @@ from attend_excite.models import catalogue, load
 try:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
-    from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError
+    from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("the executor 'ray' needs Ray: pip install 'attend-excite[ray]'") from error
 
@@ -117,6 +117,8 @@ class RayWorkers:
                 try:
                     rows = ray.get(result)
                     free.append(worker)
+                except RayTaskError as error:  # in the words of what it was, and not of how Ray passed it on
+                    raise error.cause from error
                 except _DIED:
                     ray.kill(worker)  # where it was only out of reach
                     other = self._start()
@@ -179,8 +181,8 @@ def _from_anywhere(folder: str) -> str:
 
 
 def _source_from_anywhere(model: str) -> str:
-    """The same of a model, where it is a folder: a short name goes before a folder of that name."""
-    return _from_anywhere(model) if model not in catalogue() and Path(model).is_dir() else model
+    """The same of a model, where it is a folder or a file: a short name goes before a folder of that name."""
+    return _from_anywhere(model) if model not in catalogue() and Path(model).exists() else model
 
 
 def _kind_and_count(workers: int | None) -> tuple[Any, int]:

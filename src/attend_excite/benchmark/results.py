@@ -306,6 +306,7 @@ def _judge(run: str | Path, metric: str, scores: dict[str, dict[str, Any]]) -> s
     if len(judges) > 1:
         raise ValueError(
             f"some scores of {metric} in '{run}' are by {judges[0]}, others by {judges[1]}: "
-            "finish attend-excite benchmark score"
+            "finish attend-excite benchmark score; if it says that pictures are gone, the same attend-excite "
+            "benchmark run as before draws them again first"
         )
     return judges[0]

@@ -21,6 +21,7 @@ from attend_excite.benchmark.claims import Claims
 from attend_excite.benchmark.jobs import Batch, Conditions, Job, System, conditions_of
 from attend_excite.benchmark.prompts import BenchmarkPrompt, as_drawn
 from attend_excite.guidance.schedule import Recipe
+from attend_excite.memory import is_out_of_memory
 from attend_excite.methods import AttendAndExcite, ComposableDiffusion, Method
 from attend_excite.methods.composable import concepts
 from attend_excite.models import Model
@@ -300,9 +301,9 @@ def draw(model: Model, batch: Batch) -> list[tuple[Row, Image.Image | None]]:
     if len(batch) == len(prompts) * len(seeds):
         try:
             return _drawn(model, batch, prompts, seeds)
-        except torch.OutOfMemoryError:
-            raise  # no prompt's fault
         except Exception as error:
+            if is_out_of_memory(error):
+                raise  # no prompt's fault
             if len(prompts) == 1:
                 return [(failed(job, str(error) or type(error).__name__), None) for job in batch]
     parts = [tuple(job for job in batch if job.prompt == prompt) for prompt in prompts]
@@ -363,7 +364,8 @@ def _drawn(
     seconds = (time.perf_counter() - began) / len(batch)
     # Where guidance is distilled into the network, or there is none, a step is one pass.
     family = model.family
-    scale = conditions.guidance if family.takes_guidance and not family.distilled_guidance else 1.0
+    guided = family.takes_guidance and not family.distilled_guidance
+    scale = family.weight_of_guidance(conditions.guidance) if guided else 1.0
     drawn = []
     for job, image, nsfw, trace in zip(batch, result.images, result.nsfw, result.trace, strict=True):
         visits = [update for step in trace.steps for update in step.updates]
@@ -387,7 +389,8 @@ def _drawn(
 
 
 def passes_a_step(method: Method, prompt: str, guidance: float) -> int:
-    """UNet passes that an image needs at each step, guidance passes of nursing apart."""
+    """UNet passes that an image needs at each step, guidance passes of nursing apart; `guidance` as
+    classifier-free guidance weighs its two halves: above 1 it needs both."""
     if isinstance(method, AttendAndExcite):
         return passes_a_step(method.base, prompt, guidance)
     if isinstance(method, ComposableDiffusion):

@@ -158,6 +158,8 @@ def _pairs(results: Results) -> Section | None:
     plots = []
     for number, system in enumerate(results.challengers):
         rates = _rates_of_pairs(results, [against, system], measure, subjects)
+        if not any(rates):  # No prompt has just two subjects.
+            continue
         titles = name_of(results, against), name_of(results, system)
         caption = (
             f"How often one of the two subjects is missing, by {titles[0]} (above the diagonal) and by "

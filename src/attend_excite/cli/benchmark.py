@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -184,6 +185,12 @@ def prompts(
             for name in dict.fromkeys(chosen or usual)
             for prompt in draw_set(name, count, seed=seed, things=named, pairs=alike)
         ]
+        for text, count in Counter(prompt.text for prompt in drawn).items():
+            if count > 1:
+                raise ValueError(
+                    f"'{text}' was drawn for two sets, and a table has each prompt once: give another "
+                    "--seed, or draw the sets into tables of their own"
+                )
         write_whole(out, as_csv(drawn))
         RESULTS.print(plain(f"{out}: {len(drawn)} prompts"))
 

@@ -15,6 +15,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from attend_excite.memory import is_out_of_memory
+
 MESSAGES = Console(stderr=True)
 
 BAD_INPUT = 2
@@ -31,7 +33,6 @@ _UNFORESEEN = (
     RecursionError,
     TypeError,
 )
-_OUT_OF_MEMORY = ("out of memory", "not enough memory", "allocate memory")
 
 
 class Terminated(KeyboardInterrupt):
@@ -150,7 +151,7 @@ def _say(kind: str, style: str, message: str) -> None:
 
 def _explained(error: Exception, out_of_memory: str) -> str:
     message = str(error).strip().split("\n", 1)[0]
-    if isinstance(error, MemoryError) or any(sign in message for sign in _OUT_OF_MEMORY):
+    if is_out_of_memory(error):
         return out_of_memory
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"'{error.filename}' cannot be used: {error.strerror}"

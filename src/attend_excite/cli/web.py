@@ -50,5 +50,5 @@ def web_page(
         login = None if user is None or password is None else (user, password)
         with serving(model or ["stickers"], host=host, port=port, login=login, share=share) as page:
             for address in filter(None, (page.local_url, page.share_url)):
-                print(f"the page is at {address}")
+                print(f"the page is at {address}", flush=True)
             page.block_thread()

@@ -67,6 +67,8 @@ class AttendAndExcite:
             )
         if self.word_tokens not in ("dominant", "max"):
             raise ValueError(f"word_tokens is '{self.word_tokens}': it must be dominant or max")
+        if isinstance(self.base, type) or not hasattr(self.base, "attach"):
+            raise ValueError(f"the base is {self.base!r}: give a method that is made, as StableDiffusion()")
         if isinstance(self.base, AttendAndExcite):
             raise ValueError(
                 "Attend-and-Excite on top of itself would nurse every latent twice: use one of them"

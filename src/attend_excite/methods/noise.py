@@ -185,4 +185,7 @@ def _terms_at(plans: Sequence[StepPlan], nursing: AttendAndExcite, index: int) -
     """What the loss is the sum of at a step, or if nothing is asked there, at the next one."""
     if nursing.objective is not None:
         return (PlannedTerm(1.0, nursing.objective),)
-    return next(plan.terms for plan in [*plans[index:], *plans] if plan.terms)
+    asked = next((plan.terms for plan in [*plans[index:], *plans] if plan.terms), None)
+    if asked is None:
+        raise ValueError("the recipe has no term that counts at any step: leave best_of out, or give it one")
+    return asked

@@ -220,9 +220,10 @@ def _digest(path: Path) -> str:
     try:
         if path.is_dir():
             digest = hashlib.sha256()
-            for each in sorted(path.glob("**/*.*")):
+            names = {each.relative_to(path).as_posix(): each for each in path.glob("**/*.*")}
+            for name, each in sorted(names.items()):
                 if each.is_file():
-                    digest.update(f"{each.relative_to(path)}".encode())
+                    digest.update(name.encode())
                     digest.update(bytes.fromhex(_whole(each)))
             return digest.hexdigest()[:16]
         return _whole(path)[:16]

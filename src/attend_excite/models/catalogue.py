@@ -19,6 +19,7 @@ from huggingface_hub import file_exists, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
 from attend_excite.documents import read_object
+from attend_excite.memory import is_out_of_memory
 from attend_excite.models.checkpoints import (
     add_learnt_word,
     checkpoint,
@@ -211,11 +212,9 @@ def sought(source: str | Path, name: str, revision: str | None) -> Iterator[None
         ) from error
     try:
         yield
-    except MemoryError:
-        raise
     except Exception as error:
         # What a damaged or strange model makes of diffusers, transformers and safetensors, and of torch.
-        if "out of memory" in str(error) or "allocate memory" in str(error):
+        if is_out_of_memory(error):
             raise
         if isinstance(error, ValueError) and f"'{source}'" in str(error):
             raise

@@ -31,6 +31,9 @@ from attend_excite.models.hindrances import refuse_hindrances
 from attend_excite.models.model import Model
 from attend_excite.subjects import Stream
 
+# Of transformers 4, in many a model's index; diffusers itself reads them under their new names.
+_RENAMED = {"CLIPFeatureExtractor": "CLIPImageProcessor"}
+
 
 @torch.inference_mode(False)  # weights that are made in a caller's could never be nursed with
 def load(
@@ -224,12 +227,10 @@ def _read_checkpoint(path: Path, device: torch.device, dtype: torch.dtype) -> Fa
 
 def _class_of(kind: Sequence[str]) -> Any:
     """A part's class by its library and name, as model_index.json has them."""
-    library = import_module(kind[0])
-    if not hasattr(library, kind[1]):
-        raise ValueError(
-            f"its model_index.json names {kind[1]}, which {kind[0]} doesn't have: update {kind[0]}"
-        )
-    return getattr(library, kind[1])
+    library, name = import_module(kind[0]), _RENAMED.get(kind[1], kind[1])
+    if not hasattr(library, name):
+        raise ValueError(f"its model_index.json names {name}, which {kind[0]} doesn't have: update {kind[0]}")
+    return getattr(library, name)
 
 
 def _read_config(folder: Path, part: str) -> dict[str, Any]:

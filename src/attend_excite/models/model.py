@@ -92,15 +92,17 @@ class Model:
         Raises:
             ValueError: no layer can give such maps, or `layers` names one that there isn't.
         """
-        places = self.family.places(downsampling or self.attention_downsampling)
+        usual = downsampling in (None, self.attention_downsampling)
         if self.layers is None:
-            return places
+            return self.family.places(downsampling or self.attention_downsampling)
         chosen = tuple(place for place in self.family.all_places() if place.name in self.layers)
         missing = sorted(set(self.layers) - {place.name for place in chosen})
         if missing or len({place.downsampling for place in chosen}) != 1:
             names = ", ".join(place.name for place in self.family.all_places())
             reason = f"'{missing[0]}' is none" if missing else "they are of different sizes"
             raise ValueError(f"the layers to be read must be of one size, and {reason}: choose from {names}")
+        if not usual and chosen[0].downsampling != downsampling:
+            return self.family.places(downsampling)
         return chosen
 
     # `generate` needs to know what a model is, so it can be imported only late; editors and type checkers see

@@ -151,6 +151,8 @@ def write_votes(file: Path, study: Study, votes: Sequence[Vote]) -> list[Path]:
         texts = {file: tasks, file.with_suffix(".xml"): label_studio_config(study)}
     else:
         raise ValueError(f"'{file}': end the name in .csv, or in .json for Label Studio")
+    if not file.parent.is_dir():
+        raise ValueError(f"there is no folder '{file.parent}' to write '{file.name}' to")
     for path, text in texts.items():
         write_whole(path, text)
     return list(texts)

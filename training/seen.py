@@ -1,14 +1,13 @@
 """Does the presence judge see what a person sees in the generator's pictures?
 
-`python -m training.seen` sets the judge's verdict on the recorded benchmark beside that of one
-viewer, who looked at 400 of its pictures, plain and nursed, with their prompts and without
-knowing which was which, and asked of each whether all its subjects can be recognised.
-Pictures that an earlier judge found wanting were drawn more often than others; how many
-pictures each one stands for is in `data/seen.csv`. `--run stickers-20-steps` does so for 200
-pictures, a hundred from the same noise each way, of the later benchmark (`data/seen_20_steps.csv`), and
-`--run stickers-second` for 300, a hundred from the same noise each of three ways, of the second generation of
-the weights (`data/seen_second.csv`). `--run objectives` and `--run objectives-hard` are 300 each of the
-comparison of methods: plain, Attend-and-Excite and `excite`.
+`python -m training.seen` sets the judge's verdict on the recorded benchmark beside that of viewers, who looked
+at 600 of its pictures, two hundred from the same noise each of three ways, with their prompts and without
+knowing which was which, and asked of each whether all its subjects can be recognised
+(`data/seen_stickers.csv`). `--run` names earlier ones: `stickers-first` and `stickers-20-steps` are of the first
+generation of the weights, 400 and 200 pictures, plain and nursed (in the former, pictures that an earlier judge
+found wanting were drawn more often than others; how many each one stands for is in `data/seen.csv`);
+`stickers-second` is of the second generation as it was at first, 300 pictures, and so are `objectives` and
+`objectives-hard`, the comparison of methods: plain, Attend-and-Excite and `excite`.
 
 `--singles FILE` is about pictures of one subject, of which a viewer said what they show without knowing what
 they should: in how many it was recognised, of each subject and of all, and in how many its colour.
@@ -28,7 +27,8 @@ from training.glyphs import COLOURS, DATA
 
 RECORDED = Path("docs/results")
 ANSWERS = {
-    "stickers": "seen.csv",
+    "stickers": "seen_stickers.csv",
+    "stickers-first": "seen.csv",
     "stickers-20-steps": "seen_20_steps.csv",
     "stickers-second": "seen_second.csv",
     "objectives": "seen_objectives.csv",

@@ -74,6 +74,29 @@ def test_loras_are_added_to_the_weights(tiny_folder: Path, plain: Model, tmp_pat
 
 
 @needs_peft
+def test_a_lora_of_flux_changes_its_text_encoder_too(tmp_path: Path) -> None:
+    families.flux().save_pretrained(tmp_path / "flux")
+    plain = load(tmp_path / "flux", device="cpu")
+    encoder, layer = plain.pipeline.text_encoder, "text_model.encoder.layers.0.self_attn.q_proj"
+    names = {name for name, _ in encoder.named_modules()}
+    layer = layer if layer in names else layer.removeprefix("text_model.")
+    before = encoder.get_submodule(layer).weight.detach()
+    up, down = torch.randn(len(before), RANK), torch.randn(RANK, before.shape[1])
+    file = tmp_path / "lora.safetensors"
+    of_encoder = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
+    of_network = "transformer.transformer_blocks.0.attn.to_q"
+    wide = plain.network.get_submodule("transformer_blocks.0.attn.to_q").weight.shape
+    weights = {f"{of_encoder}.lora_B.weight": up, f"{of_encoder}.lora_A.weight": down}
+    weights |= {
+        f"{of_network}.lora_B.weight": torch.ones(wide[0], RANK),
+        f"{of_network}.lora_A.weight": torch.ones(RANK, wide[1]),
+    }
+    save_file(weights, file)
+    after = load(tmp_path / "flux", device="cpu", loras=[file]).pipeline.text_encoder
+    assert torch.allclose(after.get_submodule(layer).weight, before + up @ down, atol=1e-5)
+
+
+@needs_peft
 def test_a_lora_of_something_else_is_told(tiny_folder: Path, tmp_path: Path) -> None:
     strange = _lora(tmp_path / "strange.safetensors", 1, layer="single_blocks.0.linear1")
     with pytest.raises(ValueError, match="made for another architecture"):
@@ -162,8 +185,10 @@ def test_another_autoencoder_draws_other_pixels_of_the_same_latents(
     assert torch.equal(drawn[0].latents, drawn[1].latents)
     assert drawn[0].images[0].tobytes() != drawn[1].images[0].tobytes()
     families.autoencoder(16).save_pretrained(tmp_path / "wide")
+    families.autoencoder(4, scaling_factor=0.13).save_pretrained(tmp_path / "xl")
     for folder, message in (
         ("wide", "has 16 channels, and the model's own has 4: it is of another architecture"),
+        ("xl", "has 0.13 as scaling factor, and the model's own has 0.18215"),
         ("none", "is no VAE in diffusers layout: it has no config.json"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -14,6 +14,7 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2im
 )
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_heun_discrete import HeunDiscreteScheduler
+from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from torch import Tensor
 
@@ -132,7 +133,7 @@ def test_half_precision_stays_what_it_is_in_a_second_stage() -> None:
 def test_a_run_that_ends_before_its_last_timestep_is_nursed_at_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As a base model's, whose pictures a refiner finishes."""
+    """As a base model's, whose pictures a refiner finishes; and one that begins later, from a picture."""
     pipeline = copy.copy(model_of("stable-diffusion-xl").pipeline)
     pipeline.scheduler = DDIMScheduler(**LATENT_DIFFUSION)
     told, nursing = [], AttendAndExcite.nursing
@@ -151,6 +152,14 @@ def test_a_run_that_ends_before_its_last_timestep_is_nursed_at_its_own(
     options = {"height": 128, "width": 128, "num_inference_steps": 5, "denoising_end": 0.6}
     pipeline(PROMPT, output_type="latent", callback_on_step_end=callback, **options)
     assert told == pipeline.scheduler.timesteps[1:3].tolist()
+    told.clear()
+    later = StableDiffusionXLImg2ImgPipeline(**model_of("stable-diffusion-xl").pipeline.components)
+    later.scheduler = PNDMScheduler(**LATENT_DIFFUSION, skip_prk_steps=True)
+    callback = nursing_callback(later, PROMPT, method=METHOD)
+    picture = {"image": torch.zeros(1, 3, 128, 128, dtype=torch.float64), "strength": 0.8}
+    later(PROMPT, num_inference_steps=10, output_type="latent", callback_on_step_end=callback, **picture)
+    # One of its timesteps comes twice, and the run begins at the second of them.
+    assert told == later.scheduler.timesteps[3:].tolist()
 
 
 def test_it_nurses_in_image_to_image_too() -> None:
@@ -183,6 +192,8 @@ def test_what_it_cannot_do_is_refused() -> None:
         nursing_callback(model.pipeline, PROMPT, method=AttendAndExcite("initno-search"))
     with pytest.raises(ValueError, match="PixArtSigmaPipeline calls nothing at the end of a step: draw with"):
         nursing_callback(model_of("pixart").pipeline, PROMPT)
+    with pytest.raises(ValueError, match="would be drawn as text: take them out, and name the subjects with"):
+        nursing_callback(model.pipeline, "a [cat] and a [frog]")
     pipeline = copy.copy(model.pipeline)
     options = {"num_inference_steps": 2, "height": 128, "width": 128}
     with pytest.raises(ValueError, match="3 pictures of 2 prompts: tell the callback"):

@@ -85,6 +85,8 @@ def test_what_a_checkpoint_predicts_is_read_or_asked(saved: Any) -> None:
         load(file, device="cpu")
     save_file(_weights(file), file, {"modelspec.prediction_type": "epsilon"})
     assert load(file, device="cpu").pipeline.scheduler.config["prediction_type"] == "epsilon"
+    save_file(_weights(file), file, {"modelspec.predict_key": "v"})  # as ComfyUI says it
+    assert load(file, device="cpu").pipeline.scheduler.config["prediction_type"] == "v_prediction"
     _, file = saved("stable-diffusion-xl", _xl(), v_pred=torch.tensor([]), ztsnr=torch.tensor([]))
     config = load(file, device="cpu").pipeline.scheduler.config
     assert config["prediction_type"] == "v_prediction"
@@ -112,6 +114,13 @@ def test_a_checkpoint_that_lacks_something_says_what(saved: Any) -> None:
     save_file(weights | {name: weights[name].repeat(1, 3, 1, 1)[:, :9].contiguous()}, file)
     with pytest.raises(ValueError, match="whose network takes 9 channels and not 4, as those that fill in"):
         load(file, device="cpu")
+    for more, message in (
+        ("edm_vpred.sigma_max", "is CosXL's checkpoint, whose scheduler isn't in the file"),
+        ("model.diffusion_model.label_emb.0.0.weight", "is an unCLIP, whose network is told of a picture"),
+    ):
+        save_file(weights | {more: torch.zeros(1)}, file)
+        with pytest.raises(ValueError, match=message):
+            load(file, device="cpu")
 
 
 @pytest.mark.parametrize(

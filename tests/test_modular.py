@@ -174,7 +174,7 @@ def test_what_cannot_be_nursed_is_refused() -> None:
     blocks = nursed(blocks_of("stable-diffusion-xl"))
     pipeline = pipeline_of(blocks, model)
     options = options_of(model)
-    with pytest.raises(ValueError, match="the brackets in 'a \\[cat\\]' were encoded as text"):
+    with pytest.raises(ValueError, match="the brackets in 'a \\[cat\\]' would be drawn as text"):
         pipeline(**options | {"prompt": "a [cat]"})
     with pytest.raises(ValueError, match="it's diffusers' blocks that denoise"):
         pipeline(**options, method="official")

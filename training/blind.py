@@ -73,10 +73,16 @@ def join(folder: Path, to: Path) -> None:
     """Key and answers in one table.
 
     Raises:
-        ValueError: a picture has no answer.
+        ValueError: a picture has no answer, or one that is none.
     """
     with (folder / "answers.csv").open(newline="") as lines:
-        answers = {row.pop("number").strip(): row for row in csv.DictReader(lines)}
+        told = [{name: (text or "").strip() for name, text in row.items()} for row in csv.DictReader(lines)]
+    answers = {row.pop("number"): row for row in told}
+    for number, row in answers.items():
+        if strange := [
+            row[name] for name in ("lacking", "miscoloured") if row.get(name, "0") not in ("0", "1")
+        ]:
+            raise ValueError(f"the answer to picture {number} is {strange[0]!r}: it must be 0 or 1")
     with (folder / "key.csv").open(newline="") as lines:
         key = list(csv.DictReader(lines))
     if missing := [row["number"] for row in key if row["number"] not in answers]:

@@ -144,9 +144,12 @@ def masked_figures(model: Model, judge: Judge, seeds: range, sheet: Path) -> dic
                 images += pipeline(
                     prompt, num_inference_steps=model.steps, generator=noise, cross_attention_kwargs=allowed
                 ).images
-            chances = judge.cells(pixels(images))[0].softmax(dim=1)
+            seen = pixels(images)
+            # As the judge sees them: also mirrored, and turned back.
+            mirrored = judge.cells(seen.flip(-1))[0].softmax(dim=1).flip(-1)
+            chances = (judge.cells(seen)[0].softmax(dim=1) + mirrored) / 2
             kinds = chances[:, [1 + SUBJECTS.index(subject) for subject in subjects]]
-            # images x subjects x halves: the mean of the best cells, as the judge scores.
+            # images x subjects x halves: the mean of the best cells.
             scores = kinds.unflatten(-1, (2, -1)).permute(0, 1, 3, 2, 4).flatten(3)
             scores = scores.topk(TOP_CELLS, dim=-1).values.mean(dim=-1)
             limits = judge.thresholds[[SUBJECTS.index(subject) for subject in subjects]]

@@ -289,6 +289,8 @@ def main() -> None:
     rank, world = join_processes()
     if world > 1 and arguments.minutes is not None:
         parser.error("several processes end together by --steps; leave out --minutes")
+    if arguments.minutes is not None and (arguments.runs / "generator" / "checkpoint.pt").exists():
+        parser.error("a run by the clock can't go on where another stopped: give --steps, or other --runs")
 
     parts = load_parts(arguments.init, arguments.vae)
     parts.vae.requires_grad_(False)

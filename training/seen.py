@@ -1,13 +1,14 @@
 """Does the presence judge see what a person sees in the generator's pictures?
 
-`python -m training.seen` sets the judge's verdict on the recorded benchmark beside that of viewers, who looked
-at 600 of its pictures, two hundred from the same noise each of three ways, with their prompts and without
-knowing which was which, and asked of each whether all its subjects can be recognised
-(`data/seen_stickers.csv`). `--run` names earlier ones: `stickers-first` and `stickers-20-steps` are of the first
-generation of the weights, 400 and 200 pictures, plain and nursed (in the former, pictures that an earlier judge
-found wanting were drawn more often than others; how many each one stands for is in `data/seen.csv`);
-`stickers-second` is of the second generation as it was at first, 300 pictures, and so are `objectives` and
-`objectives-hard`, the comparison of methods: plain, Attend-and-Excite and `excite`.
+`python -m training.seen` sets the judge's verdict on the recorded benchmark beside that of viewers, who
+looked at 600 of its pictures, two hundred from the same noise each of three ways, with their prompts and
+without knowing which was which, and asked of each whether all its subjects can be recognised
+(`data/seen_stickers.csv`). `--run` names earlier ones, or several to be taken together: `stickers-first` and
+`stickers-20-steps` are of the first generation of the weights, 400 and 200 pictures, plain and nursed (in the
+former, pictures that an earlier judge found wanting were drawn more often than others; how many each one
+stands for is in `data/seen.csv`); `stickers-second` is of the second generation as it was at first, 300
+pictures, and so are `objectives` and `objectives-hard`, the comparison of methods: plain, Attend-and-Excite
+and `excite`. Intervals are 95 %, by resampling the prompts.
 
 `--singles FILE` is about pictures of one subject, of which a viewer said what they show without knowing what
 they should: in how many it was recognised, of each subject and of all, and in how many its colour.
@@ -56,18 +57,22 @@ def share(pictures: list[Seen], values: list[bool]) -> float:
     return float(np.average(values, weights=[picture.stands_for for picture in pictures]))
 
 
-def interval(pictures: list[Seen]) -> tuple[float, float]:
-    """95 % bootstrap interval of the share that lacks a subject by eye, resampled within each weight."""
-    rng = np.random.default_rng(0)
-    groups: dict[float, list[bool]] = defaultdict(list)
-    for picture in pictures:
-        groups[picture.stands_for].append(picture.by_eye)
-    total = sum(weight * len(values) for weight, values in groups.items())
-    lacking = sum(
-        weight * rng.choice(values, (RESAMPLES, len(values))).sum(axis=1) for weight, values in groups.items()
-    )
-    low, high = np.quantile(lacking / total, [0.025, 0.975])
+def resampled(prompts: list[str], values: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+    """95 % bootstrap interval of the weighted mean of one value a picture, the prompts being resampled: the
+    pictures of one prompt are alike."""
+    names, at = np.unique(prompts, return_inverse=True)
+    sums = np.bincount(at, weights=weights * values, minlength=len(names))
+    counts = np.bincount(at, weights=weights, minlength=len(names))
+    rows = np.random.default_rng(0).integers(len(names), size=(RESAMPLES, len(names)))
+    low, high = np.quantile(sums[rows].sum(axis=1) / counts[rows].sum(axis=1), [0.025, 0.975])
     return float(low), float(high)
+
+
+def interval(pictures: list[Seen]) -> tuple[float, float]:
+    """Of the share that lacks a subject by eye."""
+    lacking = np.array([picture.by_eye for picture in pictures], dtype=float)
+    weights = np.array([picture.stands_for for picture in pictures])
+    return resampled([picture.prompt for picture in pictures], lacking, weights)
 
 
 def changed(first: list[Seen], other: list[Seen]) -> str | None:
@@ -78,12 +83,11 @@ def changed(first: list[Seen], other: list[Seen]) -> str | None:
     if len(both) < len(before):
         return None
     fewer = np.array([before[each] - after[each] for each in both], dtype=float)
-    means = np.random.default_rng(0).choice(fewer, (RESAMPLES, len(fewer))).mean(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
+    low, high = resampled([prompt for prompt, _ in both], fewer, np.ones(len(both)))
     mended, lacking = int((fewer > 0).sum()), sum(before.values())
     return (
         f"{mended} of {lacking} mended, {int((fewer < 0).sum())} of {len(both) - lacking} spoiled, "
-        f"{100 * fewer.mean():.0f} points fewer ({100 * low:.0f} to {100 * high:.0f})"
+        f"{100 * fewer.mean():.1f} points fewer ({100 * low:.1f} to {100 * high:.1f})"
     )
 
 
@@ -131,14 +135,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--run", choices=list(ANSWERS), default="stickers", help="which recorded benchmark")
+    parser.add_argument(
+        "--run", choices=list(ANSWERS), nargs="+", default=["stickers"], help="recorded benchmarks, together"
+    )
     parser.add_argument("--without", help="a subject: leave out the prompts that name it")
     parser.add_argument("--singles", type=Path, help="such a table, in place of --run")
     arguments = parser.parse_args()
     if arguments.singles is not None:
         print_recognised(arguments.singles)
         return
-    seen = read_seen(arguments.run, arguments.without)
+    seen: dict[str, list[Seen]] = defaultdict(list)
+    for run in arguments.run:
+        for system, pictures in read_seen(run, arguments.without).items():
+            seen[system] += pictures
     for system, pictures in seen.items():
         eye = [picture.by_eye for picture in pictures]
         judge = [picture.by_judge for picture in pictures]

@@ -130,7 +130,7 @@ def main() -> None:
     """Train, or go on with, the autoencoder."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--init", type=Path, help="model folder to start from")
+    parser.add_argument("--init", type=Path, required=True, help="model folder to start from")
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--side", type=int, default=CROP, help="side of the crops in pixels")

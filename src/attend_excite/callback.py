@@ -51,7 +51,8 @@ def nursing_callback(
 
     It sees no more than the latents. The prompt is encoded once more, as the pipeline does if told nothing
     but `prompt`: a second prompt, `clip_skip`, embeddings of one's own, `cross_attention_kwargs`, or another
-    size than the picture's in SDXL's conditioning, change the picture, and not what is nursed for. Of a word
+    size than the picture's in SDXL's conditioning, change the picture, and not what is nursed for. (So tell
+    FLUX.1 schnell `max_sequence_length=256`, which its authors give, and its pipeline doesn't.) Of a word
     of several tokens the strongest counts, as with `AttendAndExcite(word_tokens="max")`. Nothing of the run
     is kept beside the picture; what nursing did in vain is warned of after the last step.
 
@@ -82,7 +83,7 @@ def nursing_callback(
             "load(pipeline).generate(...) instead"
         )
     refuse_search(model, method)
-    prompts = parse_all(model, prompt, subjects, method)
+    prompts = parse_unmarked(model, prompt, subjects, method)
     warn_of_cut(model, [parsed.text for parsed in prompts])
     run: Run | None = None
     nurse: Callable[[Tensor, Step], Tensor]
@@ -109,6 +110,27 @@ def nursing_callback(
         return kept
 
     return after_step
+
+
+def parse_unmarked(
+    model: Model,
+    prompt: str | Sequence[str],
+    subjects: Subjects | Sequence[Subjects | None] | None,
+    method: AttendAndExcite,
+) -> list[Prompt]:
+    """The prompts of a loop of diffusers' own, which would draw brackets.
+
+    Raises:
+        ValueError: there are some, or a subject cannot be found.
+    """
+    prompts = parse_all(model, prompt, subjects, method)
+    for parsed, text in zip(prompts, [prompt] if isinstance(prompt, str) else prompt, strict=True):
+        if parsed.text != text:
+            raise ValueError(
+                f"the brackets in {text!r} would be drawn as text: take them out, and name the subjects with "
+                "subjects=[...]"
+            )
+    return prompts
 
 
 def nursed_in_its_loop(
@@ -138,7 +160,9 @@ def _made(pipe: Any, first: Tensor) -> Tensor:
     model before a refiner those after."""
     timesteps = pipe.scheduler.timesteps
     at = getattr(pipe.scheduler, "step_index", None)
-    begin = int((timesteps == first).nonzero()[0]) if at is None else at - 1
+    begin = len(timesteps) - pipe.num_timesteps if at is None else at - 1
+    if timesteps[begin] != first:  # PNDM has one of its timesteps twice, and may be stopped early
+        begin = int((timesteps == first).nonzero()[0])
     return timesteps[begin : begin + pipe.num_timesteps]
 
 
@@ -183,7 +207,8 @@ def _latent_size(model: Model, latents: Tensor, height: int | None, width: int |
     cells = latents[0].numel() // model.family.latent_channels
     if height is None or width is None:
         height = width = math.isqrt(cells) * model.family.pixels_per_cell
-    size = model.latent_size(height, width)
+    factor = model.family.size_factor  # to which these pipelines round down
+    size = model.latent_size(height // factor * factor, width // factor * factor)
     if math.prod(size) != cells:
         raise ValueError("packed latents don't say how high and wide they are: give height and width")
     return size

@@ -30,8 +30,8 @@ from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, In
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from torch import Tensor
 
-from attend_excite.callback import nursed_in_its_loop
-from attend_excite.generate import parse_all, traces_of, warn_of_findings
+from attend_excite.callback import nursed_in_its_loop, parse_unmarked
+from attend_excite.generate import traces_of, warn_of_findings
 from attend_excite.methods.attend_excite import AttendAndExcite
 from attend_excite.methods.base import Run, Step
 from attend_excite.methods.noise import refuse_search
@@ -281,18 +281,11 @@ def _prompts(
     model: Model, method: AttendAndExcite, prompt: Any, subjects: Any, images: int
 ) -> tuple[Prompt, ...]:
     """The prompt of each image."""
-    prompts = parse_all(model, prompt, subjects, method)
-    texts = [prompt] if isinstance(prompt, str) else list(prompt)
-    for parsed, text in zip(prompts, texts, strict=True):
-        if parsed.text != text:
-            raise ValueError(
-                f"the brackets in {text!r} were encoded as text: take them out, and name the subjects with "
-                "subjects=[...]"
-            )
+    prompts = parse_unmarked(model, prompt, subjects, method)
     each, rest = divmod(images, len(prompts))
     if rest:
         raise ValueError(f"{len(prompts)} prompts for {images} images: give each prompt as many")
-    warn_of_cut(model, texts)
+    warn_of_cut(model, [parsed.text for parsed in prompts])
     return tuple(parsed for parsed in prompts for _ in range(each))
 
 

@@ -20,6 +20,9 @@ from attend_excite.models.families import Family
 
 MAX_WEIGHT = 100.0
 
+# Of diffusers' autoencoders where nobody says otherwise.
+_SCALING = 0.18215
+
 
 @dataclass(frozen=True)
 class Addition:
@@ -104,12 +107,19 @@ def add_loras(family: Family, loras: Sequence[Lora]) -> None:
                 f"nothing in the LoRA '{path}' is for {family.defaults.title}: it was made for another "
                 "architecture"
             )
+        if getattr(family.network, "_overwritten_params", None):  # by weights for more channels
+            raise ValueError(
+                f"the LoRA '{path}' is for a network that is also given a picture, as Control LoRAs are: "
+                "give one that draws from a text alone"
+            )
         names.append(f"lora_{index}")
         weights.append(weight)
     pipeline.set_adapters(names, weights)
     # Into the weights themselves: attention is read, and passes run, as without.
     try:
-        pipeline.fuse_lora(adapter_names=names, safe_fusing=True)
+        # Of FLUX diffusers would leave the text encoder out.
+        parts = list(pipeline.get_list_adapters())
+        pipeline.fuse_lora(components=parts, adapter_names=names, safe_fusing=True)
     except ValueError as error:
         raise ValueError(f"with these LoRAs the weights are NaN: {first_line(error)}") from error
     pipeline.unload_lora_weights()
@@ -184,6 +194,8 @@ def with_vae(family: Family, folder: str | Path | None) -> None:
     fits = {
         "channels": (config.get("latent_channels"), own.config["latent_channels"]),
         "levels": (len(config.get("block_out_channels") or ()), len(own.config["block_out_channels"])),
+        "as scaling factor": (config.get("scaling_factor", _SCALING), own.config["scaling_factor"]),
+        "as shift": (config.get("shift_factor") or 0, own.config.get("shift_factor") or 0),
     }
     for what, (theirs, ours) in fits.items():
         if theirs != ours:

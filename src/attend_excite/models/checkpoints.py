@@ -21,6 +21,9 @@ _SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 _LONGEST_HEADER = 100_000_000  # that of safetensors' own reader
 _CONTEXT = 77
 
+# Of networks that are told a class, as SDXL's, or of a picture.
+_OF_A_PICTURE = "model.diffusion_model.label_emb.0.0.weight"
+
 # What is found under the name of a file of weights, by its first bytes.
 _NO_WEIGHTS: Mapping[bytes, str] = {
     b"PK\x03\x04": "a file of PyTorch's or a zip archive, which may run code where it is read",
@@ -143,10 +146,16 @@ def checkpoint(path: Path) -> WeightsFile:
             f"'{path}' is {file.title} whose network takes {channels} channels and not 4, as those that fill "
             "in, edit or enlarge pictures do: give one that draws from a text alone"
         )
-    if "edm_mean" in file.weights:
+    for mark, owner in (("edm_mean", "Playground"), ("edm_vpred.sigma_max", "CosXL")):
+        if mark in file.weights:
+            raise ValueError(
+                f"'{path}' is {owner}'s checkpoint, whose scheduler isn't in the file: give the model's "
+                "folder or Hub id"
+            )
+    if file.kind.name != "stable-diffusion-xl" and _OF_A_PICTURE in file.weights:
         raise ValueError(
-            f"'{path}' is Playground's checkpoint, whose scheduler isn't in the file: give the model's "
-            "folder or Hub id"
+            f"'{path}' is an unCLIP, whose network is told of a picture too: give one that draws from a text "
+            "alone"
         )
     return file
 
@@ -193,7 +202,8 @@ def prediction_type(file: WeightsFile) -> str | None:
     """What a checkpoint's network predicts, as schedulers call it, where the file says; None: it doesn't."""
     if "v_pred" in file.weights:
         return "v_prediction"
-    said = file.metadata.get("modelspec.prediction_type", "")
+    # The latter is what ComfyUI writes.
+    said = file.metadata.get("modelspec.prediction_type") or file.metadata.get("modelspec.predict_key", "")
     return {"v": "v_prediction", "epsilon": "epsilon"}.get(said)
 
 

@@ -12,6 +12,7 @@ from attend_excite.attention.places import Place
 from attend_excite.models.families.base import Conditioning, Family
 from attend_excite.models.families.pixart import PixArt
 from attend_excite.subjects import Stream
+from attend_excite.turns import turn_of
 
 _TOKENS = 300
 
@@ -32,7 +33,8 @@ class Sana(PixArt):
     def streams(self) -> tuple[Stream, ...]:
         tokenizer, instruction = self.pipeline.tokenizer, "\n".join(self._instruction)
         # Of the instruction's tokens the network sees the first, and the last, with which a word may merge.
-        skipped = len(tokenizer.encode(instruction)) - 2
+        with turn_of(tokenizer):
+            skipped = len(tokenizer.encode(instruction)) - 2
         return (Stream("Gemma", tokenizer, 0, _TOKENS, skipped, instruction + "{}", uncapitalised=True),)
 
     def encode(

@@ -26,7 +26,6 @@ from training.muon import Muon
 from training.pictures import (
     BACKGROUNDS,
     COLOUR_NAMES,
-    MOST_STICKERS,
     NONE,
     SEED,
     SIDE,
@@ -36,7 +35,7 @@ from training.pictures import (
     measure,
     trainee_arguments,
 )
-from training.scenes import RULES
+from training.scenes import MOST_STICKERS, RULES
 from training.vae import load_vae, to_tensor
 
 WIDTH, HEADS = 128, 4

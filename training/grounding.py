@@ -14,7 +14,8 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from training.latents import COLOUR, NAME, UNCLEAR
+from training.latents import COLOUR, NAME
+from training.scenes import UNCLEAR
 
 # Half precision rounds smaller chances to nothing.
 LEAST_CHANCE = 1e-6

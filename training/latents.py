@@ -18,15 +18,13 @@ from scipy.ndimage import distance_transform_edt
 from transformers import CLIPTokenizer
 
 from training.glyphs import COLOURS, GlyphBox, generator_glyphs
-from training.loop import use_one_thread, write_atomically
-from training.scenes import CELLS, SIZE, Scene, draw_scene, layout
+from training.loop import kept_arrays, use_one_thread
+from training.scenes import CELLS, MOST_STICKERS, SIZE, Scene, draw_scene, layout
 from training.vae import load_vae, to_tensor
 from training.words import token_ids, token_positions
 
 CHUNK = 4096
 SEED = 3
-MOST_STICKERS = 3
-UNCLEAR = 255
 # What a token is to a place: nothing, what names it, the colour before that, the rest of its phrase.
 NAME, COLOUR, REST = 1, 2, 3
 
@@ -99,17 +97,7 @@ def encode_chunk(vae: AutoencoderKL, tokenizer: CLIPTokenizer, number: int) -> C
 def load_chunk(folder: Path, number: int, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> Chunk:
     """Chunk `number`, encoded by `vae` if `folder` lacks it."""
     path = folder / f"{number:03}.npz"
-    if not path.exists():
-        chunk = encode_chunk(vae, tokenizer, number)
-
-        def write(draft: Path) -> None:
-            with draft.open("wb") as file:
-                np.savez(file, **vars(chunk))
-
-        write_atomically(path, write)
-        return chunk
-    with np.load(path) as arrays:
-        return Chunk(**{name: arrays[name] for name in arrays.files})
+    return Chunk(**kept_arrays(path, lambda: vars(encode_chunk(vae, tokenizer, number))))
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, distributed
 
@@ -124,6 +125,20 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
     write(draft)
     os.replace(draft, path)
+
+
+def kept_arrays(path: Path, make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Named arrays of an .npz file, which are made and written if it isn't there."""
+    if not path.exists():
+        made = make()
+
+        def write(draft: Path) -> None:
+            with draft.open("wb") as file:
+                np.savez(file, **made)
+
+        write_atomically(path, write)
+    with np.load(path) as arrays:
+        return {name: arrays[name] for name in arrays.files}
 
 
 def warmup_cosine(step: int, steps: int, warmup: int, floor: float = 0.02) -> float:

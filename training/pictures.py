@@ -21,14 +21,13 @@ from PIL import Image
 from attend_excite.models.catalogue import source_of
 from training.glyphs import COLOURS, SUBJECTS, GlyphBox, JostledBox, generator_glyphs, judge_glyphs
 from training.judge import labels
-from training.loop import use_one_thread, write_atomically
-from training.scenes import RULES, Scene, draw_scene
+from training.loop import kept_arrays, use_one_thread
+from training.scenes import MOST_STICKERS, RULES, Scene, draw_scene
 from training.vae import load_vae, through
 
 CHUNK = 4096
 SIDE = 64  # pixels; as for the judge, what is soft or sharp looks the same at this size
 SEED, TEST_SEED = 8, 9
-MOST_STICKERS = 3
 NONE = -1  # in `mentions`: no such sticker, or one in its own colours
 BACKGROUNDS = list(RULES["backgrounds"])
 COLOUR_NAMES = list(COLOURS)
@@ -48,9 +47,6 @@ class Pictures:
     backgrounds: np.ndarray
     subjects: np.ndarray
     colours: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.images)
 
     def part(self, rows: slice) -> Pictures:
         """Some of them."""
@@ -93,19 +89,13 @@ def draw_pictures(
 
 def load_chunk(folder: Path, number: int, vae: AutoencoderKL) -> Pictures:
     """Chunk `number` for training, drawn if `folder` lacks it."""
-    path = folder / f"{number:03}.npz"
-    if not path.exists():
+
+    def make() -> dict[str, np.ndarray]:
         indices = range(number * CHUNK, (number + 1) * CHUNK)
         box = JostledBox(generator_glyphs() + judge_glyphs())
-        chunk = draw_pictures(box, SEED, indices, vae, every=8)
+        return vars(draw_pictures(box, SEED, indices, vae, every=8))
 
-        def write(draft: Path) -> None:
-            with draft.open("wb") as file:
-                np.savez(file, **vars(chunk))
-
-        write_atomically(path, write)
-    with np.load(path) as arrays:
-        return Pictures(**{name: arrays[name] for name in arrays.files})
+    return Pictures(**kept_arrays(folder / f"{number:03}.npz", make))
 
 
 class Stock:

@@ -29,6 +29,8 @@ from training.sheets import save_sheet
 RULES = read_data("scenes.json")
 SIZE: int = RULES["size"]
 CELLS = 16  # the side of the attention maps and of the latents
+MOST_STICKERS = 3
+UNCLEAR = 255  # in a layout: neither background nor sticker
 HELD_OUT_PAIRS = frozenset(frozenset(pair) for pair in read_data("heldout_pairs.json"))
 
 
@@ -233,10 +235,10 @@ def draw_scene(box: GlyphBox, seed: int, index: int, held_out: bool = True, trut
 
 
 def layout(scene: Scene) -> np.ndarray:
-    """16x16 uint8: 0 background, 1 + k for sticker k, 255 where an edge makes it unclear."""
+    """16x16 uint8: 0 background, 1 + k for sticker k, UNCLEAR where an edge is."""
     cells = scene.cover.reshape(len(scene.cover), CELLS, SIZE // CELLS, CELLS, SIZE // CELLS)
     share = cells.mean(axis=(2, 4))
-    places = np.full((CELLS, CELLS), 255, dtype=np.uint8)
+    places = np.full((CELLS, CELLS), UNCLEAR, dtype=np.uint8)
     places[share.max(axis=0) < 0.05] = 0
     owned = share.max(axis=0) > 0.5
     places[owned] = 1 + share.argmax(axis=0)[owned]

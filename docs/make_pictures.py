@@ -2,8 +2,8 @@
 
 `opening` looks for what the web page opens with, and writes it into the package's data: of the benchmark's
 prompts in their order the first where one of the plain pictures of the seeds 0 to 3 lacks a subject by the
-bundled judge. So it is chosen by what the plain model does, whatever becomes of it with Attend-and-Excite,
-and all four seeds are shown. Run it again whenever the bundled weights change, and `web` after it, which
+bundled judge. So it is chosen by what the plain model does, whatever becomes of it with `excite`, and all
+four seeds are shown. Run it again whenever the bundled weights change, and `web` after it, which
 takes pictures of the page with Chromium.
 """
 
@@ -24,7 +24,7 @@ from attend_excite import AttendAndExcite, Generation, Model, StableDiffusion, l
 from attend_excite.benchmark.prompt_sets import draw_set
 from attend_excite.benchmark.prompts import one, paper_prompts
 from attend_excite.explain import curves_figure, evolution_figure, maps_figure
-from attend_excite.methods import METHODS
+from attend_excite.methods import METHODS, method_named
 from attend_excite.sheets import PAPER, comparison_sheet
 from attend_excite.subjects import parse
 from attend_excite.verdict import verdicts
@@ -90,7 +90,8 @@ def explain(model: Model, steps: int) -> None:
 
 def opening(model: Model, steps: int) -> None:
     """What the web page opens with: see above."""
-    methods = {f"{model.name}, plain": StableDiffusion(), AttendAndExcite().title: AttendAndExcite()}
+    excite = method_named("excite")
+    methods = {f"{model.name}, plain": StableDiffusion(), excite.title: excite}
     plain, _ = methods.values()
     for prompt in paper_prompts():
         run = model.generate(prompt.text, method=plain, seeds=SEEDS, steps=steps)
@@ -110,6 +111,7 @@ def opening(model: Model, steps: int) -> None:
     examples["opening"] = {
         "model": model.name,
         "prompt": prompt.text,
+        "method": excite.name,
         "seeds": list(SEEDS),
         "steps": steps,
         "verdicts": seen,

@@ -38,7 +38,13 @@ def opening_form(model: Model) -> Form:
     if opening["model"] != model.name:
         return Form().on(model)
     first, *_ = seeds = opening["seeds"]
-    return Form(prompt=opening["prompt"], seed=first, pictures=len(seeds), steps=opening["steps"]).on(model)
+    return Form(
+        prompt=opening["prompt"],
+        method=opening["method"],
+        seed=first,
+        pictures=len(seeds),
+        steps=opening["steps"],
+    ).on(model)
 
 
 def opening_of(model: Model) -> Opening | None:

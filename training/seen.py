@@ -3,7 +3,8 @@
 `python -m training.seen` sets the judge's verdict on the recorded benchmark beside that of viewers, who
 looked at 600 of its pictures, two hundred from the same noise each of three ways, with their prompts and
 without knowing which was which, and asked of each whether all its subjects can be recognised
-(`data/seen_stickers.csv`). `--run` names earlier ones, or several to be taken together: `stickers-first` and
+(`data/seen_stickers.csv`); `--run stickers-excite` of four other viewers, who looked at 300, plain and by
+`excite`. `--run` also names earlier ones, or several to be taken together: `stickers-first` and
 `stickers-20-steps` are of the first generation of the weights, 400 and 200 pictures, plain and nursed (in the
 former, pictures that an earlier judge found wanting were drawn more often than others; how many each one
 stands for is in `data/seen.csv`); `stickers-second` is of the second generation as it was at first, 300
@@ -29,12 +30,15 @@ from training.glyphs import COLOURS, DATA
 RECORDED = Path("docs/results")
 ANSWERS = {
     "stickers": "seen_stickers.csv",
+    "stickers-excite": "seen_excite.csv",
     "stickers-first": "seen.csv",
     "stickers-20-steps": "seen_20_steps.csv",
     "stickers-second": "seen_second.csv",
     "objectives": "seen_objectives.csv",
     "objectives-hard": "seen_objectives_hard.csv",
 }
+# Of the same pictures.
+RECORD_OF = {"stickers-excite": "stickers"}
 PLAIN, NURSED = "stable-diffusion", "attend-excite"
 RESAMPLES = 5000
 
@@ -93,7 +97,7 @@ def changed(first: list[Seen], other: list[Seen]) -> str | None:
 
 def read_seen(run: str, without: str | None) -> dict[str, list[Seen]]:
     """The pictures that were looked at, by system, but for prompts that name the subject `without`."""
-    with (RECORDED / run / "numbers/images.csv").open(newline="") as lines:
+    with (RECORDED / RECORD_OF.get(run, run) / "numbers/images.csv").open(newline="") as lines:
         rows = {(row["prompt"], row["seed"], row["system"]): row for row in csv.DictReader(lines)}
     pictures: dict[str, list[Seen]] = defaultdict(list)
     with (DATA / ANSWERS[run]).open(newline="") as lines:

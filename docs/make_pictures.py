@@ -167,7 +167,8 @@ def main() -> None:
     names: Sequence[str] = tuple(METHODS)
     path = HERE / "methods" / "sheet.webp"
     if arguments.picture == "gallery":
-        prompts, names, path = gallery_prompts(), ("stable-diffusion", "attend-excite"), HERE / "gallery.webp"
+        prompts, path = gallery_prompts(), HERE / "gallery.webp"
+        names = ("stable-diffusion", "attend-excite", "excite")
     elif arguments.picture == "excite":
         # Another seed than those of the tuning prompts and of the comparison.
         drawn_sets = (draw_set(name, 2, seed=3) for name in ("three-subjects", "swapped-colours"))

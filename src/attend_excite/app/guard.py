@@ -30,7 +30,7 @@ _RATES = {"/login": RateLimitItemPerMinute(LOGINS), _UPLOAD: RateLimitItemPerMin
 # nobody has looked at.
 _UNUSED = re.compile(r"/gradio_api/(?:process_recording|component_server|stream)(?:/|$)")
 # Gradio would fetch what stands there, from wherever it is, and hand it out as the page's own.
-_ELSEWHERE = re.compile(r"/(?:file[=/]\s*\w+:/|proxy=)", re.IGNORECASE)
+_ELSEWHERE = re.compile(r"/(?:file[=/]\s*https?:|proxy=)", re.IGNORECASE)
 _LISTENING = re.compile(r"/queue/data/?$|/call/(?:v2/)?[^/]+/(?P<event>[^/]+)/?$")
 _JOINED = re.compile(r"/queue/join$|/(?:run|api)/(?P<name>[^/]+)$")
 _CALLED = re.compile(r"/call/(?P<by_name>v2/)?(?P<name>[^/]+)$")

@@ -70,6 +70,8 @@ def test_a_caption_may_name_what_is_not_there_but_never_the_wrong_word_for_what_
 
 def test_joint_attention_that_is_kept_is_diffusers_own_and_masks_bar_words() -> None:
     transformer = new_transformer(24)
+    for parameter in transformer.parameters():  # untrained, its blocks add nothing
+        torch.nn.init.normal_(parameter, std=0.1)
     images, states, pooled = torch.randn(2, 4, 16, 16), torch.randn(2, 6, 24), torch.randn(2, 24)
     times = torch.tensor([300.0, 900.0])
     with torch.no_grad():

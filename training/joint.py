@@ -2,7 +2,8 @@
 
 `python -m training.joint --init FOLDER` learns from the UNet of a model folder, on latents of its
 autoencoder (`--latents`) and through its text encoder, which stays as it is. What the UNet takes for the
-noise tells the way from noise to picture, with less noise in it than the scene's own. From the image's
+noise tells the way from noise to picture, with less noise in it than the scene's own; it is asked once for
+each noisy scene, and its answer kept for the passes to come. From the image's
 patches to the words attention is grounded as the UNet's is, and now and then each sticker's patches see
 their own phrase alone.
 """
@@ -81,7 +82,7 @@ def second_encoder(first: CLIPTextModelWithProjection) -> CLIPTextModelWithProje
 def new_transformer(text_width: int) -> SD3Transformer2DModel:
     """The transformer, untrained: it has not seen a picture."""
     torch.manual_seed(SEED)
-    return SD3Transformer2DModel(
+    transformer = SD3Transformer2DModel(
         sample_size=16,
         patch_size=PATCH,
         in_channels=4,
@@ -95,6 +96,13 @@ def new_transformer(text_width: int) -> SD3Transformer2DModel:
         pos_embed_max_size=16,
         qk_norm="rms_norm",
     )
+    # As in DiT, a block adds nothing at first; the maps find their words sooner.
+    modulations = ("norm1.linear", "norm1_context.linear", "norm_out.linear", "proj_out")
+    for name, layer in transformer.named_modules():
+        if name.endswith(modulations):
+            torch.nn.init.zeros_(layer.weight)
+            torch.nn.init.zeros_(layer.bias)
+    return transformer
 
 
 @dataclass(frozen=True)
@@ -216,12 +224,15 @@ def taught(batch: FlowBatch, teacher: Parts, known: Tensor, allowed: dict[int, T
 
 
 def losses(
-    transformer: SD3Transformer2DModel, words: Words, teacher: Parts, maps: list[Tensor], batch: FlowBatch
+    transformer: SD3Transformer2DModel,
+    words: Words,
+    target: Tensor,
+    maps: list[Tensor],
+    batch: FlowBatch,
+    allowed: dict[int, Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """The flow's loss and the grounding loss; `transformer` may be of another precision, `maps` is the list
-    that its processors fill."""
-    allowed = own_phrases(batch.scenes.nearest, batch.scenes.roles, batch.scenes.masked)
-    target = taught(batch, teacher, teacher.text_encoder(batch.scenes.ids).last_hidden_state, allowed)
+    """The flow's loss, from `target`, and the grounding loss, under the masks `allowed`; `transformer` may be
+    of another precision, `maps` is the list that its processors fill."""
     maps.clear()
     states, pooled = words(batch.scenes.ids)
     own = allowed[(batch.noisy.shape[-1] // PATCH) ** 2]
@@ -263,8 +274,11 @@ def main() -> None:
     parser.add_argument("--latents", type=Path, default=Path("runs/latents"))
     parser.add_argument("--chunks", type=int, default=16, help="chunks before the first repeats")
     parser.add_argument("--steps", type=int, default=10000)
-    parser.add_argument("--batch", type=int, default=64, help="scenes a step, for each process")
-    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument(
+        "--passes", type=int, default=3, help="over the same noisy scenes: the teacher is asked in the first"
+    )
+    parser.add_argument("--batch", type=int, default=32, help="scenes a step, for each process")
+    parser.add_argument("--rate", type=float, default=2e-3)
     arguments = parser.parse_args()
     use_one_thread()
     rank, world = join_processes()
@@ -295,9 +309,11 @@ def main() -> None:
     average = Average([transformer], decay=0.998)
     folder, batch = arguments.runs / "joint", arguments.batch
     loaded: dict[int, Chunk] = {}
+    targets: dict[int, Tensor] = {}
+    unlike = math.ceil(arguments.steps / arguments.passes)
 
     def take_step(n: int) -> dict[str, float]:
-        over, block = n / arguments.steps, n * world + rank
+        over, block = n / arguments.steps, n % unlike * world + rank
         for group in optimiser.param_groups:
             group["lr"] = arguments.rate * rate_at(n, over)
         number = block * batch // CHUNK % arguments.chunks
@@ -305,9 +321,13 @@ def main() -> None:
             loaded[number] = load_chunk(arguments.latents, number, teacher.vae, teacher.tokenizer)
         scenes = draw_batch(loaded[number], block, batch, teacher)
         drawn = as_flow(scenes, len(teacher.scheduler.alphas_cumprod))
+        allowed = own_phrases(scenes.nearest, scenes.roles, scenes.masked)
+        if block not in targets:
+            known = teacher.text_encoder(scenes.ids).last_hidden_state
+            targets[block] = taught(drawn, teaching, known, allowed).half()
         swift.update()
         optimiser.zero_grad(set_to_none=True)
-        flow, grounding = losses(swift.network, words, teaching, maps, drawn)
+        flow, grounding = losses(swift.network, words, targets[block].float(), maps, drawn, allowed)
         (flow + GROUNDING * fade(over) * grounding).backward()
         swift.return_gradients()
         average_over_processes(trained)

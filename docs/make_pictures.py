@@ -3,8 +3,8 @@
 `opening` looks for what the web page opens with, and writes it into the package's data: of the benchmark's
 prompts in their order the first where one of the plain pictures of the seeds 0 to 3 lacks a subject by the
 bundled judge. So it is chosen by what the plain model does, whatever becomes of it with `excite`, and all
-four seeds are shown. Run it again whenever the bundled weights change, and `web` after it, which
-takes pictures of the page with Chromium.
+four seeds are shown. Run it again whenever the weights of `stickers` change, and `web` after it, which
+takes pictures of the page with Chromium. The gallery of another model has its name in the file's.
 """
 
 from __future__ import annotations
@@ -155,6 +155,8 @@ def main() -> None:
     if arguments.picture == "web":
         web()
         return
+    if arguments.picture != "gallery" and arguments.model != "stickers":
+        parser.error("of other models than stickers there is a gallery alone")
     model = load(arguments.model)
     steps = arguments.steps or model.steps
     if arguments.picture == "explain":
@@ -167,7 +169,8 @@ def main() -> None:
     names: Sequence[str] = tuple(METHODS)
     path = HERE / "methods" / "sheet.webp"
     if arguments.picture == "gallery":
-        prompts, path = gallery_prompts(), HERE / "gallery.webp"
+        name = "gallery" if model.name == "stickers" else f"gallery-{Path(model.name).name}"
+        prompts, path = gallery_prompts(), HERE / f"{name}.webp"
         names = ("stable-diffusion", "attend-excite", "excite")
     elif arguments.picture == "excite":
         # Another seed than those of the tuning prompts and of the comparison.

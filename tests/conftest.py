@@ -52,6 +52,12 @@ def stickers() -> Model:
     return load("stickers", device="cpu")
 
 
+@pytest.fixture(scope="session")
+def stickers_joint() -> Model:
+    """The bundled model with joint attention."""
+    return load("stickers-joint", device="cpu")
+
+
 @pytest.fixture
 def same_model() -> Callable[[Model], Callable[[], None]]:
     """`check = same_model(model)`, then `check()` fails if anything of the model has changed."""

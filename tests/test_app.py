@@ -168,9 +168,11 @@ def test_a_click_goes_with_the_prompt_that_it_belonged_to(
     assert again[0].chosen is stays
 
 
-def test_words_that_the_model_never_read_are_marked(stickers: Model) -> None:
+@pytest.mark.parametrize("name", ["stickers", "stickers_joint"])
+def test_words_that_the_model_never_read_are_marked(name: str, request: pytest.FixtureRequest) -> None:
+    model = request.getfixturevalue(name)
     words, note = words_of(
-        "a cat and a purple wombat", stickers.tokenizer, unread_of=partial(unread_tokens, stickers)
+        "a cat and a purple wombat", model.tokenizer, unread_of=partial(unread_tokens, model)
     )
     assert [word.text for word in words if word.unread] == ["wombat"]
     assert "never read “wombat”" in note

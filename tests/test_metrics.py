@@ -553,8 +553,8 @@ def test_a_device_that_is_not_here_is_one_sentence(tmp_path: Path) -> None:
     assert f"the device '{missing}' is not here" in " ".join(result.stderr.split())
 
 
-def test_the_bundled_judges_are_for_the_bundled_model() -> None:
-    assert judges_for("stickers") == STICKERS
+def test_the_bundled_judges_are_for_the_bundled_models() -> None:
+    assert judges_for("stickers") == judges_for("stickers-joint") == STICKERS
     assert judges_for("sd-1.4") == judges_for("some/model") == PAPER
     assert STICKERS.replaced({"judge": "none", "vqa": "v", "clip": None}).judge is None
     with pytest.raises(ValueError, match="need CLIP"):

@@ -103,12 +103,12 @@ def main() -> None:
         pipeline = joint_pipeline(arguments.joint, arguments.init, tokenizer, vae)
     else:
         pipeline = unet_pipeline(arguments.generator, arguments.init, tokenizer, vae)
+    name = "stickers-joint" if arguments.joint else "stickers"
     for part in (vae, pipeline.transformer if arguments.joint else pipeline.unet):
-        part.register_to_config(_name_or_path="stickers")  # not the folder it was read from
+        part.register_to_config(_name_or_path=name)  # not the folder it was read from
     pipeline.save_pretrained(arguments.out)
-    if arguments.generator:
-        settings = json.dumps(read_data("recommended.json"), indent=2) + "\n"
-        (arguments.out / SETTINGS_FILE).write_text(settings)
+    settings = read_data("recommended_joint.json" if arguments.joint else "recommended.json")
+    (arguments.out / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")
     shutil.copy(DATA / "SOURCES.md", arguments.out / "SOURCES.md")
     if arguments.card:
         shutil.copy(arguments.card, arguments.out / "README.md")

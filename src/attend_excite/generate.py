@@ -517,12 +517,14 @@ def warn_of_findings(traces: Sequence[Trace]) -> None:
 
 
 def _latent_size(model: Model, height: int | None, width: int | None) -> tuple[int, int]:
-    factor = model.family.size_factor
+    factor, most = model.family.size_factor, model.family.longest_side
     height = model.default_size[0] if height is None else height
     width = model.default_size[1] if width is None else width
     for what, pixels in (("height", height), ("width", width)):
         fine = hasattr(pixels, "__index__") and pixels > 0 and pixels % factor == 0
         require(fine, what, pixels, f"a multiple of {factor} pixels")
+        if most is not None:
+            require(pixels <= most, what, pixels, f"at most {most} pixels: {model.name} has no places beyond")
     return model.latent_size(height, width)
 
 

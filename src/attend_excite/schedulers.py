@@ -71,10 +71,15 @@ def scheduler_for_run(own: Any, name: str | None = None) -> Any:
     if name is None:
         return copy.deepcopy(own)
     fitting = fitting_schedulers(own)
+    if not fitting:
+        raise ValueError(
+            f"the scheduler {name!r} can't take the place of this model's {type(own).__name__}: there is no "
+            "other here for its way of making noise, so leave it out"
+        )
     if name not in fitting:
         raise ValueError(
             f"the scheduler {name!r} can't take the place of this model's {type(own).__name__}: "
-            f"choose one of {', '.join(fitting) or 'none'}, or leave it out"
+            f"choose one of {', '.join(fitting)}, or leave it out"
         )
     import diffusers
 

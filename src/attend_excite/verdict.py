@@ -17,15 +17,15 @@ Verdict = Mapping[str, bool | None]
 """A subject's text -> whether it is in the picture; None: nobody can tell."""
 
 NOBODY_CAN_TELL = (
-    "nobody can tell which picture is the best: the bundled judge knows the pictures of the bundled model "
+    "nobody can tell which picture is the best: the bundled judge knows the pictures of the bundled models "
     "alone, and of the words its subjects"
 )
 """Why there is no best picture."""
 
 
 def judge_of(model: str) -> Judge | None:
-    """The bundled judge of a model's pictures, by the model's name. None: it has none; only the bundled model
-    has."""
+    """The bundled judge of a model's pictures, by the model's name. None: it has none, as all but the bundled
+    models."""
     entry = catalogue().get(model)
     return None if entry is None or entry.judge is None else _read(entry.judge)
 

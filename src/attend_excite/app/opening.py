@@ -67,9 +67,10 @@ def opening_of(model: Model) -> Opening | None:
 
 
 def examples(model: str) -> list[list[str]]:
-    """The paper's prompts; of the bundled model those that it knows the words of."""
-    prompts = _data()["prompts"]
-    return [[example["prompt"]] for example in prompts if example["stickers"] or model != "stickers"]
+    """The paper's prompts; of a bundled model those that it knows the words of."""
+    entry, prompts = catalogue().get(model), _data()["prompts"]
+    few = entry is not None and entry.bundled
+    return [[example["prompt"]] for example in prompts if example["stickers"] or not few]
 
 
 def about(model: str) -> tuple[str, dict[str, Sequence[str]]]:

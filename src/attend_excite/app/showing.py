@@ -99,7 +99,10 @@ class Comparison:
     """All methods on the form's prompt and seeds."""
 
     def __init__(self) -> None:
-        gr.Markdown("All five methods on the prompt and seeds of the form, from the same noise.")
+        gr.Markdown(
+            "The paper's five methods, as far as the model takes them, on the prompt and seeds of the form, "
+            "from the same noise."
+        )
         self.button = gr.Button(
             "Compare the methods", variant="primary", elem_id="ae-compare", interactive=False
         )

@@ -15,7 +15,7 @@ FULL_METHOD, PLAIN, REWEIGHT = "attend-excite", "stable-diffusion", "reweight"
 def is_bundled(model: str) -> bool:
     """Whether a model comes with the package."""
     entry = catalogue().get(model)
-    return entry is not None and entry.source == "bundled"
+    return entry is not None and entry.bundled
 
 
 def is_ablation(system: str) -> bool:

@@ -87,8 +87,8 @@ PAPER = Judges(clip="openai/clip-vit-base-patch16", captioner="Salesforce/blip-i
 
 
 def judges_for(model: str) -> Judges:
-    """Who judges a model's images unless told otherwise: the bundled judges those of the bundled model, the
-    paper's all others."""
+    """Who judges a model's images unless told otherwise: the bundled judges those of the bundled models,
+    the paper's all others."""
     return STICKERS if is_bundled(model) else PAPER
 
 

@@ -65,8 +65,8 @@ def summary_of(results: Results, systems: Comparison) -> list[str]:
     ]
     if is_bundled(results.settings["model"]):
         lines.append(
-            "This is the small sticker model that comes with attend-excite, judged by small models of its "
-            "own kind. Nothing here is a result of Stable Diffusion."
+            "This is one of the small sticker models that come with attend-excite, judged by small models of "
+            "its own kind. Nothing here is a result of Stable Diffusion."
         )
     compared, main = results.compared, np.isin(results.system_of, results.main_systems)
     if compared is not None and (left := int((main & ~compared).sum())):

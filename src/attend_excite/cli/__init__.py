@@ -122,7 +122,7 @@ def generate(
         int | None,
         typer.Option(
             help="Draw the seeds 0 to N-1 whole and keep the one picture that shows the most subjects, by "
-            "the bundled judge: for the bundled model alone.",
+            "the bundled judge: for the bundled models alone.",
             metavar="N",
         ),
     ] = None,

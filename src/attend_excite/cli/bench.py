@@ -15,8 +15,8 @@ def bench(
     size: Annotated[
         Literal["stickers", "quarter", "full"],
         typer.Option(
-            help="The bundled model, or random weights in the shape of Stable Diffusion 1.4: with a quarter "
-            "of its channels, or in full, which takes 10 GB of memory and a long time."
+            help="The bundled model stickers, or random weights in the shape of Stable Diffusion 1.4: with a "
+            "quarter of its channels, or in full, which takes 10 GB of memory and a long time."
         ),
     ] = "quarter",
     steps: Annotated[int, typer.Option(help="Denoising steps of a whole image.")] = 50,

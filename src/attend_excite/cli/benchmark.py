@@ -13,7 +13,7 @@ from attend_excite.cli.options import DRAWING, MACHINE, Guidance, Steps, on_devi
 
 benchmark = typer.Typer(help="The paper's evaluation: draw, score, report.", no_args_is_help=True)
 
-_JUDGED_BY = "the bundled one for stickers, else the paper's"
+_JUDGED_BY = "the bundled one for the bundled models, else the paper's"
 
 
 @benchmark.command()
@@ -208,7 +208,7 @@ def score(
     judge: Annotated[
         str | None,
         typer.Option(
-            help="A presence judge of sticker images.", show_default="the bundled one, for stickers"
+            help="A presence judge of sticker images.", show_default="the bundled one, for the bundled models"
         ),
     ] = None,
     detector: Annotated[

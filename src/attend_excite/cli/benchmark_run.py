@@ -24,6 +24,7 @@ from attend_excite.benchmark.store import open_folder, read_rows, set_aside_brok
 from attend_excite.cli.messages import MESSAGES, plain, warn
 from attend_excite.cli.summary import RESULTS, table
 from attend_excite.guidance.schedule import Recipe
+from attend_excite.methods import PAPER_METHODS
 from attend_excite.models import load, load_streams
 
 # Errors that are told one by one; beyond them a count is enough.
@@ -78,6 +79,9 @@ def draw_benchmark(request: Request) -> bool:
     with _executor(request) as executor:
         with MESSAGES.status(plain(f"loading {request.model}")):
             conditions, recommended = executor.describe(request.steps, request.guidance)
+        if not names and isinstance(executor, Here) and executor.model.family.sets_refusal:
+            names = [name for name in PAPER_METHODS if name != "structure"]
+            warn(f"structure is left out: {executor.model.name} {executor.model.family.sets_refusal}")
         systems = systems_named(names, recommended)
         seeds = request.seeds
         batches = plan(prompts, seeds, systems, conditions, request.batch_size)

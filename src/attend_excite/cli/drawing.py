@@ -586,7 +586,7 @@ def method_label(settings: Settings) -> str:
     """A method for people. Only Stable Diffusion's own pictures are called that."""
     if type(settings.method) is StableDiffusion:
         entry = catalogue().get(settings.model)
-        if entry is None or entry.source == "bundled":
+        if entry is None or entry.bundled:
             return f"{Path(settings.model).name}, plain"
     return settings.method.title
 

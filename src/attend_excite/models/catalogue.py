@@ -52,12 +52,17 @@ class CatalogueEntry:
     judge: str | None = None
 
     @property
+    def bundled(self) -> bool:
+        """Whether it comes with the package."""
+        return self.source == "bundled"
+
+    @property
     def tried(self) -> str:
         """On what weights nursing was tried here: its own, or random ones in its classes; "": it makes no
         pictures."""
         if self.kind != "generator":
             return ""
-        return "its own weights" if self.source == "bundled" else "random weights"
+        return "its own weights" if self.bundled else "random weights"
 
 
 @cache
@@ -75,8 +80,9 @@ def source_of(name: str) -> str | Path:
     """What a short name stands for: the folder of a bundled model, or a Hub id. Other names are folders
     or Hub ids themselves and come back as they are."""
     entry = catalogue().get(name)
-    source = entry.source if entry else name
-    return Path(str(files("attend_excite"))) / "models" / name if source == "bundled" else source
+    if entry is None:
+        return name
+    return Path(str(files("attend_excite"))) / "models" / name if entry.bundled else entry.source
 
 
 def load_streams(
@@ -109,7 +115,7 @@ def _read_streams(model: str | Path, revision: str | None) -> tuple[Stream, ...]
     folder = Path(source) / "tokenizer"
     with sought(source, str(model), revision):
         index = _read_index(source, revision)
-        if not str(index.get("_class_name")).startswith(_CLIP_ALONE):
+        if not _is_clip_alone(index):
             from attend_excite.models.loading import read_streams
 
             return read_streams(source, index, revision)
@@ -125,6 +131,12 @@ def _read_streams(model: str | Path, revision: str | None) -> tuple[Stream, ...]
 def load_tokenizer(model: str | Path, *, revision: str | None = None) -> Any:
     """The tokenizer of a model's first table of tokens; arguments and errors are those of `load_streams`."""
     return load_streams(model, revision=revision)[0].tokenizer
+
+
+def _is_clip_alone(index: Mapping[str, Any]) -> bool:
+    kind = str(index.get("_class_name"))
+    without_t5 = kind == "StableDiffusion3Pipeline" and index.get("tokenizer_3") == [None, None]
+    return without_t5 or kind.startswith(_CLIP_ALONE)
 
 
 def _read_index(source: str | Path, revision: str | None) -> Mapping[str, Any]:

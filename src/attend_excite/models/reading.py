@@ -29,7 +29,7 @@ def unread_tokens(model: Model, ids: Iterable[int]) -> set[int]:
 
 
 def warn_of_unknown_words(model: Model, texts: Iterable[str]) -> None:
-    """Warn of words that a model trained on few, as the bundled one, never saw: it has noughts for them."""
+    """Warn of words that a model trained on few, as the bundled ones, never saw: it has noughts for them."""
     for text in dict.fromkeys(texts):
         with turn_of(model.tokenizer):
             encoded = model.tokenizer(text, return_offsets_mapping=True, verbose=False)

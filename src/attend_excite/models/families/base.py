@@ -190,6 +190,11 @@ class Family(ABC):
         return self.pixels_per_cell
 
     @property
+    def longest_side(self) -> int | None:
+        """The most pixels that a side of a picture may have; None: any number."""
+        return None
+
+    @property
     def default_size(self) -> tuple[int, int]:
         """(height, width) in pixels of the pictures that the model was trained on."""
         size = self.network.config["sample_size"]
@@ -354,6 +359,16 @@ class Family(ABC):
         """Of tokens with these ids those that the text encoder never saw in its training, where that can be
         known."""
         return set()
+
+    def tokens_of_noughts(self, ids: Sequence[int]) -> set[int]:
+        """Of tokens with these ids those whose embeddings are noughts in the first text encoder, as they are
+        in what was trained on few words."""
+        encoder = self.pipeline.text_encoder
+        weights = None if encoder is None else encoder.get_input_embeddings().weight
+        if weights is None or weights.is_meta:  # offloaded
+            return set()
+        read = weights[list(ids)].any(dim=1).tolist()
+        return {token for token, known in zip(ids, read, strict=True) if not known}
 
     def textless_modules(self) -> tuple[nn.Module, ...]:
         """The largest parts of the network that never see the text: what `Model.compile` compiles."""

@@ -76,12 +76,7 @@ class StableDiffusion(unet.UNetFamily):
         return Conditioning({"encoder_hidden_states": text})
 
     def unread_tokens(self, ids: Sequence[int]) -> set[int]:
-        # What was trained on few words, as the bundled model, has noughts for all others.
-        weights = self.pipeline.text_encoder.get_input_embeddings().weight
-        if weights.is_meta:  # offloaded
-            return set()
-        read = weights[list(ids)].any(dim=1).tolist()
-        return {token for token, known in zip(ids, read, strict=True) if not known}
+        return self.tokens_of_noughts(ids)
 
     def inputs(self, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> dict[str, Any]:
         return {"sample": latents, "timestep": timestep, "encoder_hidden_states": conditioning.states}

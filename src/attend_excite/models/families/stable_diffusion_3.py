@@ -19,7 +19,8 @@ _READ = 5 / 24, 12 / 24
 
 
 class StableDiffusion3(Family):
-    """`StableDiffusion3Pipeline`: the two CLIPs share 77 columns, T5's follow them, if there is a T5."""
+    """`StableDiffusion3Pipeline`: the two CLIPs share their columns, 77 or 16 in the bundled model, and T5's
+    follow them, or as many of zeros where there is no T5."""
 
     name = "stable-diffusion-3"
     joint = "image-first"
@@ -28,6 +29,11 @@ class StableDiffusion3(Family):
     @property
     def size_factor(self) -> int:
         return self.pixels_per_cell * self.network.config["patch_size"]
+
+    @property
+    def longest_side(self) -> int | None:
+        patches = self.network.config.get("pos_embed_max_size")
+        return patches and patches * self.size_factor
 
     def streams(self) -> tuple[Stream, ...]:
         clip = Stream("CLIP", self.pipeline.tokenizer, 0, self.pipeline.tokenizer_max_length)
@@ -51,6 +57,9 @@ class StableDiffusion3(Family):
         if negative is None:
             return conditioned, None
         return conditioned, Conditioning({"encoder_hidden_states": empty, "pooled_projections": empty_pooled})
+
+    def unread_tokens(self, ids: Sequence[int]) -> set[int]:
+        return self.tokens_of_noughts(ids)
 
     def conditioning_of_blocks(self, made: Mapping[str, Any]) -> Conditioning:
         states, pooled = made["prompt_embeds"], made["pooled_prompt_embeds"]
@@ -77,6 +86,7 @@ class StableDiffusion3(Family):
 
     def activation_bytes(self, size: tuple[int, int]) -> int:
         config = self.network.config
-        tokens = size[0] * size[1] // config["patch_size"] ** 2 + sum(s.width for s in self.streams())
+        text = self.pipeline.tokenizer_max_length + _T5_TOKENS
+        tokens = size[0] * size[1] // config["patch_size"] ** 2 + text
         width = config["num_attention_heads"] * config["attention_head_dim"]
         return transformer.activation_bytes(self.network, tokens, width, config["num_layers"])

@@ -6,15 +6,17 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from attend_excite import Model, StableDiffusion
+from attend_excite import AttendAndExcite, Model, StableDiffusion
+from attend_excite.methods import Method
 from attend_excite.models import source_of
-from attend_excite.verdict import verdicts
+from attend_excite.subjects import parse
+from attend_excite.verdict import as_asked, verdicts
 
 
 def test_plain_diffusers_draws_the_same_with_it(stickers_joint: Model) -> None:
     own = stickers_joint.generate("a red car", method=StableDiffusion(), seeds=3, steps=3, progress=False)
     pipeline = StableDiffusion3Pipeline.from_pretrained(
-        source_of("stickers-joint"), text_encoder_3=None, tokenizer_3=None, torch_dtype=torch.float32
+        source_of("stickers-joint"), text_encoder_3=None, tokenizer_3=None, dtype=torch.float32
     )
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(3)
@@ -23,11 +25,13 @@ def test_plain_diffusers_draws_the_same_with_it(stickers_joint: Model) -> None:
 
 
 def test_nursing_brings_the_subject_that_is_missing(stickers_joint: Model) -> None:
-    shown = []
-    for method in (StableDiffusion(), None):
-        run = stickers_joint.generate(PROMPT, method=method, seeds=SEEDS, progress=False)
-        shown.append([all(each.values()) for each in verdicts(run.images, run.prompts[0], "stickers-joint")])
-    plain, nursed = map(sum, shown)
+    prompt = parse("a bird and a monkey", stickers_joint.tokenizer)
+
+    def shown(method: Method) -> int:
+        run = stickers_joint.generate(prompt.text, method=method, seeds=range(4), progress=False)
+        return sum(as_asked(each, prompt.groups) for each in verdicts(run.images, prompt, "stickers-joint"))
+
+    plain, nursed = shown(StableDiffusion()), shown(AttendAndExcite())
     assert nursed > plain + 1
 
 

@@ -11,6 +11,7 @@ from importlib.resources import files
 from typing import Any
 
 from attend_excite.app.forms import Form
+from attend_excite.benchmark.names import is_bundled
 from attend_excite.models import Model, catalogue
 from attend_excite.subjects import Prompt, parse
 from attend_excite.verdict import Verdict, judge_of
@@ -68,8 +69,7 @@ def opening_of(model: Model) -> Opening | None:
 
 def examples(model: str) -> list[list[str]]:
     """The paper's prompts; of a bundled model those that it knows the words of."""
-    entry, prompts = catalogue().get(model), _data()["prompts"]
-    few = entry is not None and entry.bundled
+    prompts, few = _data()["prompts"], is_bundled(model)
     return [[example["prompt"]] for example in prompts if example["stickers"] or not few]
 
 

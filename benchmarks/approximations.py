@@ -2,7 +2,7 @@
 
     python -m benchmarks.approximations
 
-On the bundled model, with the prompts that are kept for final figures, the same seeds and noise for all. An
+On `stickers`, with the prompts that are kept for final figures, the same seeds and noise for all. An
 image lacks a subject where the presence judge doesn't find it. All take turns, prompt by prompt.
 """
 
@@ -96,9 +96,6 @@ def main() -> None:
                 progress=False,
             )
             figures[name].add(drawn, judge, prompt, time.perf_counter() - began)
-    if options.json:
-        document = {name: asdict(row) for name, row in figures.items()}
-        options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     table = Table("", "images", "lacking a subject", "guided steps", "updates", "time")
     for name, row in figures.items():
         table.add_row(
@@ -110,6 +107,9 @@ def main() -> None:
             f"{row.seconds / figures['exact'].seconds:.0%}",
         )
     Console().print(table)
+    if options.json:
+        document = {name: asdict(row) for name, row in figures.items()}
+        options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

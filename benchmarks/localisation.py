@@ -181,7 +181,11 @@ def chart(rows: dict[str, dict[str, Any]], subtitle: str) -> Figure:
 def main() -> None:
     """Validate, draw, point, print a table, and write the figures as JSON and as a chart."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--model", default="stickers", help="name or folder of a sticker model")
+    parser.add_argument(
+        "--model",
+        default="stickers",
+        help="stickers, or a folder of its kind",
+    )
     parser.add_argument("--judge", type=Path, default=source_of("stickers-judge"), help="its folder")
     parser.add_argument("--prompts", type=int, default=10, help="prompts of each of the three subsets")
     parser.add_argument("--seeds", type=int, default=4, help="images a prompt")

@@ -3,7 +3,7 @@
     python -m benchmarks.other_ways compiled
     python -m benchmarks.other_ways bfloat16
 
-The bundled model as it is, in float32, and the other way, in turns: seconds of an image alone and in a batch,
+`stickers` as it is, in float32, and the other way, in turns: seconds of an image alone and in a batch,
 after one run of each that may compile.
 """
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.precision --chart docs/precision.svg
 
-The bundled model draws the same seeds from the same noise in each precision. The distance is that of the
+`stickers` draws the same seeds from the same noise in each precision. The distance is that of the
 latents relative to float32's, |z - z32| / |z32|, over all images. A run in float32 with only the weights
 rounded to the precision says how much of it is due to them.
 """
@@ -97,17 +97,17 @@ def main() -> None:
                 distances(exact, weights),
                 sum(trace.skipped for trace in drawn.trace),
             )
-    if options.json:
-        document = {name: asdict(row) for name, row in figures.items()}
-        options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    if options.chart:
-        save_chart(figures, options.chart)
     table = Table("", "first step", "half way", "last step", "last, weights only", "updates skipped")
     for name, row in figures.items():
         half_way = row.apart[len(row.apart) // 2]
         shown = (row.apart[0], half_way, row.apart[-1], row.apart_by_weights[-1])
         table.add_row(name, *(f"{value:.1e}" for value in shown), str(row.skipped))
     Console().print(table)
+    if options.json:
+        document = {name: asdict(row) for name, row in figures.items()}
+        options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    if options.chart:
+        save_chart(figures, options.chart)
 
 
 def save_chart(figures: Mapping[str, Figures], path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -152,12 +153,17 @@ class AttendExciteMaps(io.ComfyNode):
         kept = model.attachments.get(KEY)
         if kept is None:
             raise ValueError("this MODEL isn't nursed: connect the one that Attend-and-Excite gave")
-        if kept.maps is None:
+        if kept.maps is None or kept.samples is None:
             raise ValueError("this MODEL has drawn nothing yet: connect the one that the sampler was given")
-        latents = samples["samples"]
-        if (len(kept.maps.values), *kept.size) != (len(latents), *latents.shape[-2:]):
+        latents, made = samples["samples"], kept.samples
+        if (len(made), *made.shape[-2:]) != (len(latents), *latents.shape[-2:]):
             raise ValueError(
                 "the last run of this MODEL made other latents: give each sampler a MODEL of its own"
+            )
+        if made.shape != latents.shape or not torch.equal(made, latents.to(made)):
+            logging.warning(
+                "Attention maps: these aren't the latents that the last run of this MODEL gave. Unless you "
+                "changed them since, the maps are another picture's: give each sampler a MODEL of its own"
             )
         # The host's pictures have eight pixels a latent cell.
         height, width = samples["samples"].shape[-2:] if image is None else image.shape[1:3]

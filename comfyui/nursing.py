@@ -74,12 +74,12 @@ class Kept:
     Attributes:
         maps: of its subjects, from every step, where it got to its end.
         visits: by the step, what nursing did.
-        size: (height, width) of its latents.
+        samples: the latents that it gave.
     """
 
     maps: AttentionMaps | None = None
     visits: Mapping[int, Sequence[Visit]] | None = None
-    size: tuple[int, ...] = ()
+    samples: Tensor | None = None
 
 
 def nursed(model: Any, asked: Asked, recipe: str, strength: float, last_step: int) -> Any:
@@ -115,7 +115,7 @@ def nursed(model: Any, asked: Asked, recipe: str, strength: float, last_step: in
         run = _Run(settings, executor.class_obj)
         samples = executor(noise, latent_image, run.watching(sampler), *args, **kwargs)
         run.report()
-        kept.maps, kept.visits, kept.size = run.maps(), run.visits, tuple(samples.shape[-2:])
+        kept.maps, kept.visits, kept.samples = run.maps(), run.visits, samples.cpu()
         return samples
 
     own = model.clone()

@@ -114,7 +114,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "seed": seed,
             "system": system,
             "model": "squares",
-            "image": store.write_image(folder, job, image),
+            "image": store.write_png(folder, job, store.png_bytes(image)),
             "nsfw": False,
         }
         rows.append(row)

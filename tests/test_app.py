@@ -836,7 +836,14 @@ def test_what_the_page_does_not_have_is_not_there(address: str, path: str) -> No
 
 
 @pytest.mark.parametrize(
-    "path", ["file=https://example.org/x.png", "file/http://example.org/x.png", "proxy=x"]
+    "path",
+    [
+        "file=https://example.org/x.png",
+        "file/http://example.org/x.png",
+        "file=https://example.org/x.png%3F/queue/data",
+        "file=https://example.org/call/generate/1",
+        "proxy=x",
+    ],
 )
 def test_the_page_fetches_nothing_for_anybody(address: str, path: str) -> None:
     import httpx
@@ -885,7 +892,15 @@ def test_a_login_is_asked_for(tiny_folder: Path) -> None:
             assert client.post("/login", data={"username": "ann", "password": "no"}).status_code == 400
             client.post("/login", data={"username": "ann", "password": "secret"}).raise_for_status()
             client.get("/config").raise_for_status()
-            tries = [client.post("/login", data={"username": "ann", "password": str(n)}) for n in range(20)]
+            # Whatever address a visitor claims to come from.
+            tries = [
+                client.post(
+                    "/login",
+                    data={"username": "ann", "password": str(n)},
+                    headers={"X-Forwarded-For": f"192.0.2.{n}"},
+                )
+                for n in range(20)
+            ]
             assert {answer.status_code for answer in tries} == {400, 429}
             assert tries[-1].headers["Retry-After"] == "60"
 

@@ -232,7 +232,7 @@ def test_prompts_are_ranked_by_the_seeds_that_both_systems_have(run: Path) -> No
     right = {"job": "0" * 16, "scored_by": "judge", "neglected": False, "miscoloured": False, "right": True}
     plain = [row for row in store.read_rows(run).to_pylist() if row["system"] == "stable-diffusion"]
     row = next(row for row in plain if row["prompt"] == "a cat and a dog")
-    image = store.write_image(run, right["job"], Image.new("RGB", (160, 160)))
+    image = store.write_png(run, right["job"], store.png_bytes(Image.new("RGB", (160, 160))))
     store.write_rows(run, [row | {"job": right["job"], "seed": 1, "image": image}])
     store.write_scores(run, "presence", [right])
     write_report(run, run / "report")
@@ -307,7 +307,9 @@ def _made_up(
                 continue
             # In another order than the systems, as real ones are.
             job = f"{0xFFFF - len(rows):016x}"
-            path = store.write_image(run, job, Image.new("RGB", (160, 160), (40 * at, 90, 10 * len(rows))))
+            path = store.write_png(
+                run, job, store.png_bytes(Image.new("RGB", (160, 160), (40 * at, 90, 10 * len(rows))))
+            )
             rows.append(
                 {"job": job, "prompt": prompt, "subset": subset, "subjects": subjects, "seed": 0}
                 | {"system": system, "method": system.split()[0], "model": model, "image": path}

@@ -248,7 +248,7 @@ def test_a_panel_follows_the_judge(tmp_path: Path) -> None:
             "seed": seed,
             "system": system,
             "model": "stickers",
-            "image": store.write_image(tmp_path / "run", store.name_of(system, seed), image),
+            "image": store.write_png(tmp_path / "run", store.name_of(system, seed), store.png_bytes(image)),
             "nsfw": False,
         }
         for system, images in {"white": (white, white), "mixed": (white, noise)}.items()
@@ -273,7 +273,7 @@ def test_a_users_own_method_has_its_title_in_tables_and_figures(tmp_path: Path) 
             "seed": 0,
             "system": system,
             "model": "stickers",
-            "image": store.write_image(run, store.name_of(system), Image.new("RGB", (64, 64))),
+            "image": store.write_png(run, store.name_of(system), store.png_bytes(Image.new("RGB", (64, 64)))),
             "nsfw": False,
         }
         for system in (own, "stable-diffusion")

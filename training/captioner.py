@@ -236,7 +236,7 @@ def main() -> None:
         average.swap()
 
     state = {"captioner": captioner, "heads": heads, "optimiser": optimiser, "average": average}
-    train(folder, state, take_step, arguments.steps, on_save)
+    train(folder, state, take_step, arguments.steps, on_save, weights=arguments.weights)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@
 - `singles`: one subject, present and in the right colour,
 - `tuning`, `wide`, `final`: pairs of subjects, plain and excited, from the same noise.
 
-All with the steps and scheduler of the model, guidance 7.5. Prompts are in `data/evaluation.json`; the tuning
+All with the steps, scheduler and guidance of the model. Prompts are in `data/evaluation.json`; the tuning
 prompts and seeds choose step sizes and are never part of a final figure.
 """
 
@@ -94,13 +94,15 @@ def attention_figures(model: Model, judge: Judge, seeds: range) -> Iterator[dict
                 peaks = maps[n].flatten(1)
                 values, places = peaks.max(dim=1)
                 on = sticker[n].flatten()[places] > STICKER_CHANCE
-                padding = result.maps.values[n, : model.steps // 2, ..., first_padding:].sum(dim=-1)
-                yield {
+                found = {
                     "peak": values.mean().item(),
                     "peak above 0.25": (values > 0.25).float().mean().item(),
                     "peak on its sticker": on.float().mean().item(),
-                    "held by padding": padding.mean().item(),
                 }
+                if model.family.joint is None:  # which keeps no maps of it
+                    padding = result.maps.values[n, : model.steps // 2, ..., first_padding:].sum(dim=-1)
+                    found["held by padding"] = padding.mean().item()
+                yield found
 
 
 def phrase(tokenizer: CLIPTokenizer, prompt: str, subject: str) -> Tensor:
@@ -129,6 +131,8 @@ def halves(left: Tensor, right: Tensor) -> dict[int, Tensor]:
 def masked_figures(model: Model, judge: Judge, seeds: range, sheet: Path) -> dict[str, float]:
     """How often both subjects of a pair are drawn, each in the half of the picture that may attend to it,
     and how often a half holds its own subject rather than the other's where it holds one of them."""
+    if model.family.joint is not None:
+        raise SystemExit("masks are for cross-attention: this model's image and text share theirs")
     pipeline = model.pipeline
     pipeline.set_progress_bar_config(disable=True)
     pipeline.unet.set_attn_processor(KeepMaps(None))
@@ -241,7 +245,7 @@ def single_figures(model: Model, judge: Judge, seeds: range, sheet: Path) -> dic
 
 
 def main() -> None:
-    """Measure one thing and write it to `runs/evaluation`."""
+    """Measure one thing and write it to `runs/evaluation`, by the model's name."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -267,7 +271,8 @@ def main() -> None:
     what, folder = arguments.what, arguments.runs / "evaluation"
     model, judge = load(arguments.model, device="cpu"), Judge.load(arguments.judge)
     seeds = range(FIRST_SEED[what], FIRST_SEED[what] + arguments.seeds)
-    sheet = folder / f"{what}.png"
+    name = f"{what}-{arguments.model.resolve().name}"
+    sheet = folder / f"{name}.png"
     if what == "attention":
         rows = list(attention_figures(model, judge, seeds))
         figures = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
@@ -285,8 +290,9 @@ def main() -> None:
         recipes = recipes or {"official": official, "recommended": model.recipe}
         prompts = {name: texts[: arguments.prompts] for name, texts in PROMPTS[what].items()}
         figures = pair_figures(model, judge, prompts, seeds, recipes, sheet)
-    text = json.dumps(figures, indent=2) + "\n"
-    write_atomically(folder / f"{what}.json", lambda path: path.write_text(text))
+    asked = {"model": str(arguments.model), "seeds": arguments.seeds, "prompts a subset": arguments.prompts}
+    text = json.dumps(asked | figures, indent=2) + "\n"
+    write_atomically(folder / f"{name}.json", lambda path: path.write_text(text))
     print(text)
 
 

@@ -271,6 +271,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--init", type=Path, required=True, help="model folder to learn from")
+    parser.add_argument("--weights", type=Path, help="an exported model of this kind, to go on from")
     parser.add_argument("--latents", type=Path, default=Path("runs/latents"))
     parser.add_argument("--chunks", type=int, default=16, help="chunks before the first repeats")
     parser.add_argument("--steps", type=int, default=10000)
@@ -289,7 +290,12 @@ def main() -> None:
     teacher.unet.set_attn_processor(KeepMaps(None))
     first = projecting(teacher.text_encoder)
     words = Words(first, second_encoder(first))
-    transformer = new_transformer(first.config.hidden_size + SECOND_WIDTH)
+    if arguments.weights:
+        transformer = SD3Transformer2DModel.from_pretrained(
+            arguments.weights, subfolder="transformer", torch_dtype=torch.float32
+        )
+    else:
+        transformer = new_transformer(first.config.hidden_size + SECOND_WIDTH)
     transformer.set_attn_processor(KeepJointMaps(None))
     dtype = faster_dtype("cpu")
     teacher.unet.to(dtype)
@@ -348,7 +354,7 @@ def main() -> None:
 
     sheets = [0]
     state = {"transformer": transformer, "optimiser": optimiser, "average": average}
-    train(folder, state, take_step, arguments.steps, on_save, writes=rank == 0)
+    train(folder, state, take_step, arguments.steps, on_save, writes=rank == 0, weights=arguments.weights)
 
 
 if __name__ == "__main__":

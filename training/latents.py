@@ -8,6 +8,7 @@ may run ahead of training or not at all.
 from __future__ import annotations
 
 import argparse
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from scipy.ndimage import distance_transform_edt
 from transformers import CLIPTokenizer
 
 from training.glyphs import COLOURS, GlyphBox, generator_glyphs
-from training.loop import kept_arrays, use_one_thread
+from training.loop import kept_arrays, use_one_thread, write_atomically
 from training.scenes import CELLS, MOST_STICKERS, SIZE, Scene, draw_scene, layout
 from training.vae import load_vae, to_tensor
 from training.words import token_ids, token_positions
@@ -94,8 +95,26 @@ def encode_chunk(vae: AutoencoderKL, tokenizer: CLIPTokenizer, number: int) -> C
     return Chunk(latents, token_ids(tokenizer, captions), places, nearest, np.stack(roles))
 
 
+def check_encoder(folder: Path, vae: AutoencoderKL) -> None:
+    """Note whose latents lie in a folder, or compare: a finer decoder changes none of them.
+
+    Raises:
+        SystemExit: they are another encoder's.
+    """
+    digest = hashlib.sha256()
+    for name, values in sorted(vae.encoder.state_dict().items()):
+        digest.update(name.encode() + values.half().cpu().numpy().tobytes())
+    note, own = folder / "encoder.txt", digest.hexdigest()
+    if not note.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(note, lambda path: path.write_text(own))
+    elif note.read_text() != own:
+        raise SystemExit(f"the latents in '{folder}' are another autoencoder's: choose another --latents")
+
+
 def load_chunk(folder: Path, number: int, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> Chunk:
     """Chunk `number`, encoded by `vae` if `folder` lacks it."""
+    check_encoder(folder, vae)
     path = folder / f"{number:03}.npz"
     return Chunk(**kept_arrays(path, lambda: vars(encode_chunk(vae, tokenizer, number))))
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, distributed
 
+from attend_excite.metadata import digest_of
 from training.sheets import plot_log
 
 
@@ -149,12 +150,19 @@ def warmup_cosine(step: int, steps: int, warmup: int, floor: float = 0.02) -> fl
     return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def restore(folder: Path, parts: Mapping[str, Stateful]) -> int:
-    """Load the last checkpoint of `folder` into `parts`; the number of steps done."""
+def restore(folder: Path, parts: Mapping[str, Stateful], weights: str = "") -> int:
+    """Load the last checkpoint of `folder` into `parts`; the number of steps done. `weights` stands for those
+    that the run began from.
+
+    Raises:
+        SystemExit: what lies there began from others.
+    """
     path = folder / "checkpoint.pt"
     if not path.exists():
         return 0
     state = torch.load(path, weights_only=True)
+    if state.get("weights", weights) != weights:
+        raise SystemExit(f"the run in '{folder}' began from other weights: choose another --runs")
     for name, part in parts.items():
         part.load_state_dict(state[name])
     return state["step"]
@@ -200,21 +208,24 @@ def train(
     log_every: int = 20,
     seconds: float = math.inf,
     writes: bool = True,
+    weights: Path | None = None,
 ) -> None:
     """Call `take_step(n)` for n = 0 … steps - 1, from where the last run stopped.
 
     Saves `checkpoint.pt` every `save_seconds` and at the end, then calls `on_save`
     (sample sheets) and redraws `log.png`. The end comes after `seconds` at the latest. Of several processes
-    that train together one `writes`.
+    that train together one `writes`. `weights` is the folder that a run began from, if any: it isn't mixed
+    up with a run from others.
     `take_step` gets its data from n alone, so that a resumed run sees what an unbroken one
     would have seen.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    start = restore(folder, parts)
+    begun = "" if weights is None else digest_of(weights, weights.rglob("*.safetensors"))
+    start = restore(folder, parts, begun)
     log = Log(folder / "log.csv", start, log_every) if writes else None
 
     def save(done: int) -> None:
-        state = {"step": done, **{name: part.state_dict() for name, part in parts.items()}}
+        state = {"step": done, "weights": begun, **{name: part.state_dict() for name, part in parts.items()}}
         write_atomically(folder / "checkpoint.pt", lambda path: torch.save(state, path))
         if log is not None and log.path.exists():  # not yet, where the first steps were slow
             plot_log(log.path, folder / "log.png")

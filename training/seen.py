@@ -47,9 +47,10 @@ RESAMPLES = 5000
 
 @dataclass(frozen=True)
 class Seen:
-    """One picture: how many it stands for, whether a subject is missing, by eye and by the judge, and whether
-    a colour is wrong by eye; None: that wasn't asked."""
+    """One picture of a run: how many it stands for, whether a subject is missing, by eye and by the judge,
+    and whether a colour is wrong by eye; None: that wasn't asked."""
 
+    run: str
     prompt: str
     seed: str
     stands_for: float
@@ -83,13 +84,15 @@ def interval(pictures: list[Seen]) -> tuple[float, float]:
 
 def changed(first: list[Seen], other: list[Seen]) -> str | None:
     """What became by eye of the pictures that were seen both ways; None: there are none."""
-    before = {(picture.prompt, picture.seed): picture.by_eye for picture in first}
-    after = {(picture.prompt, picture.seed): picture.by_eye for picture in other}
+    before, after = (
+        {(picture.prompt, picture.run, picture.seed): picture.by_eye for picture in pictures}
+        for pictures in (first, other)
+    )
     both = sorted(before.keys() & after.keys())
     if len(both) < len(before):
         return None
     fewer = np.array([before[each] - after[each] for each in both], dtype=float)
-    low, high = resampled([prompt for prompt, _ in both], fewer, np.ones(len(both)))
+    low, high = resampled([prompt for prompt, *_ in both], fewer, np.ones(len(both)))
     mended, lacking = int((fewer > 0).sum()), sum(before.values())
     return (
         f"{mended} of {lacking} mended, {int((fewer < 0).sum())} of {len(both) - lacking} spoiled, "
@@ -108,6 +111,7 @@ def read_seen(run: str, without: str | None) -> dict[str, list[Seen]]:
             if without is not None and without in row["prompt"].split():
                 continue
             picture = Seen(
+                run,
                 seen["prompt"],
                 seen["seed"],
                 float(seen["stands_for"]),

@@ -96,6 +96,8 @@ class Guard:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         path = scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/")
+        if _UNUSED.match(path) if scope["method"] == "POST" else _ELSEWHERE.search(path):
+            return await _refused(404, "this page has no such thing")(scope, receive, send)
         if scope["method"] == "GET" and (found := _LISTENING.search(path)):
             session = (
                 found["event"]
@@ -103,8 +105,6 @@ class Guard:
             )
             with self._listeners.listening(session):
                 return await self._app(scope, receive, send)
-        if _UNUSED.match(path) if scope["method"] == "POST" else _ELSEWHERE.search(path):
-            return await _refused(404, "this page has no such thing")(scope, receive, send)
         if scope["method"] != "POST":
             return await self._app(scope, receive, send)
         if path in _RATES and not self._rates.hit(_RATES[path], path, _address(scope)):

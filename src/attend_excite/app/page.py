@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from functools import partial
@@ -88,28 +89,44 @@ def serving(
     with TemporaryDirectory(prefix="attend-excite-") as folder:
         listeners = Listeners()
         page, endpoints = build(Server(Models(models), Path(folder), tunnelled=share), listeners)
-        page.launch(
-            server_name=host,
-            server_port=port,
-            auth=login,
-            share=share,
-            theme=_theme(),
-            css=files("attend_excite.app").joinpath("page.css").read_text(encoding="utf-8"),
-            footer_links=["api", "settings"],
-            allowed_paths=[folder],
-            max_file_size=limits.MAX_UPLOAD,
-            state_session_capacity=_SESSIONS,
-            run_history=False,
-            enable_monitoring=False,
-            ssr_mode=False,
-            prevent_thread_lock=True,
-            quiet=True,
-            app_kwargs={"middleware": guards(listeners, endpoints, _functions(page))},
-        )
+        with _believing_no_proxy():
+            page.launch(
+                server_name=host,
+                server_port=port,
+                auth=login,
+                share=share,
+                theme=_theme(),
+                css=files("attend_excite.app").joinpath("page.css").read_text(encoding="utf-8"),
+                footer_links=["api", "settings"],
+                allowed_paths=[folder],
+                max_file_size=limits.MAX_UPLOAD,
+                state_session_capacity=_SESSIONS,
+                run_history=False,
+                enable_monitoring=False,
+                ssr_mode=False,
+                prevent_thread_lock=True,
+                quiet=True,
+                app_kwargs={"middleware": guards(listeners, endpoints, _functions(page))},
+            )
         try:
             yield page
         finally:
             page.close(verbose=False)
+
+
+@contextmanager
+def _believing_no_proxy() -> Iterator[None]:
+    """A server that begins in the block takes no address from X-Forwarded-For, unless its owner has said from
+    whom: uvicorn would from everybody on this machine, and visitors' limits go by their addresses."""
+    name = "FORWARDED_ALLOW_IPS"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = ""
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 def build(server: Server, listeners: Listeners) -> tuple[gr.Blocks, Endpoints]:

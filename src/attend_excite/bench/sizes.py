@@ -1,4 +1,4 @@
-"""The models that are measured: random weights in Stable Diffusion's shape, and the bundled one."""
+"""The models that are measured: random weights in Stable Diffusion's shape, and `stickers`."""
 
 from __future__ import annotations
 

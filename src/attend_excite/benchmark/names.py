@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from attend_excite.methods import METHODS, method_named
-from attend_excite.models import catalogue
+from attend_excite.models.catalogue import catalogue, plain_title
 
 FULL_METHOD, PLAIN, REWEIGHT = "attend-excite", "stable-diffusion", "reweight"
 
@@ -57,8 +57,8 @@ def _title(system: str, model: str, given: Mapping[str, str]) -> str:
     method, _, recipe = system.partition(" ")
     if method not in METHODS and system not in given:
         return system
-    if method == PLAIN and is_bundled(model):
-        title = f"{model}, plain"
+    if method == PLAIN:
+        title = plain_title(model)
     else:
         title = method_named(method).title if method in METHODS else given[system]
     return f"{title}, {recipe_of(system)}" if recipe else title

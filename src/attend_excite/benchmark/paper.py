@@ -249,7 +249,7 @@ def findings(results: Results) -> Section | None:
 
 
 def ablations(results: Results, comparisons: Mapping[str, Comparison]) -> Section | None:
-    """Figures 11 and 12: Attend-and-Excite without one of its parts; None without ablations."""
+    """Figures 11 and 12: Attend-and-Excite with other recipes, as without one of its parts; None without."""
     comparison = comparisons.get("ablations")
     if comparison is None:
         return None
@@ -274,7 +274,7 @@ def ablations(results: Results, comparisons: Mapping[str, Comparison]) -> Sectio
         [
             Table(
                 "ablations",
-                f"Attend-and-Excite without one of its parts. {told_of(results)}",
+                f"Attend-and-Excite with other recipes. {told_of(results)}",
                 ["", *(measure.title for measure in wanted)],
                 rows,
             ),

@@ -126,15 +126,16 @@ class Results:
     @property
     def main_systems(self) -> list[str]:
         """All but the ablations and re-weighting, which the paper compares apart (appendix C.1), unless one
-        was chosen to be the reference or the highlight."""
+        was chosen to be the reference or the highlight, or there are no others."""
         chosen = (self.reference, self.highlight)
-        return [
+        main = [
             name for name in self.systems if name in chosen or not (is_ablation(name) or name == REWEIGHT)
         ]
+        return main or list(self.systems)
 
     @property
     def ablations(self) -> list[str]:
-        """Attend-and-Excite without one of its parts."""
+        """Attend-and-Excite with other recipes."""
         swept = {system for points in self.sweeps.values() for _, system in points}
         return [name for name in self.systems if is_ablation(name) and name not in swept]
 
@@ -200,7 +201,7 @@ class Results:
     def compared(self) -> NDArray[np.bool_] | None:
         """(images,): the prompts and seeds that all main systems have, so that their means are of the same;
         None, which is all, where they have none in common."""
-        images = self.shared(self.main_systems) if self.main_systems else np.zeros(0, dtype=bool)
+        images = self.shared(self.main_systems)
         return images if images.any() else None
 
     def bound(self, subset: str) -> float:

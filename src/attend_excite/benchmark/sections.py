@@ -75,6 +75,11 @@ def summary_of(results: Results, systems: Comparison) -> list[str]:
             f"The systems are compared on the prompts and seeds that all of them have, {each:,} images each; "
             f"{left:,} other images are left out of the comparison."
         )
+    if compared is None:
+        lines.append(
+            "The systems have no prompt with the same seed in common, so each is told by pictures of its "
+            "own: what sets them apart may be the noise."
+        )
     if results.baseline in systems.systems and results.highlight in systems.systems:
         for measure in (NEGLECT, RIGHT, DETECTED[0], MINIMUM, TEXT):
             if measure in results.values:
@@ -91,11 +96,10 @@ def summary_of(results: Results, systems: Comparison) -> list[str]:
 def _headline(results: Results, systems: Comparison, measure: Measure) -> str:
     subset = ALL if ALL in results.subsets else list(results.subsets)[-1]
     against, ours = str(results.baseline), str(results.highlight)
-    bundled = is_bundled(results.settings["model"])
     told = []
     for name in (against, ours):
         value = value_text(measure, systems.figures[name, subset, measure].mean.value)
-        told.append(f"{value} {'plain' if bundled and name == PLAIN else f'with {name_of(results, name)}'}")
+        told.append(f"{value} {'plain' if name == PLAIN else f'with {name_of(results, name)}'}")
     means = [results.means(name, measure, results.compared) for name in (ours, against)]
     difference = apart(measure, *means)
     # Similarities about nought have no difference in per cent.

@@ -226,13 +226,8 @@ def is_whole(row: Mapping[str, Any], sizes: Mapping[str, int]) -> bool:
     return size > 0 and row["bytes"] in (None, size)
 
 
-def write_image(run: str | Path, job: str, image: Image.Image) -> str:
-    """Write a job's image; returns its path relative to the run's folder."""
-    return write_png(run, job, png_bytes(image))
-
-
 def write_png(run: str | Path, job: str, content: bytes) -> str:
-    """The same of an image that is a PNG already."""
+    """Write a job's image, a PNG; returns its path relative to the run's folder."""
     files, root = open_folder(run)
     write_file(files, f"{root}/{image_path(job)}", content)
     return image_path(job)

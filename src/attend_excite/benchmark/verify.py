@@ -103,7 +103,7 @@ def traces_for(model: Model) -> tuple[PublishedTrace, ...]:
     """
     own = "sd-2.1-base" if model.family.streams()[0].prompt_tokens_only else "sd-1.4"
     prediction = model.pipeline.scheduler.config.get("prediction_type")
-    if model.network.config["sample_size"] != _LATENT_SIDE or prediction != "epsilon":
+    if model.network.config.get("sample_size") != _LATENT_SIDE or prediction != "epsilon":
         raise ValueError(
             f"no losses were published for '{model.name}': there are some for sd-1.4 and sd-2.1-base"
         )

@@ -294,7 +294,7 @@ def generate(
     """Draw a prompt: one picture for each seed. Each PNG stores the settings that made it."""
     finished: list[Path] = []
     with failures_as_sentences(
-        stopped=lambda: _stopped(finished),
+        stopped=lambda: _stopped(finished, best),
         out_of_memory="out of memory: lower --batch-size or --size, or use --dtype float16",
     ):
         check_prompt(prompt, context.args)
@@ -343,8 +343,10 @@ def generate(
             print_drawing(drawing)
 
 
-def _stopped(finished: list[Path]) -> str:
+def _stopped(finished: list[Path], best: int | None) -> str:
     """What is there of a drawing that was stopped."""
+    if not finished and best is not None:
+        return f"stopped before the best of {best} pictures was chosen: none is kept"
     if not finished:
         return "stopped before a picture was finished: there is none"
     count = "1 picture is" if len(finished) == 1 else f"{len(finished)} pictures are"

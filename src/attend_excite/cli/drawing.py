@@ -40,8 +40,9 @@ from attend_excite.methods import (
 )
 from attend_excite.methods.noise import check_noise, chooses_noise
 from attend_excite.methods.own import find_method
-from attend_excite.models import Model, catalogue, load, load_streams
+from attend_excite.models import Model, load, load_streams
 from attend_excite.models.additions import Addition
+from attend_excite.models.catalogue import plain_title
 from attend_excite.models.loading import is_usable
 from attend_excite.models.model import fitting_batch_size
 from attend_excite.pictures import STRENGTH, PictureFile, beginning
@@ -350,7 +351,7 @@ def _chosen(request: Request, origin: Origin | None, method: Method | None) -> d
             recorded["device"] = None
         if origin.other_versions:
             warn(f"it was drawn with {', '.join(origin.other_versions)}: the pixels may differ")
-        if origin.other_threads is not None and recorded.get("device", "cpu") == "cpu":
+        if origin.other_threads is not None and (request.device or recorded["device"]) == "cpu":
             warn(
                 f"it was drawn on {_threads(origin.other_threads)}, and here it is on "
                 f"{_threads(torch.get_num_threads())}: some pixels may differ by one; "
@@ -585,9 +586,7 @@ def _write_comparison(
 def method_label(settings: Settings) -> str:
     """A method for people. Only Stable Diffusion's own pictures are called that."""
     if type(settings.method) is StableDiffusion:
-        entry = catalogue().get(settings.model)
-        if entry is None or entry.bundled:
-            return f"{Path(settings.model).name}, plain"
+        return plain_title(settings.model)
     return settings.method.title
 
 

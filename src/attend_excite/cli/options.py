@@ -12,13 +12,17 @@ DRAWING, MACHINE = "Drawing", "Model and machine"
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Steps = Annotated[
     int | None,
-    typer.Option(help="Denoising steps.", show_default="the model's own, 50", rich_help_panel=DRAWING),
+    typer.Option(
+        help="Denoising steps.",
+        show_default="the model's own, 20 for the bundled ones",
+        rich_help_panel=DRAWING,
+    ),
 ]
 Guidance = Annotated[
     float | None,
     typer.Option(
         help="Scale of classifier-free guidance.",
-        show_default="the model's own, 7.5",
+        show_default="the model's own, 7.5 for stickers",
         rich_help_panel=DRAWING,
     ),
 ]

@@ -119,7 +119,12 @@ def serve(
 @study.command()
 def export(
     folder: StudyFolder,
-    file: Annotated[Path, typer.Argument(help="To write: votes.csv, or tasks.json for Label Studio.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="To write: votes.csv, or tasks.json for Label Studio.", parser=given_path, metavar="FILE"
+        ),
+    ],
     database: Database = None,
 ) -> None:
     """Write the votes as CSV, or the study with its votes in Label Studio's format."""

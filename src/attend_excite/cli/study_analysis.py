@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from attend_excite.cli.messages import MESSAGES, failures_as_sentences, plain, warn
+from attend_excite.cli.messages import MESSAGES, failures_as_sentences, given_path, plain, warn
 from attend_excite.cli.options import AsJson
 from attend_excite.cli.study import Database, StudyFolder
 
@@ -20,6 +20,8 @@ def analyse(
         typer.Option(
             help="Folder for tables and plots.",
             show_default="results, or results-simulated, in the study's folder",
+            parser=given_path,
+            metavar="PATH",
         ),
     ] = None,
     as_json: AsJson = False,

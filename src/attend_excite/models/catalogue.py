@@ -65,6 +65,13 @@ class CatalogueEntry:
         return "its own weights" if self.bundled else "random weights"
 
 
+def plain_title(model: str) -> str:
+    """What a model's pictures without a method are called: Stable Diffusion's by that name, all others by
+    their model's."""
+    known = any(model in (name, entry.source) for name, entry in catalogue().items() if name.startswith("sd"))
+    return "Stable Diffusion" if known else f"{Path(model).name}, plain"
+
+
 @cache
 def catalogue() -> Mapping[str, CatalogueEntry]:
     """The models with short names, those that make pictures first."""

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from attend_excite.metadata import digest_of
-from attend_excite.models import catalogue, source_of
+from attend_excite.models import source_of
 from attend_excite.models.catalogue import seek
 
 Row = Mapping[str, Any]
@@ -62,13 +62,15 @@ class Metric(ABC):
 
 
 def signature(name: str) -> str:
-    """How a judge signs its scores: by its name, to which a folder of the user's adds a digest of its files,
-    so that scores aren't mixed with those that it gave before it was changed."""
-    folder = Path(name)
-    if name in catalogue() or not folder.is_dir():
+    """How a judge signs its scores: by its name, to which one that lies here, in a folder or in the package,
+    adds a digest of its files, so that scores aren't mixed with those that it gave before it was changed."""
+    folder = Path(source_of(name))
+    if not folder.is_dir():
         return name
     # Models lie in the folder itself; what is below it are other states of the training.
-    files = [path for path in folder.iterdir() if path.is_file() and path.name[0] != "."]
+    files = [
+        path for path in folder.iterdir() if path.is_file() and path.name[0] != "." and path.suffix != ".md"
+    ]
     return f"{name} ({digest_of(folder, files)[:8]})"
 
 

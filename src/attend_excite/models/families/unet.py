@@ -25,7 +25,7 @@ class UNetFamily(Family):
     sets_refusal = None
     activations: ClassVar[int] = 230
     """What a guidance pass keeps for the way back, in activations of the UNet's first level: 190 in Stable
-    Diffusion 1.4, 230 in the bundled model."""
+    Diffusion 1.4, 230 in `stickers`."""
 
     def places(self, downsampling: int) -> tuple[Place, ...]:
         return cross_attention_places(self.network, downsampling)

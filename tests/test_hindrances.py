@@ -18,6 +18,7 @@ from diffusers.hooks.taylorseer_cache import TaylorSeerCacheConfig
 from torch import Tensor, nn
 
 from attend_excite import AttendAndExcite, load
+from attend_excite.callback import nursing_callback
 from attend_excite.guidance.schedule import Recipe
 from attend_excite.models.hindrances import refuse_hindrances
 from tests.families import FAMILIES, ready
@@ -90,14 +91,34 @@ def test_a_cache_is_refused_also_after_loading(config: Any, named: str) -> None:
 
 
 def test_group_offloading_and_casting_of_convolutions_are_refused() -> None:
-    transformer = ready(FAMILIES["flux"]()).transformer
-    transformer.enable_group_offload(onload_device=CPU, offload_device=CPU, offload_type="leaf_level")
+    pipeline = ready(FAMILIES["flux"]())
+    callback = nursing_callback(pipeline, "a cat and a frog")
+    pipeline.transformer.enable_group_offload(CPU, offload_device=CPU, offload_type="leaf_level")
     with pytest.raises(ValueError, match=re.escape("use enable_model_cpu_offload()")):
-        refuse_hindrances(transformer)
+        refuse_hindrances(pipeline.transformer)
+    with pytest.raises(ValueError, match=re.escape("use enable_model_cpu_offload()")):
+        pipeline("a cat and a frog", num_inference_steps=2, callback_on_step_end=callback)
     with_convolution = ready(FAMILIES["stable-diffusion-3"]()).vae
     with_convolution.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
     with pytest.raises(ValueError, match="layerwise casting stores the weights of its Conv2d"):
         refuse_hindrances(with_convolution)
+
+
+def test_casting_around_a_lora_is_not_in_the_way() -> None:
+    peft = pytest.importorskip("peft")
+    transformer = ready(FAMILIES["flux"]()).transformer
+    transformer.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q"]))
+    transformer.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
+    refuse_hindrances(transformer)
+
+
+def test_a_pipeline_without_a_text_encoder_is_refused() -> None:
+    pipeline = ready(FAMILIES["flux"]())
+    pipeline.text_encoder_2 = pipeline.tokenizer_2 = None
+    with pytest.raises(
+        ValueError, match="this FluxPipeline has no text_encoder_2, tokenizer_2: load it whole"
+    ):
+        load(pipeline)
 
 
 def test_a_network_spread_over_devices_is_refused() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from attend_excite import AttendAndExcite, Model, Recipe, StableDiffusion, load
 from attend_excite.methods import AttentionReweighting, StructureDiffusion
 from attend_excite.nouns import find_phrases
+from tests.families import FAMILIES, ready
 
 PROMPT = "a red cube and a white sheep"
 # A short step keeps a random network from turning the last bit into another picture.
@@ -172,6 +173,13 @@ def test_reweighting_multiplies_the_columns_of_the_subjects(tiny: Model) -> None
         by_hand = _attend(tiny, queries[1], full, full, columns)
         torch.testing.assert_close(output[1], by_hand, rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(output[0], _attend(tiny, queries[0], empty, empty), rtol=1e-9, atol=1e-9)
+
+
+def test_blocks_that_the_caller_compiled_are_reweighted_too() -> None:
+    model = load(ready(FAMILIES["stable-diffusion-3"]()))
+    expected = _run(model, AttentionReweighting(2.0))
+    model.network.compile_repeated_blocks(backend="eager", fullgraph=True)
+    torch.testing.assert_close(_run(model, AttentionReweighting(2.0)), expected, rtol=0, atol=1e-6)
 
 
 def test_a_weight_of_one_is_stable_diffusion_to_the_bit(tiny: Model) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepSchedu
 from torch import Tensor
 
 from attend_excite import AttendAndExcite, Model
+from attend_excite.models.catalogue import SETTINGS_FILE
 from attend_excite.modular import Nurse, nursed
 from tests.families import LATENT_DIFFUSION, keep_wide, model_of
 
@@ -133,6 +135,15 @@ def test_a_block_from_a_folder_nurses_where_it_is_put() -> None:
         state = encoder(prompt=PROMPT, negative_prompt="")
         found = denoiser(state=state, **options, subjects=["frog"], output="latents")
     assert_as_ours(found, ours.latents, model)
+
+
+def test_what_a_model_recommends_in_its_folder_is_heeded(tmp_path: Path) -> None:
+    (tmp_path / SETTINGS_FILE).write_text('{"attention_downsampling": 2}')
+    model = model_of("stable-diffusion-3")
+    ours = by_our_loop(replace(model, attention_downsampling=2))
+    pipeline = pipeline_of(nursed(blocks_of("stable-diffusion-3")), model)
+    pipeline._pretrained_model_name_or_path = str(tmp_path)
+    assert_as_ours(pipeline(**options_of(model), output="latents"), ours.latents, model)
 
 
 def test_each_picture_of_a_batch_is_nursed_for_its_own_prompt() -> None:

@@ -101,6 +101,26 @@ def test_the_report_says_what_the_scores_say(run: Path) -> None:
     assert len((run / "report" / "numbers" / "images.csv").read_text("utf-8").splitlines()) == 9
 
 
+def test_recipes_alone_make_a_report(tmp_path: Path) -> None:
+    systems = {"attend-excite official": _PLAIN, "attend-excite bare": _OURS}
+    run = _made_up(tmp_path / "run", "stickers", systems)
+    write_report(run, run / "report")
+    text = (run / "report" / "report.md").read_text("utf-8")
+    assert "Attend-and-Excite, official" in text
+    assert "Attend-and-Excite, bare" in text
+
+
+def test_systems_that_drew_other_pictures_are_not_silently_compared(tmp_path: Path) -> None:
+    systems = {
+        "stable-diffusion": ([0.2, 0.2, None, None], [True, False, True, True]),
+        "attend-excite": ([None, None, 0.3, 0.3], [False, False, False, True]),
+    }
+    run = _made_up(tmp_path / "run", "stickers", systems)
+    write_report(run, run / "report")
+    text = (run / "report" / "report.md").read_text("utf-8")
+    assert "The systems have no prompt with the same seed in common" in text
+
+
 def test_genevals_verdict_has_a_table_of_its_own(run: Path) -> None:
     rows = store.read_rows(run).to_pylist()
     store.write_scores(

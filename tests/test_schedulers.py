@@ -28,7 +28,7 @@ from torch import Tensor
 from attend_excite import Model
 from attend_excite.methods.base import Denoise, Run, Step
 from attend_excite.models.catalogue import source_of
-from attend_excite.schedulers import scheduler_for_run, scheduler_names, vp_scale
+from attend_excite.schedulers import scheduler_for_run, scheduler_names, steps_made, vp_scale
 
 STEPS = 20
 LIKE_STABLE_DIFFUSION = {
@@ -164,3 +164,11 @@ def test_the_bundled_model_draws_with_the_scheduler_of_its_files(stickers: Model
     config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
     assert index == ["diffusers", config["_class_name"]]
     assert type(stickers.pipeline.scheduler).__name__ == config["_class_name"]
+
+
+def test_a_part_of_a_step_is_left_out_or_made_whole_as_in_diffusers() -> None:
+    """Of 28 steps at strength 0.8, 22.4, Stable Diffusion's pipelines make 22, and Stable Diffusion 3's 23."""
+    assert steps_made(DDIMScheduler(), 28, 0.8) == 22
+    assert steps_made(FlowMatchEulerDiscreteScheduler(), 28, 0.8) == 23
+    for scheduler in (DDIMScheduler(), FlowMatchEulerDiscreteScheduler()):
+        assert [steps_made(scheduler, 50, strength) for strength in (0.5, 1)] == [25, 50]

@@ -19,6 +19,7 @@ from attend_excite.methods.base import Run, Step
 from attend_excite.methods.noise import refuse_search
 from attend_excite.methods.stable_diffusion import StableDiffusion
 from attend_excite.models.families import is_served
+from attend_excite.models.hindrances import refuse_hindrances
 from attend_excite.models.loading import load
 from attend_excite.models.model import Model, prepared
 from attend_excite.models.reading import warn_of_cut
@@ -46,12 +47,14 @@ def nursing_callback(
 
     It is called after a step, and nurses the latents for the next one. So the first step of a run goes
     without: the noise itself is not nursed, nor refined where the recipe refines at the very beginning. From
-    the second step on the latents are those that `generate` would make if it left the first one plain. In
+    the second step on the latents are those that `generate` would make if it left the first one plain (in
+    float32: the pipeline's loop rounds them to the model's precision at each step). In
     image-to-image and inpainting it nurses from the second of the steps that are left.
 
     It sees no more than the latents. The prompt is encoded once more, as the pipeline does if told nothing
     but `prompt`: a second prompt, `clip_skip`, embeddings of one's own, `cross_attention_kwargs`, or another
-    size than the picture's in SDXL's conditioning, change the picture, and not what is nursed for. (So tell
+    size than the picture's in SDXL's conditioning, FLUX.2 klein's pictures beside the text, change the
+    picture, and not what is nursed for. (So tell
     FLUX.1 schnell `max_sequence_length=256`, which its authors give, and its pipeline doesn't.) Of a word
     of several tokens the strongest counts, as with `AttendAndExcite(word_tokens="max")`. Nothing of the run
     is kept beside the picture; what nursing did in vain is warned of after the last step.
@@ -95,6 +98,7 @@ def nursing_callback(
         nonlocal run, nurse, timesteps
         latents = kept["latents"]
         if index == 0:
+            refuse_hindrances(model.network)
             refuse_correctors(pipe.scheduler)
             timesteps = _made(pipe, timestep)
             size = _latent_size(model, latents, height, width)
@@ -186,6 +190,8 @@ def _run(model: Model, prompts: list[Prompt], pipe: Any, size: tuple[int, int], 
         )
     distilled = pipe.guidance_scale if model.family.distilled_guidance else None
     texts = [prompt.text for prompt in prompts]
+    # With offloading the network is on the accelerator now: it makes room for the text encoders.
+    pipe.maybe_free_model_hooks()
     with turn_of(*(stream.tokenizer for stream in model.family.streams())):
         text, _ = model.family.encode(texts, None, distilled, size)
     rows = [row for row in range(len(prompts)) for _ in range(each)]

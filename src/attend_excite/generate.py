@@ -27,6 +27,7 @@ from attend_excite.attention.maps import AttentionMaps
 from attend_excite.attention.places import map_size
 from attend_excite.checks import require
 from attend_excite.finite import check_finite
+from attend_excite.memory import is_out_of_memory
 from attend_excite.methods.attend_excite import AttendAndExcite
 from attend_excite.methods.base import Method, Run, Start, Step
 from attend_excite.methods.composable import ComposableDiffusion
@@ -242,7 +243,7 @@ def generate(
             f"{model.name} has no guidance to set: {guidance_scale:g} changes nothing", stacklevel=2
         )
     guidance_scale = family.defaults.guidance_scale if guidance_scale is None else guidance_scale
-    made = steps if begin is None else steps_made(steps, begin.strength)
+    made = steps if begin is None else steps_made(model.pipeline.scheduler, steps, begin.strength)
     if isinstance(method, AttendAndExcite) and 0 < made < family.defaults.fewest_steps:
         warnings.warn(
             f"of {made} steps nursing has hardly one in which it could do anything: give "
@@ -329,8 +330,8 @@ def generate(
                 noise = first_noise(run, method, noise, draw, generators, best_of, denoise)
                 bar.set_description_str("")
                 latents, seconds = denoise(run, method, noise, generators, after_step=after_step)
-            except torch.OutOfMemoryError:
-                if batch_size != "auto" or len(batch) == 1:
+            except (RuntimeError, MemoryError) as error:
+                if batch_size != "auto" or len(batch) == 1 or not is_out_of_memory(error):
                     raise
                 in_one_pass, bar.n = len(batch) // 2, done
                 continue
@@ -568,7 +569,7 @@ def _encode(
         size=size,
         negative=negative_prompt,
         distilled=distilled,
-        dominant_token=lambda word, positions: _dominant_token(model, word, positions),
+        dominant_token=lambda word, positions: _dominant_token(model, word, positions, size),
     )
 
 
@@ -582,12 +583,17 @@ def _start(run: Run, begin: Beginning, original: Tensor, steps: int) -> Start:
     return Start(latents, first, None if cells is None else cells.to(latents.device))
 
 
-def _dominant_token(model: Model, prompt: str, positions: tuple[int, ...]) -> int:
-    """Which of a word's tokens most attention goes to when the model draws the word alone (Appendix A.2)."""
+def _dominant_token(model: Model, prompt: str, positions: tuple[int, ...], size: tuple[int, int]) -> int:
+    """Which of a word's tokens most attention goes to when the model draws the word alone (Appendix A.2), no
+    larger than the latents' (height, width) of the run that asks, which memory is there for."""
+    cell = model.family.pixels_per_cell
+    height, width = (min(own, asked * cell) for own, asked in zip(model.default_size, size, strict=True))
     drawn = generate(
         model,
         prompt,
         method=StableDiffusion(),
+        height=height,
+        width=width,
         steps=_DOMINANT_STEPS,
         # No second pass, and what is told to a network that imitates guidance as it is used to.
         guidance_scale=None if model.family.distilled_guidance else 0.0,

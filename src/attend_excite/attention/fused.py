@@ -53,7 +53,8 @@ def fused_attention_answered(layer: nn.Module, name: str, answer: Answer) -> Ite
         if not answering.asked:
             raise ValueError(
                 f"the attention of {name} can't be read: its processor doesn't hand it to PyTorch's fused "
-                "attention; set the model's attention backend to native"
+                "attention; set the model's attention backend to native, and take xformers and processors of "
+                "others out with set_default_attn_processor()"
             )
         return output
 

@@ -20,7 +20,7 @@ class AttentionMaps:
 
     Attributes:
         values: (images, steps, height, width, tokens), mean over layers and heads; over all tokens they
-            sum to 1.
+            sum to 1 where the image attends to text alone, to less where it attends to itself beside it.
         locate: finds a word's tokens.
         kept: the token positions that `values` has; None: all.
         words: of the first image's prompt.

@@ -260,9 +260,7 @@ def record(
                 hook = keep_of_image(place)
                 handle = layer.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
                 stack.callback(to_the_end, handle.remove)
-        if _are_compiled(network, places):
-            # Made where it is entered: the stance holds from its making on.
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(eagerly(network, places))
         yield recording
 
 
@@ -341,6 +339,16 @@ def _part(
         probabilities = text_attention(query, key, columns, attn_mask=mask, scale=scale)
     probabilities = F.pad(probabilities, (0, missing))
     return probabilities[:, None], query.shape[1]
+
+
+@contextmanager
+def eagerly(network: nn.Module, places: Sequence[Place]) -> Iterator[None]:
+    """In the block passes run eagerly where the caller has compiled places, or what they lie in."""
+    if not _are_compiled(network, places):
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def _are_compiled(network: nn.Module, places: Sequence[Place]) -> bool:

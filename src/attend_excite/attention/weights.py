@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from attend_excite.attention.fused import fused_attention_answered
 from attend_excite.attention.places import Place
-from attend_excite.attention.record import Layout, image_and_text
+from attend_excite.attention.record import Layout, eagerly, image_and_text
 from attend_excite.interrupts import cleaning_up, to_the_end
 
 
@@ -24,7 +24,7 @@ def weighted_tokens(network: nn.Module, places: Sequence[Place], layout: Layout)
 
     softmax(QK) diag(c) V = softmax(QK) (diag(c) V), so the image's rows see values that are multiplied, and
     the text's rows those of the model. The map is never made. The price is the text's rows a second time, a
-    ninth of the attention for 512 tokens beside 4096 patches.
+    ninth of the attention for 512 tokens beside 4096 patches. What the caller has compiled runs eagerly.
 
     Args:
         network: the model.
@@ -73,4 +73,5 @@ def weighted_tokens(network: nn.Module, places: Sequence[Place], layout: Layout)
         for place in places:
             layer = network.get_submodule(place.name)
             stack.enter_context(fused_attention_answered(layer, place.name, answer(place)))
+        stack.enter_context(eagerly(network, places))
         yield

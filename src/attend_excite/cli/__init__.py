@@ -248,7 +248,7 @@ def generate(
         str | None,
         typer.Option(
             help="float32, float16 or bfloat16.",
-            show_default="float16 on CUDA, else float32",
+            show_default="16 bits on CUDA, as the model is for; else float32",
             rich_help_panel=MACHINE,
         ),
     ] = None,
@@ -295,7 +295,7 @@ def generate(
     finished: list[Path] = []
     with failures_as_sentences(
         stopped=lambda: _stopped(finished, best),
-        out_of_memory="out of memory: lower --batch-size or --size, or use --dtype float16",
+        out_of_memory="out of memory: lower --batch-size or --size, or use a --dtype of 16 bits",
     ):
         check_prompt(prompt, context.args)
         check_text(negative, "the negative prompt")

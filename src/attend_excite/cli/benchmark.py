@@ -67,7 +67,7 @@ def run(
         Literal["float32", "float16", "bfloat16"] | None,
         typer.Option(
             help="Number type of the weights.",
-            show_default="float16 on CUDA, else float32",
+            show_default="16 bits on CUDA, as the model is for; else float32",
             rich_help_panel=MACHINE,
         ),
     ] = None,
@@ -95,7 +95,7 @@ def run(
     The exit status is 1 if an image failed."""
     with failures_as_sentences(
         stopped="stopped: the same command goes on from here",
-        out_of_memory="out of memory: lower --batch-size, or use --dtype float16",
+        out_of_memory="out of memory: lower --batch-size, or use a --dtype of 16 bits",
     ):
         from attend_excite.cli.benchmark_run import Request, draw_benchmark
 

@@ -188,11 +188,15 @@ def subject_attention(probabilities: Tensor, subjects: SubjectTokens, sigma: flo
     Returns:
         (B, S) in 0..1; 0 for filler.
     """
-    b, s, k = subjects.positions.shape
-    index = subjects.positions.reshape(b, 1, 1, s * k).expand(*probabilities.shape[:3], s * k)
-    chosen = probabilities.gather(-1, index).permute(0, 3, 1, 2)
-    peaks = smooth(chosen, sigma).amax(dim=(-2, -1)).reshape(b, s, k)
+    chosen = maps_at(probabilities, subjects.positions).flatten(1, 2)
+    peaks = smooth(chosen, sigma).amax(dim=(-2, -1)).reshape(subjects.positions.shape)
     return peaks.masked_fill(~subjects.valid, 0).amax(dim=-1)
+
+
+def maps_at(maps: Tensor, positions: Tensor) -> Tensor:
+    """Those of some tokens: (B, H, W, N) and positions (B, ..., K) -> (B, ..., K, H, W)."""
+    index = positions.flatten(1)[:, None, None, :].expand(-1, *maps.shape[1:3], -1)
+    return maps.gather(-1, index).permute(0, 3, 1, 2).unflatten(1, positions.shape[1:])
 
 
 def subject_leads(probabilities: Tensor, subjects: SubjectTokens, sigma: float) -> Tensor:
@@ -208,9 +212,8 @@ def subject_leads(probabilities: Tensor, subjects: SubjectTokens, sigma: float) 
     Returns:
         (B, S) in -1..1; 0 for filler.
     """
-    b, s, k = subjects.positions.shape
-    index = subjects.positions.reshape(b, 1, 1, s * k).expand(*probabilities.shape[:3], s * k)
-    chosen = smooth(probabilities.gather(-1, index).permute(0, 3, 1, 2), sigma).unflatten(1, (s, k))
+    _, s, k = subjects.positions.shape
+    chosen = smooth(maps_at(probabilities, subjects.positions).flatten(1, 2), sigma).unflatten(1, (s, k))
     maps = chosen.masked_fill(~subjects.valid[..., None, None], 0).amax(dim=2)
     itself = torch.eye(s, dtype=torch.bool, device=maps.device)[:, :, None, None]
     # (B, S, others, H, W): a subject is no rival of its own, and filler, with nothing, of nobody's.

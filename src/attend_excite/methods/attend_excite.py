@@ -199,9 +199,10 @@ class AttendAndExcite:
             return group.positions
         there = tuple(before + position - first for position in group.positions)
         found = run.model.dominant_tokens
-        if (drawn.text, there) not in found:
-            found[drawn.text, there] = run.dominant_token(drawn.text, there)
-        return (group.positions[found[drawn.text, there]],)
+        asked = drawn.text, there, run.size
+        if asked not in found:
+            found[asked] = run.dominant_token(drawn.text, there)
+        return (group.positions[found[asked]],)
 
 
 LookAtStep = Callable[[Tensor, Step, Tensor], Recorded]

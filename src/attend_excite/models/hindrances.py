@@ -55,6 +55,8 @@ def _hook_reason(module: nn.Module, hook: Any) -> str | None:
         # A linear layer's gradient goes through a view of its weights, which stays as it was in the pass.
         if isinstance(module, nn.Linear | nn.Embedding) or next(module.parameters(), None) is None:
             return None
+        if type(hook).__name__ == "PeftInputAutocastDisableHook":  # on layers of a LoRA, and stores nothing
+            return None
         return (
             f"layerwise casting stores the weights of its {type(module).__name__} in another dtype again "
             "before the way back needs them; load it without"

@@ -31,6 +31,8 @@ from attend_excite.models.hindrances import refuse_hindrances
 from attend_excite.models.model import Model
 from attend_excite.subjects import Stream
 
+# Parts that a pipeline goes without, as Stable Diffusion 3 does without T5.
+_MAY_LACK = {"text_encoder_3", "tokenizer_3"}
 # Of transformers 4, in many a model's index; diffusers itself reads them under their new names.
 _RENAMED = {"CLIPFeatureExtractor": "CLIPImageProcessor"}
 
@@ -54,7 +56,8 @@ def load(
             text-to-image pipeline of a family that is served, which is used where it is and as it is and left
             as it was.
         device: "cpu", "cuda", "mps", ...; None: the first of CUDA, MPS and CPU that is there.
-        dtype: of the weights, as torch.float16 or "float16"; None: float16 on CUDA, else float32.
+        dtype: of the weights, as torch.float16 or "float16"; None: on CUDA the 16-bit numbers that the
+            architecture is for (float16, or bfloat16 for FLUX, Qwen-Image, Z-Image and Sana), else float32.
         revision: branch, tag or commit of a model on the Hub.
         loras: files of LoRAs that are added to the weights, or (file, weight) pairs; these need peft.
         embeddings: files of words learnt by textual inversion, each called by the name in it or its file's.
@@ -75,7 +78,7 @@ def load(
                 "with load_lora_weights and fuse_lora, load_textual_inversion, or vae="
             )
         folder = model.config.get("_name_or_path") or "pipeline"
-        settings = _read_settings(folder, None) if Path(folder).is_dir() else {}
+        settings = read_settings(folder, None) if Path(folder).is_dir() else {}
         return ready(family_of(model), folder, settings)
 
     if not isinstance(model, str | Path):
@@ -88,11 +91,12 @@ def load(
     if device is not None and not is_usable(device):
         raise ValueError(f"the device '{device}' is not here: leave it out, or use cpu")
     device = torch.device(device) if device is not None else _best_device()
-    dtype = _dtype(dtype or ("float16" if device.type == "cuda" else "float32"))
+    wanted = None if dtype is None else _dtype(dtype)
     if is_weights_file(source):
-        family, settings = _read_checkpoint(Path(source), device, dtype), {}
+        family, settings = _read_checkpoint(Path(source), device, wanted), {}
     else:
-        family, settings = _read_family(source, name, dtype, revision), _read_settings(source, revision)
+        family = _read_family(source, name, device, wanted, revision)
+        settings = read_settings(source, revision)
         family.pipeline.to(device)
     with_vae(family, vae)
     add_embeddings(family, embeddings)
@@ -140,7 +144,10 @@ def family_of(pipeline: DiffusionPipeline) -> Family:
     )
     family = family_class(name)
     parts = pipeline.components
-    if missing := [part for part in (family.network_part, "vae", "scheduler") if parts.get(part) is None]:
+    texts = [part for part in parts if part.startswith(("text_encoder", "tokenizer"))]
+    needed = [part for part in (family.network_part, "vae", "scheduler", *texts) if part not in _MAY_LACK]
+    needed = [part for part in needed if part not in pipeline._optional_components]
+    if missing := [part for part in needed if parts.get(part) is None]:
         raise ValueError(f"this {type(pipeline).__name__} has no {', '.join(missing)}: load it whole")
     configs = {part: getattr(module, "config", None) or {} for part, module in parts.items()}
     if reason := family.refusal(configs) or unusable(parts[family.network_part]):
@@ -167,7 +174,9 @@ def _best_device() -> torch.device:
     return torch.device("cpu")
 
 
-def _read_family(source: str | Path, name: str, dtype: torch.dtype, revision: str | None) -> Family:
+def _read_family(
+    source: str | Path, name: str, device: torch.device, dtype: torch.dtype | None, revision: str | None
+) -> Family:
     # What can't be served, or isn't whole, is told before its weights are read.
     with sought(source, name, revision):
         index: Any = {} if Path(source).is_dir() else DiffusionPipeline.load_config(source, revision=revision)
@@ -179,6 +188,7 @@ def _read_family(source: str | Path, name: str, dtype: torch.dtype, revision: st
         configs = {part: _read_config(Path(source), part) for part in kinds}
         if reason := family.refusal(configs):
             raise ValueError(f"the model in '{source}' is not served: {reason}")
+    dtype = dtype or _usual_dtype(family, device)
     with sought(source, name, revision):
         parts = {
             part: _read_weights(kind, source, part, dtype, revision)
@@ -191,12 +201,18 @@ def _read_family(source: str | Path, name: str, dtype: torch.dtype, revision: st
     return family_of(pipeline)
 
 
-def _read_checkpoint(path: Path, device: torch.device, dtype: torch.dtype) -> Family:
+def _usual_dtype(family: type[Family], device: torch.device) -> torch.dtype:
+    return family.half if device.type == "cuda" else torch.float32
+
+
+def _read_checkpoint(path: Path, device: torch.device, dtype: torch.dtype | None) -> Family:
     """A whole model out of one file, with the package's configuration: nobody asks the Hub."""
     file = checkpoint(path)
     assert file.kind is not None
     folder = configuration(file.kind)
-    kind: Any = _class_of(("diffusers", str(_config(folder / "model_index.json")["_class_name"])))
+    class_name = str(_config(folder / "model_index.json")["_class_name"])
+    kind: Any = _class_of(("diffusers", class_name))
+    dtype = dtype or _usual_dtype(family_class(class_name), device)
     try:
         pipeline = kind.from_single_file(
             str(path), config=str(folder), torch_dtype=dtype, local_files_only=True, **tokenizers(file.kind)
@@ -276,7 +292,12 @@ def _config(path: Path) -> dict[str, Any]:
         raise ValueError(f"'{path}' {error}") from error
 
 
-def _read_settings(source: str | Path, revision: str | None) -> dict[str, Any]:
+def read_settings(source: str | Path, revision: str | None) -> dict[str, Any]:
+    """What a model's own `SETTINGS_FILE` says, as `ready` takes it; nothing where there is none.
+
+    Raises:
+        ValueError: it cannot be used.
+    """
     path = Path(source) / SETTINGS_FILE
     if not Path(source).is_dir():
         try:

@@ -39,8 +39,8 @@ class Model:
             latent's size, gives the paper's 16x16 maps for Stable Diffusion's 64x64 latents.
         steps: denoising steps where nobody says otherwise.
         layers: the attention layers that are read, by their names in the network; None: the family's choice.
-        dominant_tokens: found so far: a word alone as it was drawn, and its token positions there -> which of
-            them holds most of its attention.
+        dominant_tokens: found so far: a word alone as it was drawn, its token positions there, and the
+            latents' size -> which of them holds most of its attention.
     """
 
     family: Family
@@ -49,7 +49,9 @@ class Model:
     attention_downsampling: int
     steps: int
     layers: tuple[str, ...] | None = None
-    dominant_tokens: dict[tuple[str, tuple[int, ...]], int] = field(default_factory=dict, repr=False)
+    dominant_tokens: dict[tuple[str, tuple[int, ...], tuple[int, int]], int] = field(
+        default_factory=dict, repr=False
+    )
 
     @property
     def pipeline(self) -> Any:
@@ -220,6 +222,8 @@ def fitting_batch_size(model: Model, latent: tuple[int, int]) -> int:
     """
     if model.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(model.device)
+        # What torch holds for later is free for us.
+        free += torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
     elif (memory := Path("/proc/meminfo")).is_file():
         free = int(memory.read_text().split("MemAvailable:")[1].split()[0]) * 1024
     else:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from attend_excite.guidance.objective import (
     SubjectTokens,
+    maps_at,
     smooth,
     subject_attention,
     subject_losses,
@@ -116,7 +117,7 @@ class Sharpened:
         """
         positions = subjects.positions if positions is None else positions
         valid = subjects.valid if valid is None else valid
-        maps = _gathered(_shares(recorded, subjects, self.temperature), positions)
+        maps = maps_at(_shares(recorded, subjects, self.temperature), positions)
         return smooth(maps, self.sigma).masked_fill(~valid[..., None, None], 0).amax(dim=-3)
 
 
@@ -131,7 +132,7 @@ def over_patches(recorded: Recorded, positions: Tensor, valid: Tensor) -> Tensor
     Returns:
         (b, ..., H, W), each map summing to 1; 0 for filler.
     """
-    maps = _gathered(wide(recorded.cross), positions)
+    maps = maps_at(wide(recorded.cross), positions)
     maps = maps.masked_fill(~valid[..., None, None], 0).sum(dim=-3)
     return maps / maps.sum(dim=(-2, -1), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
 
@@ -236,13 +237,6 @@ def _shares(recorded: Recorded, subjects: SubjectTokens, temperature: float) -> 
     """(b, H, W, N) each patch's attention, re-weighed among the words."""
     cross = wide(recorded.cross)
     return token_probabilities(cross, subjects.last, temperature, subjects.first, recorded.left_out)
-
-
-def _gathered(maps: Tensor, positions: Tensor) -> Tensor:
-    """(b, H, W, N) and (b, ..., K) -> (b, ..., K, H, W)."""
-    flat = positions.flatten(1)
-    index = flat[:, None, None, :].expand(-1, *maps.shape[1:3], -1)
-    return maps.gather(-1, index).permute(0, 3, 1, 2).unflatten(1, positions.shape[1:])
 
 
 def wide(maps: Tensor) -> Tensor:

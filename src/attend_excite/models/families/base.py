@@ -127,6 +127,7 @@ class Family(ABC):
         reads_chunks: whether it has `encode_chunks`.
         learns_words: the names of vectors in files of textual inversion -> the tokenizer and the text encoder
             that learn the word, by their names in the pipeline; none: there is no such way.
+        half: the 16-bit numbers that its published weights are for; others may give nothing but NaN.
         image_multiple: of what the network fills up the number of patches to, in one softmax with the text.
         block_conditioning: by which names diffusers' modular blocks know what the network is conditioned on.
         pipeline: diffusers' pipeline.
@@ -137,6 +138,7 @@ class Family(ABC):
     joint: ClassVar[Literal["image-first", "text-first"] | None] = None
     sets_refusal: ClassVar[str | None] = "doesn't take keys and values from the text alone"
     padding_masked: ClassVar[bool] = False
+    half: ClassVar[torch.dtype] = torch.float16
     image_multiple: ClassVar[int] = 1
     block_conditioning: ClassVar[tuple[str, ...]] = ()
     reads_chunks: ClassVar[bool] = False

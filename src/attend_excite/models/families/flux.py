@@ -25,6 +25,7 @@ class Flux(Family):
     """
 
     name = "flux"
+    half = torch.bfloat16
     joint = "text-first"
     block_conditioning = ("prompt_embeds", "pooled_prompt_embeds", "guidance")
 

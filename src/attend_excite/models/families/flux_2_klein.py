@@ -20,6 +20,7 @@ class Flux2Klein(Family):
     """`Flux2KleinPipeline`, base or distilled. A cell of its latents is a patch, of 16x16 pixels."""
 
     name = "flux-2-klein"
+    half = torch.bfloat16
     joint = "text-first"
     block_conditioning = ("prompt_embeds",)
 

@@ -15,14 +15,13 @@ from attend_excite.subjects import Stream
 
 # Latent cells along one side of the patches that the network takes for tokens.
 _PATCH = 2
-# Ours: the same share of the depth as Stable Diffusion 3's, since all sixty blocks would be dear.
-_READ = 5 / 24, 12 / 24
 
 
 class QwenImage(Family):
     """`QwenImagePipeline`: a language model's states, as many columns as the longest prompt has tokens."""
 
     name = "qwen-image"
+    half = torch.bfloat16
     joint = "text-first"
     block_conditioning = ("prompt_embeds", "prompt_embeds_mask")
 
@@ -115,14 +114,13 @@ class QwenImage(Family):
         return transformer.fused_places(names, _PATCH, _PATCH)
 
     def places(self, downsampling: int) -> tuple[Place, ...]:
-        names = [place.name for place in self.all_places()]
-        chosen = [names[block] for block in transformer.share_of(len(names), *_READ)]
-        return transformer.fused_places(chosen, _PATCH, downsampling)
+        # The share of the depth is ours, after Stable Diffusion 3: all blocks would be dear.
+        return transformer.places_read(self.all_places(), downsampling)
 
     def activation_bytes(self, size: tuple[int, int]) -> int:
         config = self.network.config
         width = config["num_attention_heads"] * config["attention_head_dim"]
-        last = transformer.share_of(config["num_layers"], *_READ)[-1]
+        last = transformer.blocks_read(config["num_layers"])[-1]
         return transformer.activation_bytes(self.network, size[0] * size[1] // _PATCH**2, width, last + 1)
 
     def scaled(self, latents: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from inspect import signature
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from attend_excite.attention.places import Place
@@ -21,6 +22,7 @@ class Sana(PixArt):
     """`SanaPipeline`. Among the image's patches attention is linear and has no maps; to the text it has."""
 
     name = "sana"
+    half = torch.bfloat16
 
     @property
     def _instruction(self) -> list[str]:

@@ -14,8 +14,6 @@ from attend_excite.subjects import Stream
 
 # What the pipeline encodes with T5 where nobody says otherwise.
 _T5_TOKENS = 256
-# Blocks 5 to 12 of 24: Self-Cross Diffusion Guidance (CVPR 2025).
-_READ = 5 / 24, 12 / 24
 
 
 class StableDiffusion3(Family):
@@ -80,9 +78,7 @@ class StableDiffusion3(Family):
         return transformer.fused_places(names, patch, patch)
 
     def places(self, downsampling: int) -> tuple[Place, ...]:
-        names = [place.name for place in self.all_places()]
-        chosen = [names[block] for block in transformer.share_of(len(names), *_READ)]
-        return transformer.fused_places(chosen, self.network.config["patch_size"], downsampling)
+        return transformer.places_read(self.all_places(), downsampling)
 
     def activation_bytes(self, size: tuple[int, int]) -> int:
         config = self.network.config

@@ -34,9 +34,24 @@ def fused_places(names: Sequence[str], patch: int, downsampling: int) -> tuple[P
     return tuple(Place(name, patch, "fused") for name in names)
 
 
+# Blocks 5 to 12 of 24: Self-Cross Diffusion Guidance (CVPR 2025) on Stable Diffusion 3.
+_READ = 5 / 24, 12 / 24
+
+
 def share_of(blocks: int, first: float, last: float) -> range:
     """The blocks from one share of the depth to another, both included."""
     return range(int(first * blocks), min(int(last * blocks) + 1, blocks))
+
+
+def blocks_read(blocks: int) -> range:
+    """The share of a joint transformer's depth that is read of Stable Diffusion 3, of however many blocks."""
+    return share_of(blocks, *_READ)
+
+
+def places_read(layers: Sequence[Place], downsampling: int) -> tuple[Place, ...]:
+    """That share of all layers, for maps of a downsampling: see `fused_places`."""
+    chosen = [layers[block].name for block in blocks_read(len(layers))]
+    return fused_places(chosen, layers[0].downsampling, downsampling)
 
 
 def resolution_shift(scheduler: Any, patches: int, max_shift: float = 1.15) -> float | None:

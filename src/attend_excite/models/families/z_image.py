@@ -18,14 +18,13 @@ from attend_excite.subjects import Stream
 _PATCH = 2
 # What the pipeline encodes where nobody says otherwise, template included.
 _TOKENS = 512
-# Ours: the same share of the depth as Stable Diffusion 3's.
-_READ = 5 / 24, 12 / 24
 
 
 class ZImage(Family):
     """`ZImagePipeline`: a language model's states, as many columns as a prompt has tokens."""
 
     name = "z-image"
+    half = torch.bfloat16
     joint = "image-first"
     # The network fills the patches, and the tokens, up to a multiple of this.
     image_multiple = 32
@@ -97,12 +96,11 @@ class ZImage(Family):
         return transformer.fused_places(names, _PATCH, _PATCH)
 
     def places(self, downsampling: int) -> tuple[Place, ...]:
-        names = [place.name for place in self.all_places()]
-        chosen = [names[block] for block in transformer.share_of(len(names), *_READ)]
-        return transformer.fused_places(chosen, _PATCH, downsampling)
+        # The share of the depth is ours, after Stable Diffusion 3: all blocks would be dear.
+        return transformer.places_read(self.all_places(), downsampling)
 
     def activation_bytes(self, size: tuple[int, int]) -> int:
         config = self.network.config
         tokens = size[0] * size[1] // _PATCH**2 + self.image_multiple
-        last = transformer.share_of(config["n_layers"], *_READ)[-1]
+        last = transformer.blocks_read(config["n_layers"])[-1]
         return transformer.activation_bytes(self.network, tokens, config["dim"], last + 1)

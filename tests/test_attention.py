@@ -9,9 +9,11 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
 from attend_excite import Model, cross_attention_places, overlay, record
 from attend_excite.attention.places import map_size
+from attend_excite.attention.record import averaged_to
 
 
 @pytest.fixture
@@ -41,6 +43,13 @@ def test_places_are_found_in_running_order(tiny: Model) -> None:
 )
 def test_map_size_rounds_as_the_unet_rounds(latent: tuple[int, int], size: tuple[int, int]) -> None:
     assert map_size(latent, 4) == size
+
+
+@pytest.mark.parametrize("size", [(4, 4), (4, 5), (3, 5), (8, 10)])
+def test_maps_are_averaged_as_torch_does(size: tuple[int, int]) -> None:
+    maps = torch.rand(2, 3, 8, 10, dtype=torch.float64)
+    averaged = averaged_to(maps, size)
+    torch.testing.assert_close(averaged, adaptive_avg_pool2d(maps, size), rtol=0, atol=1e-12)
 
 
 def test_downsampling_is_found_by_the_maps_size(tiny: Model) -> None:

@@ -176,7 +176,7 @@ def test_reweighting_multiplies_the_columns_of_the_subjects(tiny: Model) -> None
 
 
 def test_blocks_that_the_caller_compiled_are_reweighted_too() -> None:
-    model = load(ready(FAMILIES["stable-diffusion-3"]()))
+    model = load(ready(FAMILIES["flux"]()))
     expected = _run(model, AttentionReweighting(2.0))
     model.network.compile_repeated_blocks(backend="eager", fullgraph=True)
     torch.testing.assert_close(_run(model, AttentionReweighting(2.0)), expected, rtol=0, atol=1e-6)

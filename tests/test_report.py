@@ -424,9 +424,12 @@ def test_names_tell_systems_apart() -> None:
         "Attend-and-Excite (C)",
         "Attend-and-Excite, no smoothing",
         "Attend-and-Excite, sigma -1",
-        "Stable Diffusion",
+        "x, plain",
         "SynGen, altered 1",
     ]
+    for model in ("sd-1.4", "stabilityai/stable-diffusion-3.5-medium"):
+        assert titles(["stable-diffusion"], model) == {"stable-diffusion": "Stable Diffusion"}
+    assert titles(["stable-diffusion"], "flux-dev") == {"stable-diffusion": "flux-dev, plain"}
 
 
 @pytest.mark.parametrize("subsets", [1, 4])

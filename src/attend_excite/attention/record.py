@@ -118,7 +118,7 @@ class Recording:
         if wanted is None or wanted == self._downsampling:
             return maps
         size = map_size(self._latent_size, wanted)
-        return F.adaptive_avg_pool2d(maps.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
+        return averaged_to(maps.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
 
     def self_average(self) -> Tensor:
         """Mean over all recorded layers and heads of the image's attention to itself, of the maps' size.
@@ -140,7 +140,7 @@ class Recording:
         fine, coarse = (map_size(self._latent_size, each) for each in (self._downsampling, wanted))
         for _ in range(2):
             # One axis to the map's cells, and then, turned about, the other.
-            mean = F.adaptive_avg_pool2d(mean.unflatten(-1, fine), coarse).flatten(-2).mT
+            mean = averaged_to(mean.unflatten(-1, fine), coarse).flatten(-2).mT
         return mean / mean.sum(dim=-1, keepdim=True)
 
     def _sum(self, name: str, layer: Tensor) -> Tensor:
@@ -262,6 +262,25 @@ def record(
                 stack.callback(to_the_end, handle.remove)
         stack.enter_context(eagerly(network, places))
         yield recording
+
+
+def averaged_to(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps (B, N, height, width) averaged down to another (height, width), as by `adaptive_avg_pool2d`: that
+    is written out where the sizes don't divide, which Apple's devices haven't."""
+    fine = maps.shape[-2], maps.shape[-1]
+    if not any(own % wanted for own, wanted in zip(fine, size, strict=True)):
+        return F.adaptive_avg_pool2d(maps, size)
+    rows, columns = (
+        _shares(own, wanted).to(maps.dtype).to(maps.device) for own, wanted in zip(fine, size, strict=True)
+    )
+    return rows @ maps @ columns.mT
+
+
+def _shares(fine: int, coarse: int) -> Tensor:
+    """(coarse, fine): what each cell takes of the finer ones that it touches, equal parts that sum to 1."""
+    cells, finer = torch.arange(coarse)[:, None], torch.arange(fine)
+    touched = (finer >= cells * fine // coarse) & (finer < -(-(cells + 1) * fine // coarse))
+    return touched / touched.sum(dim=1, keepdim=True, dtype=torch.float64)
 
 
 def text_attention(query: Tensor, key: Tensor, columns: Sequence[int], **options: Any) -> Tensor:

@@ -198,7 +198,7 @@ def _rates_of_pairs(
 def _side_by_side(results: Results) -> Section | None:
     if len(results.main_systems) < 2:
         return None
-    systems = [name for name in results.systems if not is_ablation(name)]
+    systems = [name for name in results.systems if not is_ablation(name)] or results.main_systems
     shared = set(results.prompt_of[results.shared(systems)])
     sheets = []
     for name, prompts in results.subsets.items():

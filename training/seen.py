@@ -4,7 +4,7 @@
 looked at 600 of its pictures, two hundred from the same noise each of three ways, with their prompts and
 without knowing which was which, and asked of each whether all its subjects can be recognised
 (`data/seen_stickers.csv`); `--run stickers-excite` of four other viewers, who looked at 300, plain and by
-`excite`, and `--run stickers-joint` of four others, who looked at 200 of that model. `--run` also names
+`excite`, and `--run stickers-joint` of five others, who looked at 300 of that model. `--run` also names
 earlier ones, or several to be taken together: `stickers-first` and `stickers-20-steps` are of the first
 generation of the weights, 400 and 200 pictures, plain and nursed (in the former, pictures that an earlier
 judge found wanting were drawn more often than others; how many each one stands for is in `data/seen.csv`);

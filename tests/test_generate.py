@@ -104,14 +104,16 @@ def test_a_word_of_several_tokens_is_one_subject(tiny: Model) -> None:
     assert list(dominant.trace[0].steps[0].updates[0].attention) == ["elephant", "sombrero"]
     seen = [run.trace[0].steps[0].updates[0].attention["sombrero"] for run in (dominant, largest)]
     assert seen[0] <= seen[1]
-    assert tiny.dominant_tokens["an image of a sombrero", (5, 6)] in (0, 1)
+    size = tiny.latent_size(*tiny.default_size)
+    assert tiny.dominant_tokens["an image of a sombrero", (5, 6), size] in (0, 1)
 
 
 def test_a_word_with_a_hyphen_is_drawn_as_it_is_written(tiny: Model) -> None:
     found = _run(tiny, "a corgi and a t-shirt", subjects=["t-shirt"])
     assert list(found.trace[0].steps[0].updates[0].attention) == ["t-shirt"]
     # "an image of a t - shirt": the hyphen is no candidate.
-    assert tiny.dominant_tokens["an image of a t-shirt", (5, 7)] in (0, 1)
+    size = tiny.latent_size(*tiny.default_size)
+    assert tiny.dominant_tokens["an image of a t-shirt", (5, 7), size] in (0, 1)
 
 
 def test_it_loads_and_draws_in_a_callers_inference_mode_too(tiny: Model, tiny_folder: Path) -> None:

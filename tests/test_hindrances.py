@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -112,12 +112,14 @@ def test_casting_around_a_lora_is_not_in_the_way() -> None:
     refuse_hindrances(transformer)
 
 
-def test_a_pipeline_without_a_text_encoder_is_refused() -> None:
-    pipeline = ready(FAMILIES["flux"]())
-    pipeline.text_encoder_2 = pipeline.tokenizer_2 = None
-    with pytest.raises(
-        ValueError, match="this FluxPipeline has no text_encoder_2, tokenizer_2: load it whole"
-    ):
+@pytest.mark.parametrize(
+    ("name", "left_out"), [("flux", ("text_encoder_2", "tokenizer_2")), ("pixart", ("tokenizer",))]
+)
+def test_a_pipeline_without_what_reads_the_text_is_refused(name: str, left_out: Sequence[str]) -> None:
+    pipeline = ready(FAMILIES[name]())
+    for part in left_out:
+        setattr(pipeline, part, None)
+    with pytest.raises(ValueError, match=rf"Pipeline has no {', '.join(left_out)}: load it whole"):
         load(pipeline)
 
 

@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -39,7 +38,7 @@ from attend_excite.methods.noise import refuse_search
 from attend_excite.methods.stable_diffusion import StableDiffusion
 from attend_excite.models.families import Conditioning, Family, family_class
 from attend_excite.models.hindrances import refuse_hindrances
-from attend_excite.models.loading import read_settings, ready, unusable
+from attend_excite.models.loading import ready, settings_in, unusable
 from attend_excite.models.model import Model
 from attend_excite.models.reading import warn_of_cut
 from attend_excite.schedulers import refuse_correctors
@@ -246,9 +245,8 @@ class Nurse(ModularPipelineBlocks):
         configs = {family.network_part: family.network.config}
         if reason := family.refusal(configs) or unusable(family.network):
             raise ValueError(f"this {type(components).__name__} can't be nursed: {reason}")
-        folder = getattr(components, "_pretrained_model_name_or_path", None)
-        settings = read_settings(folder, None) if folder is not None and Path(folder).is_dir() else {}
-        return ready(family, type(components).__name__, settings)
+        folder = getattr(components, "_pretrained_model_name_or_path", None) or ""
+        return ready(family, type(components).__name__, settings_in(folder) if folder else {})
 
     @property
     def _pipeline_class(self) -> Any:

@@ -68,6 +68,7 @@ class CatalogueEntry:
 def plain_title(model: str) -> str:
     """What a model's pictures without a method are called: Stable Diffusion's by that name, all others by
     their model's."""
+    # Whose short names begin with sd.
     known = any(model in (name, entry.source) for name, entry in catalogue().items() if name.startswith("sd"))
     return "Stable Diffusion" if known else f"{Path(model).name}, plain"
 

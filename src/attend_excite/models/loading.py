@@ -78,8 +78,7 @@ def load(
                 "with load_lora_weights and fuse_lora, load_textual_inversion, or vae="
             )
         folder = model.config.get("_name_or_path") or "pipeline"
-        settings = read_settings(folder, None) if Path(folder).is_dir() else {}
-        return ready(family_of(model), folder, settings)
+        return ready(family_of(model), folder, settings_in(folder))
 
     if not isinstance(model, str | Path):
         raise ValueError(
@@ -96,7 +95,7 @@ def load(
         family, settings = _read_checkpoint(Path(source), device, wanted), {}
     else:
         family = _read_family(source, name, device, wanted, revision)
-        settings = read_settings(source, revision)
+        settings = _read_settings(source, revision)
         family.pipeline.to(device)
     with_vae(family, vae)
     add_embeddings(family, embeddings)
@@ -144,13 +143,15 @@ def family_of(pipeline: DiffusionPipeline) -> Family:
     )
     family = family_class(name)
     parts = pipeline.components
-    texts = [part for part in parts if part.startswith(("text_encoder", "tokenizer"))]
-    needed = [part for part in (family.network_part, "vae", "scheduler", *texts) if part not in _MAY_LACK]
-    needed = [part for part in needed if part not in pipeline._optional_components]
-    if missing := [part for part in needed if parts.get(part) is None]:
-        raise ValueError(f"this {type(pipeline).__name__} has no {', '.join(missing)}: load it whole")
     configs = {part: getattr(module, "config", None) or {} for part, module in parts.items()}
-    if reason := family.refusal(configs) or unusable(parts[family.network_part]):
+    reason = family.refusal(configs)
+    texts = [
+        part for part in parts if part.startswith(("text_encoder", "tokenizer")) and part not in _MAY_LACK
+    ]
+    missing = [part for part in (family.network_part, "vae", "scheduler", *texts) if parts.get(part) is None]
+    if missing and not reason:
+        raise ValueError(f"this {type(pipeline).__name__} has no {', '.join(missing)}: load it whole")
+    if reason := reason or unusable(parts[family.network_part]):
         raise ValueError(f"this {type(pipeline).__name__} is not served: {reason}")
     served = family(pipeline)
     refuse_hindrances(served.network)
@@ -292,12 +293,17 @@ def _config(path: Path) -> dict[str, Any]:
         raise ValueError(f"'{path}' {error}") from error
 
 
-def read_settings(source: str | Path, revision: str | None) -> dict[str, Any]:
-    """What a model's own `SETTINGS_FILE` says, as `ready` takes it; nothing where there is none.
+def settings_in(folder: str | Path) -> dict[str, Any]:
+    """What the `SETTINGS_FILE` in a model's folder says, as `ready` takes it; nothing where there is none, or
+    no such folder.
 
     Raises:
         ValueError: it cannot be used.
     """
+    return _read_settings(folder, None) if Path(folder).is_dir() else {}
+
+
+def _read_settings(source: str | Path, revision: str | None) -> dict[str, Any]:
     path = Path(source) / SETTINGS_FILE
     if not Path(source).is_dir():
         try:

@@ -38,14 +38,10 @@ def fused_places(names: Sequence[str], patch: int, downsampling: int) -> tuple[P
 _READ = 5 / 24, 12 / 24
 
 
-def share_of(blocks: int, first: float, last: float) -> range:
-    """The blocks from one share of the depth to another, both included."""
-    return range(int(first * blocks), min(int(last * blocks) + 1, blocks))
-
-
 def blocks_read(blocks: int) -> range:
-    """The share of a joint transformer's depth that is read of Stable Diffusion 3, of however many blocks."""
-    return share_of(blocks, *_READ)
+    """Of so many blocks those that are read: the share of the depth that is read of Stable Diffusion 3."""
+    first, last = (int(share * blocks) for share in _READ)
+    return range(first, min(last + 1, blocks))
 
 
 def places_read(layers: Sequence[Place], downsampling: int) -> tuple[Place, ...]:

@@ -3,7 +3,8 @@
 `python -m training.vae --init FOLDER` goes on from the `vae` of a model folder and keeps
 the new latents near the old ones, so that a UNet trained on those stays of use.
 `--decoder-only` polishes the decoder of the last run and leaves the latents as they are; with
-`--channels` it starts as a wider network that computes the same.
+`--channels` it starts as a wider network that computes the same. `--measure` trains nothing: it prints
+the PSNR of the `vae` of `--init` on the test scenes.
 """
 
 from __future__ import annotations
@@ -140,11 +141,17 @@ def main() -> None:
     parser.add_argument(
         "--bfloat16", action="store_true", help="faster where the CPU has instructions for it"
     )
+    parser.add_argument("--measure", action="store_true", help="print the PSNR of --init, and no more")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     use_one_thread()
 
+    box = GlyphBox(generator_glyphs())
+    test_images = np.stack([draw_scene(box, TEST_SEED, i).image for i in range(64)])
     vae, teacher = (load_vae(arguments.init / "vae") for _ in range(2))
+    if arguments.measure:
+        print(f"{psnr(vae, test_images):.2f} dB")
+        return
     if arguments.channels:
         vae = widened(vae, tuple(arguments.channels))
     vae.requires_grad_(not arguments.decoder_only)
@@ -154,9 +161,6 @@ def main() -> None:
     optimiser = Muon(trained, lr=arguments.rate, weight_decay=0)
     average = Average([vae], decay=0.99)
 
-    box = GlyphBox(generator_glyphs())
-    test = [draw_scene(box, TEST_SEED, i) for i in range(64)]
-    test_images = np.stack([scene.image for scene in test])
     folder = arguments.runs / ("decoder" if arguments.decoder_only else "vae")
     scale = vae.config.scaling_factor
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
+import json
 import socket
 import subprocess
 import sys
@@ -34,9 +35,11 @@ def tokenizer() -> CLIPTokenizer:
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny Stable Diffusion 1.x of `tests.families`, saved in diffusers layout."""
+    """The tiny Stable Diffusion 1.x of `tests.families`, saved in diffusers layout, as `families.hurried`."""
     folder = tmp_path_factory.mktemp("tiny")
     families.stable_diffusion().save_pretrained(folder)
+    recipe = {"base": "official", "max_refinements": 2}
+    (folder / "attend_excite.json").write_text(json.dumps({"recipe": recipe}), encoding="utf-8")
     return folder
 
 

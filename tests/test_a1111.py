@@ -31,7 +31,7 @@ from attend_excite.columns import tables_of
 from attend_excite.generate import _encode
 from attend_excite.methods.base import Run
 from attend_excite.subjects import parse
-from tests.families import FAMILIES, ready
+from tests.families import FAMILIES, hurried, ready
 from tests.test_families import model_of
 
 LONG = "a red cat, " + ", ".join(["very small"] * 30) + ", a green frog"
@@ -137,7 +137,7 @@ def model(request: pytest.FixtureRequest) -> Model:
     pipeline = ready(FAMILIES[request.param]())
     # Random ones leave each token's numbers with a mean of nought, which no trained text encoder does.
     torch.nn.init.normal_(pipeline.text_encoder.final_layer_norm.bias)
-    return load(pipeline.to(torch.float64))
+    return hurried(load(pipeline.to(torch.float64)))
 
 
 def test_weight_1_is_the_plain_prompt_to_the_bit(model: Model) -> None:
@@ -257,7 +257,8 @@ def test_it_is_recorded_and_made_again(tmp_path: Path) -> None:
         assert result.exit_code == 0, result.output
         return json.loads(result.stdout)
 
-    first = generate("1", "a (cat:1.3) BREAK a frog", "--syntax", "a1111", "--steps", "2")
+    short = ("--steps", "2", "--recipe", "no-refinement")
+    first = generate("1", "a (cat:1.3) BREAK a frog", "--syntax", "a1111", *short)
     assert first["prompt"] == "a cat a frog"
     again = generate("2", "--from", first["images"][0]["file"])
     assert again["subjects"] == first["subjects"]

@@ -72,7 +72,7 @@ def test_a_checkpoint_draws_what_its_folder_draws(
     monkeypatch.setattr(stable_diffusion, "_SD2_TEXT_WIDTH", 0)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="'.*' doesn't say what it predicts")
-        models = [load(source, device="cpu", dtype="float64") for source in (folder, file)]
+        models = [families.hurried(load(source, device="cpu", dtype="float64")) for source in (folder, file)]
     drawn = [m.generate("a cat and a frog", steps=4, decode=False, progress=False) for m in models]
     assert torch.equal(drawn[0].latents, drawn[1].latents)
     tokens = [load_streams(source)[0].tokenizer("a cat", padding="max_length") for source in (folder, file)]

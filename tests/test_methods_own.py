@@ -199,8 +199,8 @@ def test_a_method_is_found_where_it_lies(mine: Path) -> None:
             find_method(name)
 
 
-def test_the_program_draws_with_methods_of_ones_own(mine: Path) -> None:
-    out = ["--out", str(mine / "out"), "--steps", "2", "--json"]
+def test_the_program_draws_with_methods_of_ones_own(mine: Path, tiny_folder: Path) -> None:
+    out = ["--out", str(mine / "out"), "--model", str(tiny_folder), "--steps", "2", "--json"]
     names = ("Faded", "stronger", "nursed", "on_faded", "light", "heavy")
     for name in names:
         result = CliRunner().invoke(app, ["generate", PROMPT, "--method", f"my_methods:{name}", *out])

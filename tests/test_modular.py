@@ -16,7 +16,7 @@ from diffusers.modular_pipelines.modular_pipeline import BlockState, ModularPipe
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from torch import Tensor
 
-from attend_excite import AttendAndExcite, Model
+from attend_excite import AttendAndExcite, Model, load
 from attend_excite.models.catalogue import SETTINGS_FILE
 from attend_excite.modular import Nurse, nursed
 from tests.families import LATENT_DIFFUSION, keep_wide, model_of
@@ -87,6 +87,8 @@ def options_of(model: Model, width: int | None = None) -> dict[str, Any]:
 
 
 def by_our_loop(model: Model, **options: Any) -> Any:
+    # With the recipe that the blocks find: they see the pipeline alone.
+    model = replace(model, recipe=load(model.pipeline).recipe)
     return model.generate(
         PROMPT, seeds=[3], steps=STEPS, guidance_scale=4.0, decode=False, progress=False, **options
     )

@@ -76,6 +76,8 @@ def drawn(figure: Figure) -> Drawn:
 def _drawn(figure: Figure) -> Drawn:
     svg = _saved(figure, "svg", transparent=True, metadata={"Date": None}).decode()
     inline = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    # It is laid out by now, and the other kinds can't differ.
+    figure.set_layout_engine(None)
     files = {
         "svg": svg.replace("<svg ", '<svg style="background: white" ', 1).encode(),
         "png": _saved(figure, "png", facecolor="white", dpi=160),

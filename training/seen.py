@@ -4,13 +4,13 @@
 looked at 600 of its pictures, two hundred from the same noise each of three ways, with their prompts and
 without knowing which was which, and asked of each whether all its subjects can be recognised
 (`data/seen_stickers.csv`); `--run stickers-excite` of four other viewers, who looked at 300, plain and by
-`excite`, and `--run stickers-joint` of five others, who looked at 300 of that model. `--run` also names
-earlier ones, or several to be taken together: `stickers-first` and `stickers-20-steps` are of the first
-generation of the weights, 400 and 200 pictures, plain and nursed (in the former, pictures that an earlier
-judge found wanting were drawn more often than others; how many each one stands for is in `data/seen.csv`);
-`stickers-second` is of the second generation as it was at first, 300 pictures, and so are `objectives` and
-`objectives-hard`, the comparison of methods: plain, Attend-and-Excite and `excite`. Intervals are 95 %, by
-resampling the prompts.
+`excite`, `--run stickers-joint` of five others, who looked at 300 of that model, and `--run methods` of
+five others, who looked at 400 of the comparison of methods. `--run` also names earlier ones, or several to be
+taken together: `stickers-first` and `stickers-20-steps` are of the first generation of the weights, 400 and
+200 pictures, plain and nursed (in the former, pictures that an earlier judge found wanting were drawn more
+often than others; how many each one stands for is in `data/seen.csv`); `stickers-second` is of the second
+generation as it was at first, 300 pictures, and so are `objectives` and `objectives-hard`, the comparison as
+it was then: plain, Attend-and-Excite and `excite`. Intervals are 95 %, by resampling the prompts.
 
 `--singles FILE` is about pictures of one subject, of which a viewer said what they show without knowing what
 they should: in how many it was recognised, of each subject and of all, and in how many its colour.
@@ -33,6 +33,7 @@ ANSWERS = {
     "stickers": "seen_stickers.csv",
     "stickers-excite": "seen_excite.csv",
     "stickers-joint": "seen_joint.csv",
+    "methods": "seen_methods.csv",
     "stickers-first": "seen.csv",
     "stickers-20-steps": "seen_20_steps.csv",
     "stickers-second": "seen_second.csv",

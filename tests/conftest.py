@@ -35,10 +35,10 @@ def tokenizer() -> CLIPTokenizer:
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny Stable Diffusion 1.x of `tests.families`, saved in diffusers layout, as `families.hurried`."""
+    """The tiny Stable Diffusion 1.x of `tests.families`, saved in diffusers layout, `families.HURRIED`."""
     folder = tmp_path_factory.mktemp("tiny")
     families.stable_diffusion().save_pretrained(folder)
-    recipe = {"base": "official", "max_refinements": 2}
+    recipe = {"base": "official"} | families.HURRIED
     (folder / "attend_excite.json").write_text(json.dumps({"recipe": recipe}), encoding="utf-8")
     return folder
 

@@ -597,9 +597,13 @@ FAMILIES: Mapping[str, Callable[[], DiffusionPipeline]] = {
 """What is to pass every test of the contract (`test_families.py`), by a name for people."""
 
 
+HURRIED = {"max_refinements": 2}
+"""Of a recipe: two passes for each threshold. Random weights meet none, and would take all twenty."""
+
+
 def hurried(model: Model) -> Model:
-    """The same with two passes for each threshold: random weights meet none, and would take all twenty."""
-    return replace(model, recipe=replace(model.recipe, max_refinements=2))
+    """The same model with a recipe that is `HURRIED`."""
+    return replace(model, recipe=replace(model.recipe, **HURRIED))
 
 
 @functools.cache

@@ -383,7 +383,7 @@ def test_a_method_s_own_options_are_kept_in_the_picture(tmp_path: Path) -> None:
 
 
 def test_the_noise_that_was_chosen_is_told_and_drawn_again(tmp_path: Path) -> None:
-    fast = ("--steps", "1", "--recipe", "no-refinement", "--best-of", "3")
+    fast = ("--steps", "2", "--recipe", "no-refinement", "--best-of", "3")
     (image,) = _generate(tmp_path / "chosen", PROMPT, *fast)["images"]
     losses = image["noise"]["losses"]
     assert image["noise"]["chosen"] == losses.index(min(losses))
@@ -398,13 +398,13 @@ def test_the_noise_that_was_chosen_is_told_and_drawn_again(tmp_path: Path) -> No
 
 
 def test_the_best_of_some_seeds_is_kept_with_what_it_shows(tmp_path: Path) -> None:
-    fast = ("--steps", "4", "--recipe", "no-refinement", "--scheduler", "dpm++")
-    every = _generate(tmp_path / "all", PROMPT, "--seeds", "2", *fast)["images"]
+    fast = ("--steps", "5", "--recipe", "no-refinement", "--scheduler", "dpm++")
+    every = _generate(tmp_path / "all", PROMPT, "--seeds", "4", *fast)["images"]
     shown = [sum(image["verdict"].values()) for image in every]
-    (image,) = _generate(tmp_path / "best", PROMPT, "--best", "2", *fast)["images"]
+    (image,) = _generate(tmp_path / "best", PROMPT, "--best", "4", *fast)["images"]
     assert image["seed"] == shown.index(max(shown))
     origin = read_origin(Path(image["file"]))
-    assert (origin.batch, origin.settings.scheduler) == ((0, 1), "dpm++")
+    assert (origin.batch, origin.settings.scheduler) == ((0, 1, 2, 3), "dpm++")
     assert Path(image["file"]).read_bytes() == Path(every[image["seed"]]["file"]).read_bytes()
     again = _run("generate", "--from", image["file"], "--out", str(tmp_path / "again"))
     marks = ["✓" if there else "✗" for there in image["verdict"].values()]

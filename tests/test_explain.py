@@ -105,7 +105,7 @@ def test_a_run_without_subjects_or_maps_is_refused(runs: dict[str, Generation], 
 def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A picture of the bundled model, one of a batch of two."""
     folder = tmp_path_factory.mktemp("drawn")
-    short = ["--seeds", "2", "--steps", "4", "--recipe", "no-refinement"]
+    short = ["--seeds", "2", "--steps", "4"]
     drawn = CliRunner().invoke(app, ["generate", "a cat and a frog", *short, "--out", str(folder), "--json"])
     return Path(json.loads(drawn.stdout)["images"][1]["file"])
 
